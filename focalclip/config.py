@@ -1,0 +1,252 @@
+"""One typed, strict configuration object per run; complete YAML in and out.
+
+Every field is checked before any work starts: an unknown key, a wrong type or an impossible combination is a
+:class:`~focalclip.errors.UserError` that names the field's full path. ``config.yaml`` in a run directory is a dump of
+:class:`RunConfig`, so ``--config runs/NAME/config.yaml`` repeats the run.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from focalclip.errors import UserError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Strict(BaseModel):
+    """Base of all sections: frozen, and any key that it does not know is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class ImageTowerConfig(Strict):
+    """The image tower and the preprocessing that its weights belong to."""
+
+    name: str = "focalnet_nano"
+    """A variant of ``focalclip.list_models("focalnet*")``, or ``timm:NAME`` for any tower of timm."""
+    image_size: int = Field(48, ge=8)
+    """Side of the square input in pixels."""
+    drop_path: float = Field(0.0, ge=0, lt=1)
+    """Stochastic depth: the rate of the last block; it grows linearly from 0 at the first."""
+    init: Literal["official", "timm", "fan_in"] = "official"
+    """Initialisation of a FocalNet: as in the authors' code, as in timm, or scaled by fan-in (for narrow nets)."""
+    feature_norm: Literal["none", "batch"] = "none"
+    """Normalise pooled features over the global batch before the projection; folded into it at export."""
+    activation_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more arithmetic."""
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    """Per-channel mean of the input, in [0, 1] pixel units."""
+    std: tuple[float, float, float] = IMAGENET_STD
+    """Per-channel standard deviation of the input, in [0, 1] pixel units."""
+    resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
+    """Evaluation resize: shorter side then centre crop; squash to a square; or longer side then pad (open_clip's names)."""
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    """Interpolation of the resize."""
+
+
+class TextTowerConfig(Strict):
+    """The text tower: open_clip's transformer with CLIP's BPE, or a Hugging Face encoder with its tokenizer."""
+
+    name: str = "open_clip"
+    """``open_clip``, or ``transformers:NAME_OR_FOLDER``."""
+    context_length: int = Field(77, ge=4)
+    """Tokens per caption, start and end included; longer captions are cut."""
+    width: int = Field(512, ge=8)
+    """Channels (open_clip only)."""
+    heads: int = Field(8, ge=1)
+    """Attention heads (open_clip only)."""
+    layers: int = Field(12, ge=1)
+    """Blocks (open_clip only)."""
+    causal: bool = True
+    """Causal attention as in CLIP; false: every token sees the whole caption (open_clip only)."""
+    pretrained: bool = False
+    """Start from the encoder's published weights (transformers only)."""
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.name == "open_clip" and self.width % self.heads:
+            raise ValueError(f"width={self.width} is not divisible by heads={self.heads}; use a multiple of {self.heads}")
+        return self
+
+
+class ModelConfig(Strict):
+    """Two towers and the temperature between them."""
+
+    embed_dim: int = Field(512, ge=8)
+    """Width of the shared embedding."""
+    image: ImageTowerConfig = ImageTowerConfig()
+    text: TextTowerConfig = TextTowerConfig()
+    init_logit_scale: float = math.log(1 / 0.07)
+    """Start of the log of the inverse temperature (CLIP, section 2.5: 1/0.07)."""
+    max_logit_scale: float = math.log(100)
+    """Upper bound, applied in the forward pass (CLIP, section 2.5: 100)."""
+
+
+class AugmentConfig(Strict):
+    """Training-time augmentation; every draw is a pure function of (seed, sample position)."""
+
+    scale: tuple[float, float] = (0.9, 1.0)
+    """Area of the random crop, as a fraction of the picture (open_clip's default)."""
+    ratio: tuple[float, float] = (0.75, 4 / 3)
+    """Aspect ratio of the random crop."""
+    flip: float = Field(0.0, ge=0, le=1)
+    """Probability of a horizontal flip."""
+    grey: float = Field(0.0, ge=0, le=1)
+    """Probability of dropping the colours."""
+    invert: float = Field(0.0, ge=0, le=1)
+    """Probability of inverting the pixels."""
+    recolour: float = Field(0.0, ge=0, le=1)
+    """Probability of permuting and scaling the colour channels."""
+
+
+class DataConfig(Strict):
+    """What is trained on."""
+
+    train: str | list[str] = "emoji"
+    """``emoji`` for the default corpus, or shards: paths, folders or brace patterns such as ``cc3m/{00000..00331}.tar``."""
+    batch_size: int = Field(384, ge=1)
+    """Pairs per optimiser step, over all ranks and accumulation steps together."""
+    workers: int = Field(1, ge=0)
+    """Loader processes per rank; 0 reads in the training process. The samples and their order do not depend on it."""
+    window_shards: int = Field(16, ge=1)
+    """Samples are shuffled within windows of so many shards (shards are shuffled first)."""
+    max_faults: int = Field(1000, ge=0)
+    """Stop with an error after so many broken samples; each is replaced, counted and named in the log."""
+    augment: AugmentConfig = AugmentConfig()
+
+
+class OptimConfig(Strict):
+    """AdamW with linear warm-up and a cosine to ``min_lr``; no weight decay on biases, norms and other 1-D tensors."""
+
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate at the batch size of this file; there is no hidden scaling."""
+    min_lr: float = Field(0.0, ge=0)
+    """Learning rate at the last step."""
+    warmup_steps: int = Field(50, ge=0)
+    """Steps of linear warm-up from 0."""
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    clip_grad_norm: float = Field(1.0, ge=0)
+    """Global gradient norm above which gradients are scaled down; 0 switches it off."""
+
+
+class TrainConfig(Strict):
+    """How long, in what precision, on which engine settings."""
+
+    steps: int | None = Field(None, ge=1)
+    """Optimiser steps; or give ``epochs``."""
+    epochs: float | None = Field(None, gt=0)
+    """Passes over the data; or give ``steps``."""
+    accumulation: int = Field(1, ge=1)
+    """Micro-batches per step. Each has its own negatives: this saves memory, it does not enlarge the contrast."""
+    precision: Literal["fp32", "amp_bf16", "bf16", "fp16"] = "fp32"
+    """``amp_bf16``: fp32 weights under autocast; ``bf16``/``fp16``: DeepSpeed's own with fp32 master weights."""
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """DeepSpeed ZeRO stage."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines of ``metrics.jsonl``."""
+    save_every: int = Field(500, ge=1)
+    """Steps between checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that stay on disk."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give exactly one of steps and epochs")
+        return self
+
+
+class EvalConfig(Strict):
+    """What happens after the last step."""
+
+    benchmark: str | None = "demo"
+    """Benchmark to run zero-shot at the end (see ``eval/zeroshot.py --help``); null for none."""
+
+
+class RunConfig(Strict):
+    """Everything that decides a run."""
+
+    name: str = "demo"
+    """The run directory is ``runs/NAME``."""
+    runs_dir: str = "runs"
+    """Folder of the run directories."""
+    seed: int = Field(0, ge=0)
+    """Seeds initialisation, sample order and augmentation."""
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optim: OptimConfig = OptimConfig()
+    train: TrainConfig = TrainConfig(steps=1000)
+    eval: EvalConfig = EvalConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        """``runs_dir/name``."""
+        return Path(self.runs_dir) / self.name
+
+
+C = TypeVar("C", bound=Strict)
+
+
+def from_dict(cls: type[C], values: dict[str, Any], source: str) -> C:
+    """Validate ``values`` as a ``cls``.
+
+    Raises:
+        UserError: naming ``source``, the full path of each field at fault and what is wrong with it.
+    """
+    try:
+        return cls.model_validate(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(_describe(cls, e) for e in error.errors())) from None
+
+
+def load_yaml(cls: type[C], path: str | Path) -> C:
+    """Read and validate a YAML file.
+
+    Raises:
+        UserError: if the file is missing, not YAML, or does not fit ``cls``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such configuration file; the ones that come with focalclip are in configs/")
+    try:
+        values = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of sections such as model, data and train")
+    return from_dict(cls, values, str(path))
+
+
+def dump_yaml(config: Strict) -> str:
+    """The configuration as YAML that :func:`load_yaml` reads back equal."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _describe(cls: type[BaseModel], error: Any) -> str:
+    """One clause for one pydantic error: where, what, and the nearest known name for a misspelt key."""
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"{path} is not a setting{_did_you_mean(cls, error['loc'])}"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
+    return f"{path or cls.__name__}: {message[0].lower() + message[1:]}{shown}"
+
+
+def _did_you_mean(cls: type[BaseModel], loc: tuple[Any, ...]) -> str:
+    import difflib
+
+    fields: dict[str, Any] = cls.model_fields
+    for part in loc[:-1]:
+        section = fields[part].annotation if part in fields else None
+        if not (isinstance(section, type) and issubclass(section, BaseModel)):
+            return ""
+        fields = section.model_fields
+    near = difflib.get_close_matches(str(loc[-1]), fields, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields)}"
