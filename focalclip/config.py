@@ -44,7 +44,7 @@ class ImageTowerConfig(Strict):
     std: tuple[float, float, float] = IMAGENET_STD
     """Per-channel standard deviation of the input, in [0, 1] pixel units."""
     resize_mode: Literal["shortest", "squash", "longest"] = "shortest"
-    """Evaluation resize: shorter side then centre crop; squash to a square; or longer side then pad (open_clip's names)."""
+    """Evaluation resize, by open_clip's names: shorter side then centre crop; squash; longer side then pad."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Interpolation of the resize."""
 
@@ -70,7 +70,9 @@ class TextTowerConfig(Strict):
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
         if self.name == "open_clip" and self.width % self.heads:
-            raise ValueError(f"width={self.width} is not divisible by heads={self.heads}; use a multiple of {self.heads}")
+            raise ValueError(
+                f"width={self.width} is not divisible by heads={self.heads}; use a multiple of {self.heads}"
+            )
         return self
 
 
@@ -108,7 +110,7 @@ class DataConfig(Strict):
     """What is trained on."""
 
     train: str | list[str] = "emoji"
-    """``emoji`` for the default corpus, or shards: paths, folders or brace patterns such as ``cc3m/{00000..00331}.tar``."""
+    """``emoji`` for the default corpus, or shards: paths, folders, brace patterns such as ``cc3m/{00000..00331}.tar``."""
     batch_size: int = Field(384, ge=1)
     """Pairs per optimiser step, over all ranks and accumulation steps together."""
     workers: int = Field(1, ge=0)
