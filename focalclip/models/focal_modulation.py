@@ -1,0 +1,80 @@
+"""Focal modulation, the operator that takes the place of self-attention (https://arxiv.org/abs/2203.11926, section 3).
+
+Channels come last, so that every projection is a plain matrix product and the depthwise convolutions see, through a
+permuted view, the channels-last layout that is the quickest on CPUs as well as GPUs.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class FocalModulation(nn.Module):
+    """Each position is modulated by a gated sum of its surroundings at growing focal levels.
+
+    In the paper's symbols, for input x and focal levels l = 1..L::
+
+        q(x), Z^0, G = f(x)                                     one linear map (eq. 4)
+        Z^l     = GELU(DWConv_{k_l}(Z^{l-1}))                   hierarchical contextualisation (eq. 4)
+        Z^{L+1} = GELU(mean over positions of Z^L)              global level
+        Z^out   = sum_{l=1..L+1} G^l * Z^l                      gated aggregation (eq. 5)
+        y       = proj(q(x) * h(Z^out))                         modulation (eq. 6), then the output projection
+
+    The gates G are raw outputs of ``f``, one number per position and level: no softmax, and they may be negative. The
+    paper's complexity formula leaves ``proj`` out; the authors' code has it, and so has every published weight.
+
+    Args:
+        dim: channels C.
+        num_levels: focal levels L (0: the global level alone).
+        window: kernel size of the first level; level l has ``window + 2 l``, l = 0..L-1.
+        use_norm: LayerNorm on q * h(Z), before ``proj``.
+        normalize: divide Z^out by L + 1.
+        dropout: rate after ``proj``.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_levels: int,
+        window: int = 3,
+        use_norm: bool = False,
+        normalize: bool = False,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.split_sizes = [dim, dim, num_levels + 1]
+        self.context_scale = 1 / (num_levels + 1) if normalize else None
+        self.f = nn.Linear(dim, sum(self.split_sizes))
+        self.focal_layers = nn.ModuleList(_focal_level(dim, window + 2 * level) for level in range(num_levels))
+        self.h = nn.Linear(dim, dim)
+        self.norm = nn.LayerNorm(dim) if use_norm else nn.Identity()
+        self.proj = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Modulate ``x`` (B, H, W, C); the result has its shape."""
+        q, context, gates = self.f(x).split(self.split_sizes, dim=-1)  # the paper's q(x), Z^0, G
+        modulator = self.h(self._aggregate(context, gates))
+        return self.dropout(self.proj(self.norm(q * modulator)))
+
+    def _aggregate(self, context: Tensor, gates: Tensor) -> Tensor:
+        """Z^out from Z^0 (B, H, W, C) and G (B, H, W, L + 1)."""
+        *local_gates, global_gate = gates.split(1, dim=-1)
+        if self.context_scale is not None:
+            local_gates, global_gate = [g * self.context_scale for g in local_gates], global_gate * self.context_scale
+        levels = []
+        context = context.permute(0, 3, 1, 2)  # a channels-last view: nothing is copied
+        for focal_layer in self.focal_layers:
+            context = focal_layer(context)
+            levels.append(context.permute(0, 2, 3, 1))
+        aggregated = F.gelu(context.mean((2, 3)))[:, None, None] * global_gate
+        for level, gate in zip(levels, local_gates, strict=True):
+            aggregated = torch.addcmul(aggregated, level, gate)
+        return aggregated
+
+
+def _focal_level(dim: int, kernel_size: int) -> nn.Sequential:
+    """Depthwise convolution (no bias) and GELU; a Sequential because published weights call the kernel ``0.weight``."""
+    conv = nn.Conv2d(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
+    return nn.Sequential(conv, nn.GELU())
