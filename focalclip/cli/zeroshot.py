@@ -1,0 +1,115 @@
+"""``focalclip-zeroshot``: measure a model zero-shot on a benchmark."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from focalclip.errors import UserError
+
+EXAMPLES = """\
+examples:
+  python eval/zeroshot.py --benchmark demo                          the newest run on the demo tasks
+  python eval/zeroshot.py --benchmark elevater --data-root DATA     ELEVATER from DATA/wds_vtab-dtd, DATA/wds_cars ...
+  python eval/zeroshot.py --benchmark elevater --tasks dtd gtsrb    two tasks, downloaded from the hub if need be
+  python eval/zeroshot.py --benchmark my_tasks/ --model open_clip:ViT-B-32-quickgelu/openai
+  python eval/zeroshot.py --benchmark my_tasks.yaml --output result.json
+
+A benchmark is elevater (20 data sets and ImageNet-1K beside them), demo, a folder whose subfolders are tasks in the wds
+layout, or a YAML file of tasks. Where --data-root is given nothing is downloaded; tasks that are not there are listed
+with what to do. A run directory keeps the result in its eval/ folder.
+
+To fetch one data set of ELEVATER into DATA:
+  hf download clip-benchmark/wds_vtab-dtd --repo-type dataset --exclude 'train/*' --local-dir DATA/wds_vtab-dtd
+
+exit status: 0 something was evaluated; 1 nothing could be; 2 a mistake on the command line
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    args = _parser().parse_args(argv)
+    try:
+        return _run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def newest_run(runs_dir: Path) -> Path:
+    """The run directory whose exported weights are the newest.
+
+    Raises:
+        UserError: if there is none.
+    """
+    models = [path for path in runs_dir.glob("*/model") if path.is_dir()]
+    if not models:
+        raise UserError(f"--model: no finished run in {runs_dir}/; train one (scripts/pretrain.py) or name a model")
+    return max(models, key=lambda path: path.stat().st_mtime).parent
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="focalclip-zeroshot",
+        description="Zero-shot classification with intervals, chance levels and provenance.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--benchmark", default="demo", help="elevater, demo, FOLDER or FILE.yaml (default: demo)")
+    parser.add_argument(
+        "--model", help="run directory, exported folder, open_clip:NAME[/PRETRAINED], ... (default: newest in runs/)"
+    )
+    parser.add_argument("--data-root", metavar="DIR", help="folder that holds one folder per task")
+    parser.add_argument("--tasks", nargs="+", metavar="ID", help="only these tasks")
+    parser.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="images per step (default: 256)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    parser.add_argument("--output", metavar="FILE", help="write the result as JSON")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def _run(args: argparse.Namespace) -> int:
+    import focalclip
+    from focalclip.evaluation.tasks import load_benchmark
+    from focalclip.evaluation.zeroshot import evaluate
+
+    device = _device(args.device)
+    source = args.model or str(newest_run(Path("runs")))
+    benchmark = load_benchmark(args.benchmark, args.data_root)
+    benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
+    model = focalclip.load(source)
+    result = evaluate(model, benchmark, batch_size=args.batch_size, device=device, tasks=args.tasks).with_source(source)
+    print("\n" + result.table())
+    for path in _outputs(args, source, benchmark.name):
+        print(f"\nwritten to {result.write(path)}")
+    if not result.tasks:
+        print("error: nothing could be evaluated; see what is missing above", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _device(name: str | None) -> str:
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).split("\n")[0]
+        raise UserError(f"--device {name}: cannot be used ({first}); leave it away or give cpu") from None
+    return name
+
+
+def _outputs(args: argparse.Namespace, source: str, benchmark: str) -> list[Path]:
+    """The file asked for, and the run directory's own; a choice of tasks never overwrites the full result."""
+    paths = [Path(args.output)] if args.output else []
+    if (Path(source) / "config.yaml").is_file():
+        paths.append(Path(source) / "eval" / ("-".join([benchmark, *(args.tasks or [])]) + ".json"))
+    return paths

@@ -1,0 +1,1 @@
+"""Measuring models: tasks, data, metrics, zero-shot runs and their reports."""

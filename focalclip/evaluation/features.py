@@ -1,0 +1,123 @@
+"""Images to unit vectors: threads read and decode the next batches while the model encodes this one."""
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from focalclip.errors import UserError
+from focalclip.evaluation.datasets import Entry, decode
+from focalclip.evaluation.model import device_and_dtype
+
+MAX_THREADS = 8
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What became of a task's images."""
+
+    embeds: Tensor
+    """float32 (N, D) on the CPU, unit length, one row per readable image."""
+    readable: np.ndarray
+    """bool (entries,): which entries have a row."""
+    broken: tuple[str, ...]
+    """The others by name, each with the reason."""
+    sha256: str
+    """Of the compressed images, in order."""
+    seconds: float
+
+
+class _Batch(NamedTuple):
+    images: Tensor | None
+    readable: list[bool]
+    broken: list[str]
+    digests: list[bytes]
+
+
+def encode_images(
+    model: Any,
+    entries: Sequence[Entry],
+    *,
+    batch_size: int,
+    resize: Literal["model", "squash"] = "model",
+    label: str = "",
+    progress: bool = True,
+) -> ImageFeatures:
+    """Encode images in order; a damaged one is left out and named.
+
+    Raises:
+        UserError: if no image can be read, or the model's features are not finite.
+    """
+    start = time.perf_counter()
+    device, dtype = device_and_dtype(model)
+    embeds, readable, broken, digest = [], [], [], hashlib.sha256()
+    blocks = [entries[i : i + batch_size] for i in range(0, len(entries), batch_size)]
+    bar = tqdm(total=len(entries), desc=label, unit=" images", leave=False, disable=None if progress else True)
+    with bar:
+        for batch in _prefetch(_loader(model.preprocess, resize), blocks):
+            if batch.images is not None:
+                features = model.encode_image(batch.images.to(device, dtype)).float().cpu()
+                embeds.append(F.normalize(features, dim=-1))
+            readable += batch.readable
+            broken += batch.broken
+            digest.update(b"".join(batch.digests))
+            bar.update(len(batch.readable))
+    if not embeds:
+        raise UserError(f"{entries[0].shard.parent}: none of the {len(entries):,} images can be read ({broken[0]})")
+    matrix = torch.cat(embeds)
+    if not bool(torch.isfinite(matrix).all()):
+        raise UserError("the model's image features hold NaN or infinity; evaluate weights from before the divergence")
+    seconds = time.perf_counter() - start
+    return ImageFeatures(matrix, np.array(readable), tuple(broken), digest.hexdigest(), seconds)
+
+
+def _loader(preprocess: Callable[[Image.Image], Tensor], resize: str) -> Callable[[Sequence[Entry]], _Batch]:
+    """A function that reads, checks, decodes and preprocesses one batch."""
+    side = tuple(preprocess(Image.new("RGB", (32, 32))).shape[-2:]) if resize == "squash" else None
+
+    def load(entries: Sequence[Entry]) -> _Batch:
+        images, readable, broken, digests = [], [], [], []
+        for entry in entries:
+            data = entry.read()
+            digests.append(hashlib.sha256(data).digest())
+            try:
+                image = decode(data)
+            except ValueError as error:
+                broken.append(f"{entry.name} ({error})")
+                readable.append(False)
+                continue
+            if side is not None:
+                image = image.resize((side[1], side[0]), Image.Resampling.BICUBIC)
+            images.append(preprocess(image))
+            readable.append(True)
+        return _Batch(torch.stack(images) if images else None, readable, broken, digests)
+
+    return load
+
+
+def _prefetch(load: Callable[[Sequence[Entry]], _Batch], blocks: Sequence[Sequence[Entry]]) -> Iterator[_Batch]:
+    """Batches in order, with one in work per thread and no more, which bounds the memory."""
+    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(blocks))
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[_Batch]] = deque()
+        try:
+            for block in blocks:
+                waiting.append(pool.submit(load, block))
+                if len(waiting) > threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
