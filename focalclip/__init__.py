@@ -1,3 +1,50 @@
-"""focalclip: pretrain, judge and reuse attention-free language-image models."""
+"""focalclip: pretrain, judge and reuse attention-free language-image models.
+
+Importing it costs little: every name below is looked up in its module when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from focalclip import losses
+    from focalclip.models import weights
+    from focalclip.models.sources import load, load_image_encoder
+    from focalclip.models.store import save
+    from focalclip.models.towers import create_image_tower
+    from focalclip.models.zoo import create_model, list_models
+
+_HOMES = {
+    "create_image_tower": "focalclip.models.towers",
+    "create_model": "focalclip.models.zoo",
+    "list_models": "focalclip.models.zoo",
+    "load": "focalclip.models.sources",
+    "load_image_encoder": "focalclip.models.sources",
+    "save": "focalclip.models.store",
+}
+_MODULES = {"losses": "focalclip.losses", "weights": "focalclip.models.weights"}
+
+__all__ = [
+    "create_image_tower",
+    "create_model",
+    "list_models",
+    "load",
+    "load_image_encoder",
+    "losses",
+    "save",
+    "weights",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'focalclip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

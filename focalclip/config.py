@@ -113,6 +113,8 @@ class DataConfig(Strict):
     """``emoji`` for the default corpus, or shards: paths, folders, brace patterns such as ``cc3m/{00000..00331}.tar``."""
     batch_size: int = Field(384, ge=1)
     """Pairs per optimiser step, over all ranks and accumulation steps together."""
+    first_caption: float = Field(0.0, ge=0, le=1)
+    """Probability of taking a sample's first caption outright; otherwise one is drawn evenly from all it has."""
     workers: int = Field(1, ge=0)
     """Loader processes per rank; 0 reads in the training process. The samples and their order do not depend on it."""
     window_shards: int = Field(16, ge=1)
@@ -161,7 +163,7 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs")
+            raise ValueError("give exactly one of steps and epochs; null switches the other off")
         return self
 
 

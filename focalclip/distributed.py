@@ -29,6 +29,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def barrier() -> None:
+    """Wait for all ranks."""
+    if world_size() > 1:
+        dist.barrier()
+
+
 def gather_with_grad(x: Tensor, group: Group = None) -> Tensor:
     """Concatenate the equally shaped ``x`` of all ranks along dimension 0, keeping gradients.
 

@@ -1,0 +1,90 @@
+"""``scripts/pretrain.py``: corpus, training, evaluation."""
+
+import sys
+from pathlib import Path
+
+from focalclip.cli import args
+from focalclip.config import RunConfig, load_yaml
+from focalclip.errors import UserError
+from focalclip.models.zoo import config_dir
+
+DEFAULT_CONFIG = "focalclip_nano"
+DESCRIPTION = f"""Pretrain a FocalNet image tower and a text tower with a contrastive loss, then evaluate zero-shot.
+
+  deepspeed scripts/pretrain.py                                          the default model on the default corpus
+  deepspeed scripts/pretrain.py --config configs/focalclip_tiny_lrf.yaml --data.train 'cc12m/{{000..999}}.tar'
+  python scripts/pretrain.py --resume                                    continue where the run stopped
+
+Besides the settings below:
+  --config FILE    start from this file (default: configs/{DEFAULT_CONFIG}.yaml); runs/NAME/config.yaml repeats a run
+  --resume         continue the newest checkpoint of the run directory; starts anew where there is none
+"""
+
+
+def main(argv: list[str]) -> int:
+    """Train; return the exit status."""
+    config, resume = parse(argv)
+    from focalclip.training import engine
+
+    shards = _shards(config)
+    engine.boot()
+    from focalclip.distributed import is_main
+    from focalclip.training.run import run_training
+
+    try:
+        finished = run_training(config, shards, resume)
+    except UserError as error:
+        if is_main():
+            raise
+        sys.exit(2 if error else 0)
+    engine.shut_down()
+    if finished and is_main() and config.eval.benchmark:
+        _evaluate(config)
+    return 0
+
+
+def parse(argv: list[str]) -> tuple[RunConfig, bool]:
+    """The configuration and whether to resume.
+
+    Raises:
+        UserError: naming the argument or the field at fault.
+    """
+    words, path, resume, wants_help = iter(argv), None, False, False
+    rest: list[str] = []
+    for word in words:
+        if word == "--resume":
+            resume = True
+        elif word in ("--help", "-h"):
+            wants_help = True
+        elif word == "--config" or word.startswith("--config="):
+            path = word.partition("=")[2] or next(words, None)
+            if path is None:
+                raise UserError("command line: --config needs a file: --config configs/NAME.yaml")
+        elif not word.startswith("--local_rank="):  # DeepSpeed's launcher adds it; the environment tells the same
+            rest.append(word)
+    base = load_yaml(RunConfig, path or config_dir() / f"{DEFAULT_CONFIG}.yaml")
+    if wants_help:
+        args.print_help(base, DESCRIPTION)
+    return args.with_overrides(base, rest), resume
+
+
+def _shards(config: RunConfig) -> list[Path]:
+    """The training shards; the default corpus is built if this is its first use."""
+    from focalclip.data.shards import resolve_shards
+
+    if config.data.train == "emoji":
+        from focalclip.data.emoji import ensure_corpus
+
+        return resolve_shards(str(ensure_corpus().train))
+    return resolve_shards(config.data.train)
+
+
+def _evaluate(config: RunConfig) -> None:
+    from focalclip.cli.zeroshot import main as zeroshot
+
+    zeroshot(["--benchmark", str(config.eval.benchmark), "--model", str(config.run_dir)])
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(args.run(main))

@@ -1,0 +1,101 @@
+"""The two-tower model: an image tower, a text tower, and the temperature between them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from focalclip.config import ModelConfig
+from focalclip.models.norm import GlobalBatchNorm
+from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer
+from focalclip.models.towers import create_image_tower
+
+
+class ProjectedImageTower(nn.Module):
+    """Image tower, optional normalisation of its pooled features, linear projection to the shared width."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        image = config.image
+        options: dict[str, Any] = {"drop_path": image.drop_path}
+        if not image.name.startswith("timm:"):
+            options |= {"init": image.init, "activation_checkpointing": image.activation_checkpointing}
+        self.trunk = create_image_tower(image.name, **options)
+        width = self.trunk.num_features
+        self.norm = GlobalBatchNorm(width) if image.feature_norm == "batch" else nn.Identity()
+        self.proj = nn.Linear(width, config.embed_dim)
+        nn.init.normal_(self.proj.weight, std=width**-0.5)  # CLIP's scale for both projections
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Encode (B, 3, H, W) to (B, embed_dim)."""
+        return self.proj(self.norm(self.trunk(images)))
+
+
+class FocalCLIP(nn.Module):
+    """Contrastive language-image model.
+
+    Attributes:
+        visual: the image tower with its projection; ``visual.trunk`` is the tower alone.
+        text: the text tower with its projection.
+        logit_scale: parameter of shape [1] (DeepSpeed refuses 0-dim parameters): log of the inverse temperature.
+        config: the :class:`~focalclip.config.ModelConfig` that built it.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = ProjectedImageTower(config)
+        self.text = create_text_tower(config.text, config.embed_dim)
+        if config.image.activation_checkpointing:
+            self.text.set_grad_checkpointing(True)  # pyrefly: ignore[not-callable]
+        self.logit_scale = nn.Parameter(torch.full((1,), config.init_logit_scale))
+        self._tokenizer: Tokenizer | None = None
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Everything the loss needs.
+
+        Args:
+            images: (B, 3, H, W), normalised as ``preprocess`` does.
+            tokens: (B, L) int64 from ``tokenizer``.
+
+        Returns:
+            Unit-length image (B, D) and text (B, D) embeddings, and the bounded inverse temperature of shape [1].
+        """
+        return (
+            self.encode_image(images, normalize=True),
+            self.encode_text(tokens, normalize=True),
+            self.temperature(),
+        )
+
+    def temperature(self) -> Tensor:
+        """Inverse temperature of shape [1], at most exp(max_logit_scale).
+
+        Bounded here, not by clamping the parameter after a step: ZeRO and bf16 keep a master copy that would undo it.
+        """
+        return self.logit_scale.float().clamp(max=self.config.max_logit_scale).exp()
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """Embed normalised images (B, 3, H, W) as (B, D)."""
+        embeds = self.visual(images)
+        return F.normalize(embeds, dim=-1) if normalize else embeds
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """Embed tokens (B, L) as (B, D)."""
+        embeds = self.text(tokens)
+        return F.normalize(embeds, dim=-1) if normalize else embeds
+
+    @property
+    def preprocess(self) -> Any:
+        """Picture to (3, S, S) tensor, as the weights expect it in evaluation."""
+        from focalclip.preprocess import eval_transform
+
+        return eval_transform(self.config.image)
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """List of strings to int64 tokens (B, context_length)."""
+        if self._tokenizer is None:
+            self._tokenizer = create_tokenizer(self.config.text)
+        return self._tokenizer

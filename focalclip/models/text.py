@@ -1,0 +1,117 @@
+"""Text towers and their tokenizers: open_clip's transformer with CLIP's BPE, or any Hugging Face text encoder.
+
+Both are ``tower(tokens) -> (B, embed_dim)`` for int64 tokens (B, context_length), with the parameter names of open_clip,
+so that an exported model is one that open_clip reads.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from focalclip.config import TextTowerConfig
+from focalclip.errors import UserError
+
+Tokenizer = Callable[[list[str]], Tensor]
+
+HUGGING_FACE = "transformers:"
+
+
+def create_text_tower(config: TextTowerConfig, embed_dim: int) -> nn.Module:
+    """Build the tower that ``config`` names, ending in a linear projection to ``embed_dim``.
+
+    Raises:
+        UserError: if the name is neither ``open_clip`` nor ``transformers:NAME_OR_FOLDER``, or cannot be had.
+    """
+    if config.name.startswith(HUGGING_FACE):
+        return HuggingFaceTextTower(config, embed_dim)
+    if config.name == "open_clip":
+        from open_clip.transformer import TextTransformer
+
+        return TextTransformer(
+            context_length=config.context_length,
+            width=config.width,
+            heads=config.heads,
+            layers=config.layers,
+            output_dim=embed_dim,
+            no_causal_mask=not config.causal,
+        )
+    raise UserError(f"model.text.name={config.name!r} is not known; use open_clip or transformers:NAME_OR_FOLDER")
+
+
+def create_tokenizer(config: TextTowerConfig) -> Tokenizer:
+    """The tokenizer that belongs to the tower: a list of strings to int64 tokens (B, context_length).
+
+    Raises:
+        UserError: if a Hugging Face tokenizer cannot be had.
+    """
+    if config.name.startswith(HUGGING_FACE):
+        return HuggingFaceTokenizer(config)
+    from open_clip.tokenizer import SimpleTokenizer
+
+    return SimpleTokenizer(context_length=config.context_length)
+
+
+class HuggingFaceTextTower(nn.Module):
+    """Encoder of transformers, mean over the tokens that are not padding, linear projection.
+
+    Works for any encoder whose output has ``last_hidden_state`` and whose configuration tells ``hidden_size`` and
+    ``pad_token_id`` (BERT, RoBERTa, MPNet, DeBERTa, the encoder of T5, ...).
+    """
+
+    def __init__(self, config: TextTowerConfig, embed_dim: int) -> None:
+        super().__init__()
+        import transformers
+
+        source = config.name.removeprefix(HUGGING_FACE)
+        self.config = _from_hub(transformers.AutoConfig.from_pretrained, source)
+        if config.pretrained:
+            encoder = _from_hub(transformers.AutoModel.from_pretrained, source)
+        else:
+            encoder = transformers.AutoModel.from_config(self.config)
+        self.transformer = encoder.get_encoder() if self.config.is_encoder_decoder else encoder
+        self.transformer.pooler = None  # BERT's pooler would stay without a gradient under mean pooling
+        self.proj = nn.Linear(self.config.hidden_size, embed_dim, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Encode (B, L) tokens to (B, embed_dim)."""
+        mask = (tokens != self.config.pad_token_id).long()
+        hidden = self.transformer(input_ids=tokens, attention_mask=mask).last_hidden_state  # (B, L, width)
+        weights = mask[..., None].to(hidden.dtype)
+        return self.proj((hidden * weights).sum(1) / weights.sum(1).clamp(min=1))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass (open_clip's name for it)."""
+        if enable:
+            self.transformer.gradient_checkpointing_enable()
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer of transformers behind the one-call interface, padded and cut to the context length."""
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        import transformers
+
+        self.context_length = config.context_length
+        source = config.name.removeprefix(HUGGING_FACE)
+        self.tokenizer: Any = _from_hub(transformers.AutoTokenizer.from_pretrained, source)
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Tokens (B, context_length), int64."""
+        out = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
+        return out["input_ids"].to(torch.int64)
+
+
+def _from_hub(load: Callable[[str], Any], source: str) -> Any:
+    """Call a ``from_pretrained``; its many failures become one sentence."""
+    try:
+        return load(source)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"model.text.name: transformers cannot load {source!r}: {reason} "
+            "Give a folder with config.json and tokenizer files, or a hub name on a machine that reaches the hub."
+        ) from None

@@ -1,0 +1,61 @@
+"""Image towers by name: FocalNet's variants, or any tower of timm behind the same interface."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from focalclip.errors import UserError
+
+TIMM = "timm:"
+
+
+def create_image_tower(name: str, **options: Any) -> nn.Module:
+    """Build an image tower with fresh weights.
+
+    Args:
+        name: a FocalNet variant (``focalclip.list_models("focalnet*")``), or ``timm:NAME``.
+        **options: for FocalNets the fields of :class:`~focalclip.models.focalnet.FocalNetConfig`; for timm's towers
+            ``drop_path`` and ``pretrained``.
+
+    Returns:
+        A module ``tower(images) -> (B, num_features)`` with ``feature_maps(images)``, ``strides``, ``feature_dims`` and
+        ``num_features``.
+
+    Raises:
+        UserError: if the name is not known.
+    """
+    if name.startswith(TIMM):
+        return TimmTower(name.removeprefix(TIMM), **options)
+    from focalclip.models.variants import create_focalnet
+
+    return create_focalnet(name, **options)
+
+
+class TimmTower(nn.Module):
+    """A tower of timm: pooled features, and feature maps through timm's ``forward_intermediates``."""
+
+    def __init__(self, name: str, *, drop_path: float = 0.0, pretrained: bool = False) -> None:
+        super().__init__()
+        import timm
+
+        if not timm.is_model(name):
+            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
+            raise UserError(
+                f"timm:{name} is not a model of timm; near it: {near or 'none'} (timm.list_models() has all)"
+            )
+        try:
+            options = {"drop_path_rate": drop_path} if drop_path else {}
+            self.trunk: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"timm:{name}: timm cannot build it: {str(error).splitlines()[0]}") from None
+        self.num_features: int = self.trunk.num_features
+        self.strides: list[int] = [info["reduction"] for info in self.trunk.feature_info]
+        self.feature_dims: list[int] = [info["num_chs"] for info in self.trunk.feature_info]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
+        return self.trunk(images)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """One (B, C_i, H_i, W_i) map for each of ``strides``."""
+        return self.trunk.forward_intermediates(images, intermediates_only=True)

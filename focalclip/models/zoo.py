@@ -1,0 +1,46 @@
+"""Models by name. A two-tower model is the ``model`` section of a complete configuration file in ``configs/``."""
+
+import fnmatch
+from pathlib import Path
+
+from focalclip.config import ModelConfig, RunConfig, load_yaml
+from focalclip.errors import UserError
+from focalclip.models.clip import FocalCLIP
+
+
+def config_dir() -> Path:
+    """Folder of the shipped configurations: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """Names of the shipped configurations."""
+    return sorted(path.stem for path in config_dir().glob("*.yaml"))
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Every named model: image towers (``focalnet_*``) and two-tower models (``focalclip_*``).
+
+    Args:
+        pattern: shell pattern such as ``focalnet*lrf``.
+    """
+    from focalclip.models.variants import FOCALNETS
+
+    return fnmatch.filter([*FOCALNETS, *config_names()], pattern)
+
+
+def create_model(model: str | ModelConfig) -> FocalCLIP:
+    """Build a two-tower model with fresh weights.
+
+    Args:
+        model: name of a file in ``configs/`` without its ending, or a configuration.
+
+    Raises:
+        UserError: if there is no such name.
+    """
+    if isinstance(model, ModelConfig):
+        return FocalCLIP(model)
+    if model not in config_names():
+        raise UserError(f"create_model: {model!r} is not a two-tower model; use one of {', '.join(config_names())}")
+    return FocalCLIP(load_yaml(RunConfig, config_dir() / f"{model}.yaml").model)

@@ -1,0 +1,128 @@
+"""Checkpoints written whole or not at all.
+
+    checkpoints/step-N/
+        manifest.json            step, samples, ranks, ZeRO stage, and the size of every file
+        *.pt                     DeepSpeed's shards: weights, AdamW's moments, the schedule
+
+A checkpoint is written under a temporary name; once all ranks have finished, the manifest is added and the folder
+renamed. So a folder called ``step-N`` is complete; a file in it of another size than the manifest says was damaged later.
+The order of samples and all random draws are functions of the seed and the step, so nothing else needs saving.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from focalclip.config import RunConfig
+from focalclip.distributed import barrier, is_main, world_size
+from focalclip.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+@dataclass
+class TrainState:
+    """All of a run's state that is not inside the engine."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    samples: int = 0
+    """Samples consumed: the position at which the loader continues."""
+
+
+def save(engine: Any, folder: Path, state: TrainState, config: RunConfig) -> Path:
+    """Write ``folder/step-N`` and remove the oldest ones; all ranks call this together."""
+    final, temporary = folder / f"step-{state.step}", f".step-{state.step}.tmp"
+    if is_main():
+        shutil.rmtree(folder / temporary, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+    barrier()
+    engine.save_checkpoint(str(folder), tag=temporary, save_latest=False)  # DeepSpeed moves `latest` too early
+    barrier()
+    if is_main():
+        files = {str(p.relative_to(folder / temporary)): p.stat().st_size for p in _files(folder / temporary)}
+        manifest = asdict(state) | {"ranks": world_size(), "zero_stage": config.train.zero_stage, "files": files}
+        (folder / temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        for path in [*_files(folder / temporary), folder / temporary]:
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        (folder / temporary).rename(final)
+        for old in _complete(folder)[: -config.train.keep_checkpoints]:
+            shutil.rmtree(old)
+    barrier()
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The complete checkpoint with the most steps, or None."""
+    found = _complete(folder)
+    return found[-1] if found else None
+
+
+def read_manifest(path: Path, config: RunConfig, ranks: int) -> TrainState:
+    """Check that ``path`` is undamaged and fits this run, before anything is built.
+
+    Raises:
+        UserError: if a file is missing or has another size, or the number of ranks or the ZeRO stage differs.
+    """
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        files, state = manifest["files"], TrainState(manifest["step"], manifest["samples"])
+        saved_ranks, saved_stage = manifest["ranks"], manifest["zero_stage"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError):
+        raise UserError(f"{path / MANIFEST}: missing or damaged; {_remedy(path)}") from None
+    for name, size in files.items():
+        actual = (path / name).stat().st_size if (path / name).is_file() else None
+        if actual != size:
+            what = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
+            raise UserError(f"{path / name} {what}: this checkpoint is damaged; {_remedy(path)}")
+    if saved_ranks != ranks:
+        raise UserError(
+            f"{path}: written by {saved_ranks} ranks, this run has {ranks}; start it with {saved_ranks} ranks"
+        )
+    if saved_stage != config.train.zero_stage:
+        raise UserError(
+            f"{path}: written with train.zero_stage={saved_stage}, this run has {config.train.zero_stage}; "
+            f"add --train.zero-stage {saved_stage}"
+        )
+    return state
+
+
+def load(engine: Any, path: Path) -> None:
+    """Restore the engine from a checkpoint that :func:`read_manifest` accepted.
+
+    Raises:
+        UserError: if DeepSpeed cannot read it.
+    """
+    try:
+        loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
+    except (RuntimeError, OSError, EOFError, KeyError, AssertionError) as error:
+        raise UserError(f"{path}: cannot be loaded ({str(error).splitlines()[0]}); {_remedy(path)}") from None
+    if loaded is None:
+        raise UserError(f"{path}: DeepSpeed found no checkpoint in it; {_remedy(path)}")
+
+
+def _complete(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+
+
+def _remedy(path: Path) -> str:
+    others = [other.name for other in _complete(path.parent) if other != path]
+    fall_back = f"continue from {others[-1]}" if others else "start over under another --name"
+    return f"remove the folder {path} to {fall_back}"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _sync(path: Path) -> None:
+    """Ask the disk to keep it: a rename must not outlive its contents."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

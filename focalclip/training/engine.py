@@ -1,0 +1,127 @@
+"""The DeepSpeed engine, made from our one configuration; the only JSON that DeepSpeed sees is the dictionary below."""
+
+import logging
+import os
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+
+from focalclip.config import RunConfig
+from focalclip.distributed import rank, world_size
+from focalclip.errors import UserError
+from focalclip.training.optim import create_optimizer, lr_factor
+
+
+def boot() -> None:
+    """Join the other ranks, whether started by ``deepspeed``, ``torchrun`` or plain ``python``.
+
+    Must run before anything else imports deepspeed.
+    """
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in alone.items():
+        os.environ.setdefault(name, value)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        if "OMP_NUM_THREADS" not in os.environ:  # ranks that each take every core slow each other down tenfold
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_on_this_machine()))
+    import deepspeed
+    import deepspeed.ops
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+        # DeepSpeed 0.19 compiles this C++ operator at every first start (minutes) though training never calls it.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def check(config: RunConfig, ranks: int) -> None:
+    """Refuse what cannot work before anything is built.
+
+    Raises:
+        UserError: naming the field and the remedy.
+    """
+    share = ranks * config.train.accumulation
+    if config.data.batch_size % share:
+        raise UserError(
+            f"data.batch_size={config.data.batch_size} is not divisible by {ranks} ranks x train.accumulation="
+            f"{config.train.accumulation}; use a multiple of {share}"
+        )
+    if config.train.precision == "fp16" and not torch.cuda.is_available():
+        raise UserError("train.precision=fp16 needs a GPU; use fp32 or amp_bf16 here")
+    if config.train.precision in ("bf16", "fp16") and config.train.zero_stage == 0:
+        raise UserError(
+            f"train.precision={config.train.precision} with train.zero_stage=0 starts Adam one step late in DeepSpeed; "
+            "use train.zero_stage=1"
+        )
+
+
+def deepspeed_config(config: RunConfig, ranks: int) -> dict[str, Any]:
+    """DeepSpeed's dictionary for this run."""
+    settings: dict[str, Any] = {
+        "train_batch_size": config.data.batch_size,
+        "train_micro_batch_size_per_gpu": config.data.batch_size // ranks // config.train.accumulation,
+        "gradient_accumulation_steps": config.train.accumulation,
+        "gradient_clipping": config.optim.clip_grad_norm,  # always written: DeepSpeed's default is 1.0, not off
+        "zero_optimization": {"stage": config.train.zero_stage},
+        "steps_per_print": 10**9,
+    }
+    precision = {
+        "fp32": {},
+        "amp_bf16": {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+        "bf16": {"bf16": {"enabled": True}},
+        "fp16": {"fp16": {"enabled": True}},
+    }
+    return settings | precision[config.train.precision]
+
+
+def create_engine(model: nn.Module, config: RunConfig, total_steps: int) -> Any:
+    """Wrap ``model`` with its optimizer and schedule in a DeepSpeed engine."""
+    import deepspeed
+
+    model = model.to(device())
+    optimizer = create_optimizer(model, config.optim)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config.optim, step, total_steps))
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, world_size())
+    )
+    return engine
+
+
+def input_dtype(config: RunConfig) -> torch.dtype:
+    """What the images must be for the engine's weights."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
+
+
+def full_weights(engine: Any) -> AbstractContextManager:
+    """Within this context every rank sees whole parameters (ZeRO 3 keeps them in pieces otherwise)."""
+    import deepspeed
+
+    sharded = engine.zero_optimization_stage() == 3
+    return deepspeed.zero.GatheredParameters(list(engine.module.parameters()) if sharded else [], enabled=sharded)
+
+
+def shut_down() -> None:
+    """Leave the other ranks; what follows (evaluation) runs on this rank alone."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Seed what is drawn inside the model at ``step`` (stochastic depth), so that no generator state need be saved."""
+    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank())
+
+
+def _ranks_on_this_machine() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))  # torchrun's, DeepSpeed's name

@@ -1,0 +1,86 @@
+"""The training loop, on one page."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from focalclip.config import RunConfig
+from focalclip.data.loader import Batch, TrainLoader
+from focalclip.errors import UserError
+from focalclip.losses import contrastive_loss
+from focalclip.preprocess import normalize
+from focalclip.training.checkpoint import TrainState
+from focalclip.training.engine import device, input_dtype, seed_step
+from focalclip.training.log import TrainLog
+from focalclip.training.stop import StopRequest
+
+
+@dataclass
+class Trainer:
+    """All that the loop needs."""
+
+    config: RunConfig
+    engine: Any
+    loader: TrainLoader
+    state: TrainState
+    total_steps: int
+    log: TrainLog
+    stop: StopRequest
+    save: Callable[["Trainer"], None]
+
+
+def train(run: Trainer) -> bool:
+    """Train until ``total_steps`` are done or a stop is agreed; save in either case.
+
+    Returns:
+        Whether the run is finished.
+    """
+    run.engine.train()
+    batches = iter(run.loader)
+    stopped = False
+    while run.state.step < run.total_steps and not stopped:
+        seed_step(run.config.seed, run.state.step)
+        losses = []
+        for _ in range(run.config.train.accumulation):
+            batch = next(batches)
+            _count_faults(run, batch)
+            loss, temperature = _micro_step(run, batch)
+            losses.append(loss)
+        run.state.step += 1
+        run.state.samples += run.config.data.batch_size
+        run.log.step(
+            run.state,
+            images=run.config.data.batch_size,
+            loss=torch.stack(losses).mean(),
+            temperature=temperature,
+            lr=run.engine.get_lr()[0],
+            grad_norm=run.engine.get_global_grad_norm(),
+        )
+        stopped = run.stop.agreed()
+        if stopped or run.state.step % run.config.train.save_every == 0 or run.state.step == run.total_steps:
+            run.save(run)
+    return run.state.step == run.total_steps
+
+
+def _micro_step(run: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Forward, loss over the global micro-batch, backward, the optimiser where due; returns loss and 1/temperature."""
+    image_config = run.config.model.image
+    images = normalize(batch.images.to(device()), image_config.mean, image_config.std, input_dtype(run.config))
+    image, text, scale = run.engine(images, batch.tokens.to(device()))
+    loss = contrastive_loss(image, text, scale, labels=batch.labels.to(device()))
+    run.engine.backward(loss)
+    run.engine.step()
+    return loss.detach(), scale.detach()
+
+
+def _count_faults(run: Trainer, batch: Batch) -> None:
+    for message in batch.faults:
+        run.log.fault(message)
+    if run.log.faults > run.config.data.max_faults:
+        raise UserError(
+            f"data.max_faults: {run.log.faults} broken samples on this rank, more than {run.config.data.max_faults}; "
+            "mend the shards named above or raise data.max_faults"
+        )
