@@ -1,0 +1,191 @@
+"""Where every sample lies inside its shard: member offsets and lengths, found once and kept beside the tar.
+
+The index of ``00000.tar`` is ``00000.tar.index.npz`` (in the cache folder where the tar's own folder cannot be
+written). It can be deleted at any time: it is rebuilt from the tar, and also whenever the tar's size or time of change
+differs from what the index was made from. One index is read at a time and on demand, so memory does not grow with the
+number of samples.
+"""
+
+import hashlib
+import re
+import tarfile
+import uuid
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from tqdm import tqdm
+
+from focalclip.data.fetch import cache_dir
+from focalclip.errors import UserError
+
+IMAGE, TEXT, JSON, LABEL = range(4)  # columns of the member table
+_COLUMNS = {"jpg": IMAGE, "jpeg": IMAGE, "png": IMAGE, "webp": IMAGE, "txt": TEXT, "json": JSON, "cls": LABEL}
+_NAME = re.compile(
+    r"((?:.*/)?[^./]+)\.([^/]*)"
+)  # the key ends at the first dot of the file's own name, as in webdataset
+_META = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips too
+_VERSION = 1
+_BLOCK = 512  # bytes of a tar block (POSIX ustar)
+
+
+def index_shards(shards: Sequence[Path]) -> np.ndarray:
+    """Make sure that every shard has an up-to-date index.
+
+    Several processes may do this at once; each writes under a name of its own and renames.
+
+    Returns:
+        Samples per shard, int64 (len(shards),).
+
+    Raises:
+        UserError: naming the first shard that cannot be used, and why.
+    """
+    counts = np.array([_stored_count(shard) for shard in shards], dtype=np.int64)
+    todo = [i for i, count in enumerate(counts) if count < 0]
+    for i in tqdm(todo, desc="indexing shards", unit="shard", disable=len(todo) < 2, leave=False):
+        members, keys = scan_shard(shards[i])
+        _save(shards[i], members, keys)
+        counts[i] = len(members)
+    return counts
+
+
+def load_members(shard: Path) -> np.ndarray:
+    """The member table of an indexed shard.
+
+    Returns:
+        int64 (samples, 4, 2): offset and length in bytes of image, text, json and label; length -1 where absent.
+
+    Raises:
+        OSError: if the shard has gone or changed since :func:`index_shards` saw it.
+    """
+    return _load(shard, "members")
+
+
+def load_key(shard: Path, sample: int) -> str:
+    """The WebDataset key of one sample (slow: for messages)."""
+    return _load(shard, "keys").tobytes().decode(errors="replace").split("\0")[sample]
+
+
+def scan_shard(shard: Path) -> tuple[np.ndarray, list[str]]:
+    """Walk the headers of a tar and group consecutive members of one key, as webdataset does.
+
+    Returns:
+        The member table of :func:`load_members`, and the key of each sample.
+
+    Raises:
+        UserError: if the file is not a whole, uncompressed tar, holds two members of one kind under one key, or has no
+            sample with an image and a caption.
+    """
+    rows: list[np.ndarray] = []
+    keys: list[str] = []
+    try:
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # pyrefly: ignore[missing-attribute]  # tarfile would keep every member it has seen
+                _add(shard, member, rows, keys)
+            _check_end(shard, file, tar.offset)
+    except tarfile.TarError as error:
+        raise UserError(f"{shard}: not a whole, uncompressed tar ({error}); copy or write it again") from None
+    except OSError as error:
+        raise UserError(f"{shard}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    members = np.array(rows, dtype=np.int64).reshape(-1, 4, 2)
+    _check_content(shard, members)
+    return members, keys
+
+
+def _add(shard: Path, member: tarfile.TarInfo, rows: list[np.ndarray], keys: list[str]) -> None:
+    """Enter one tar member into the row of its sample, opening a new row where the key changes."""
+    match = _NAME.fullmatch(member.name)
+    column = _COLUMNS.get(match[2].lower()) if match else None
+    if match is None or column is None or not member.isreg() or _META.match(member.name):
+        return
+    if not keys or match[1] != keys[-1]:
+        keys.append(match[1])
+        rows.append(np.full((4, 2), -1, dtype=np.int64))
+    if rows[-1][column, 1] >= 0:
+        raise UserError(
+            f"{shard}: the sample {match[1]!r} has two members of one kind, the second being {member.name!r}; "
+            "give every sample its own key (a key ends at the first dot)"
+        )
+    rows[-1][column] = member.offset_data, member.size
+
+
+def _check_end(shard: Path, file: BinaryIO, end: int) -> None:
+    """A whole tar ends in zero blocks; tarfile itself stops without a word at a header that is cut short or damaged."""
+    file.seek(end)
+    first = file.read(_BLOCK)
+    if len(first) < _BLOCK or any(first):
+        raise UserError(
+            f"{shard}: cut short or damaged at byte {end} of {shard.stat().st_size}; copy or write the shard again"
+        )
+    while chunk := file.read(1 << 20):
+        if chunk.count(0) != len(chunk):
+            raise UserError(
+                f"{shard}: more data follows its end mark at byte {end} (tars joined end to end?); write it as one tar"
+            )
+
+
+def _check_content(shard: Path, members: np.ndarray) -> None:
+    """Single samples may lack a part (they are replaced and counted); a whole shard that does is a mistake."""
+    has = members[:, :, 1] >= 0
+    image, caption = has[:, IMAGE], has[:, TEXT] | has[:, JSON]
+    if not image.any():
+        raise UserError(f"{shard}: holds no image (.jpg, .jpeg, .png or .webp); leave it out or write it again")
+    if not caption.any():
+        raise UserError(f"{shard}: holds no caption (.txt or .json); leave it out or write it again with captions")
+    if not (image & caption).any():
+        raise UserError(
+            f"{shard}: no image stands next to a caption of the same key; write the members of one sample together"
+        )
+
+
+def _places(shard: Path) -> list[Path]:
+    """Where the index may lie: beside the tar, else in the cache folder."""
+    name = f"{shard.name}.index.npz"
+    digest = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:16]
+    return [shard.with_name(name), cache_dir() / "index" / digest / name]
+
+
+def _stamp(shard: Path) -> list[int]:
+    """What an index must agree with to be believed."""
+    stat = shard.stat()
+    return [_VERSION, stat.st_size, stat.st_mtime_ns]
+
+
+def _load(shard: Path, name: str) -> np.ndarray:
+    stamp = _stamp(shard)
+    for place in _places(shard):
+        try:
+            with np.load(place) as index:
+                if index["stamp"].tolist() == stamp:
+                    return index[name]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            continue  # absent, or damaged: as good as absent
+    raise FileNotFoundError(2, "no index fits the shard; it changed since it was indexed", str(shard))
+
+
+def _stored_count(shard: Path) -> int:
+    """Samples according to a valid index; -1 without one."""
+    try:
+        return int(_load(shard, "count"))
+    except OSError:
+        return -1
+
+
+def _save(shard: Path, members: np.ndarray, keys: list[str]) -> None:
+    """Write the index whole or not at all, in the first place that can be written."""
+    names = np.frombuffer("\0".join(keys).encode(errors="replace"), dtype=np.uint8)
+    for place in _places(shard):
+        temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as file:
+                np.savez(file, stamp=_stamp(shard), count=len(members), members=members, keys=names)
+            temporary.replace(place)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+        else:
+            return
+    raise UserError(f"{shard}: its index can be written neither beside it nor in {place.parent}; set FOCALCLIP_CACHE")

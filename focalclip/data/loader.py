@@ -1,0 +1,195 @@
+"""Batches of one rank, without end, from any global position."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from focalclip.config import DataConfig
+from focalclip.data.dataset import TrainSamples
+from focalclip.data.index import index_shards
+from focalclip.data.order import uniform_draws
+from focalclip.data.transforms import flip_and_colour
+from focalclip.errors import UserError
+
+_GRACE_SECONDS = 30  # how long a worker outlives SIGTERM, for the training process to save and leave
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch of one rank."""
+
+    images: Tensor
+    """uint8 (b, 3, S, S), not normalised."""
+    tokens: Tensor
+    """int64 (b, L)."""
+    labels: Tensor
+    """int64 (b,): class numbers, -1 where a sample has none."""
+    positions: Tensor
+    """int64 (b,): global positions."""
+    faults: list[str]
+    """``shard.tar: key: reason`` for each broken sample that was replaced."""
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with its tensors on a device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in page-locked memory (DataLoader calls this)."""
+        return self._map(Tensor.pin_memory)
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
+        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+
+
+class TrainLoader:
+    """Training batches of one rank; iterating yields them for ever.
+
+    The state of the data is one integer, the number of samples consumed by all ranks together: ``start``. Global batch
+    k takes the G = ``data.batch_size`` positions from ``start + k * G`` on. They are dealt in order: micro-batch a of A
+    takes the a-th of A equal parts, and of that part rank r of W the r-th of W. So a micro-batch gathered over all
+    ranks holds the same samples in the same order on any number of ranks, and one rank yields A batches per step.
+
+    Args:
+        shards: Files of :func:`focalclip.data.shards.resolve_shards`. Missing indexes are built, by every process that
+            finds them missing: let one process build a loader first.
+        data: Batch size, workers, window, captions and augmentation.
+        image_size: Side of the images in pixels.
+        tokenize: From captions to int64 tokens (len(captions), L). It runs in the workers, so it must be picklable
+            where processes are not forked.
+        seed: Seed of order, captions and augmentation.
+        rank: This process.
+        world_size: Number of processes.
+        accumulation: Micro-batches per step.
+        start: Samples consumed so far.
+
+    Raises:
+        UserError: if the batch cannot be dealt evenly or is larger than the data, or a shard cannot be used.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        data: DataConfig,
+        image_size: int,
+        tokenize: Callable[[list[str]], Tensor],
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        accumulation: int = 1,
+        start: int = 0,
+    ):
+        parts = world_size * accumulation
+        if data.batch_size % parts:
+            raise UserError(
+                f"data.batch_size={data.batch_size} is not divisible by {world_size} ranks times "
+                f"train.accumulation={accumulation}; use a multiple of {parts}"
+            )
+        counts = index_shards(shards)
+        self.num_samples = int(counts.sum())
+        """Samples per epoch."""
+        if data.batch_size > self.num_samples:
+            raise UserError(
+                f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train; "
+                "a batch would hold samples twice; use a smaller one"
+            )
+        samples = TrainSamples(shards, counts, data, image_size, seed)
+        dealing = _Dealing(start, data.batch_size // parts, rank, world_size)
+        self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
+        self._workers = data.workers
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Batches from ``start`` on.
+
+        Raises:
+            UserError: if the data turn out to be unusable on the way.
+        """
+        loader = DataLoader(
+            self._batches,
+            batch_size=None,  # an item is a whole batch already
+            sampler=count(),
+            num_workers=self._workers,
+            collate_fn=_as_is,
+            worker_init_fn=_outlive_signals,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for batch in loader:
+            if isinstance(batch, UserError):
+                raise batch
+            yield batch
+
+
+@dataclass(frozen=True)
+class _Dealing:
+    """Which positions a rank's micro-batch takes."""
+
+    start: int
+    size: int
+    rank: int
+    world_size: int
+
+    def first(self, micro_batch: int) -> int:
+        """First of the ``size`` consecutive positions of this rank's micro-batch, counted from ``start`` on."""
+        return self.start + (micro_batch * self.world_size + self.rank) * self.size
+
+
+class _MicroBatches(Dataset):
+    """Micro-batches of one rank by number; a worker makes each whole, so colours and tokens are done batch by batch."""
+
+    def __init__(
+        self,
+        samples: TrainSamples,
+        dealing: _Dealing,
+        data: DataConfig,
+        image_size: int,
+        tokenize: Callable[[list[str]], Tensor],
+        seed: int,
+    ):
+        self._samples = samples
+        self._dealing = dealing
+        self._augment = data.augment
+        self._image_size = image_size
+        self._tokenize = tokenize
+        self._seed = seed
+
+    def __getitem__(self, index: int) -> Batch | UserError:
+        """Returns the user's errors: raised in a worker they would come out wrapped in a stack trace."""
+        try:
+            return self._batch(self._dealing.first(index), self._dealing.size)
+        except UserError as error:
+            return error
+
+    def _batch(self, first: int, size: int) -> Batch:
+        draws = uniform_draws(self._seed, first, size)
+        images = torch.empty(size, 3, self._image_size, self._image_size, dtype=torch.uint8)
+        captions, labels, faults = [], [], []
+        for i, row in enumerate(draws.tolist()):
+            sample, fault = self._samples.load(first + i, row)
+            images[i] = sample.image
+            captions.append(sample.caption)
+            labels.append(sample.label)
+            if fault:
+                faults.append(fault)
+        flip_and_colour(images.numpy(), draws, self._augment)
+        return Batch(images, self._tokenize(captions), torch.tensor(labels), torch.arange(first, first + size), faults)
+
+
+def _as_is(batch: Any) -> Any:
+    """In the place of DataLoader's collation and conversion."""
+    return batch
+
+
+def _outlive_signals(_worker: int) -> None:
+    """Ctrl-C, launchers and schedulers signal every process; a worker that died would take the checkpoint with it.
+
+    A worker leaves when its training process closes it or ends; after SIGTERM it stays for a while longer at most.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))

@@ -1,0 +1,107 @@
+"""Which sample stands at a position, and which random numbers it meets there: pure functions, nothing is stored.
+
+A position counts samples from the start of training over all epochs: position p lies in epoch ``p // n``. Everything
+follows from (seed, position), so the whole state of the data is one integer, whatever the number of ranks, workers and
+batches. Only the raw words of numpy's Philox are used, whose stream numpy keeps stable (NEP 19), never its
+distributions, which may change.
+"""
+
+import bisect
+import enum
+
+import numpy as np
+
+_SHARDS, _SAMPLES, _DRAWS = range(3)  # what a stream of random words is for
+_KEPT_WINDOWS = 2  # a batch may lie across the border of two windows
+
+
+class Draw(enum.IntEnum):
+    """Columns of the uniform numbers that belong to one position."""
+
+    CAPTION_FIRST = 0
+    CAPTION = enum.auto()
+    AREA = enum.auto()
+    RATIO = enum.auto()
+    LEFT = enum.auto()
+    TOP = enum.auto()
+    FLIP = enum.auto()
+    GREY = enum.auto()
+    INVERT = enum.auto()
+    RECOLOUR = enum.auto()
+    PERMUTATION = enum.auto()
+    RED = enum.auto()
+    GREEN = enum.auto()
+    BLUE = enum.auto()
+
+
+_WORDS = 16  # per position; a multiple of Philox's block of 4, with room for two more columns
+_BLOCKS = _WORDS // 4
+
+
+def uniform_draws(seed: int, start: int, count: int) -> np.ndarray:
+    """The random numbers of ``count`` positions from ``start`` on.
+
+    Returns:
+        float64 (count, 16), uniform in [0, 1); the columns are named by :class:`Draw`.
+    """
+    key = np.random.SeedSequence([_DRAWS, seed]).generate_state(2, np.uint64)
+    philox = np.random.Philox(key=key, counter=start * _BLOCKS)
+    return (philox.random_raw(count * _WORDS) >> np.uint64(11)).reshape(count, _WORDS) * 2.0**-53
+
+
+class SampleOrder:
+    """The order of samples: shards are permuted, then samples within windows of consecutive permuted shards.
+
+    Every sample comes exactly once per epoch, and each epoch has an order of its own. A reader touches the files of
+    one window at a time.
+
+    Args:
+        counts: Samples per shard, int64 (shards,).
+        seed: Seed of all permutations.
+        window_shards: Shards per window.
+    """
+
+    def __init__(self, counts: np.ndarray, seed: int, window_shards: int):
+        self.num_samples = int(counts.sum())
+        self._counts = counts
+        self._seed = seed
+        self._window_shards = window_shards
+        self._epoch = -1
+        self._windows: dict[tuple[int, int], np.ndarray] = {}
+
+    def locate(self, position: int) -> tuple[int, int]:
+        """Shard number and sample number within it, at a position counted over all epochs."""
+        epoch, place = divmod(position, self.num_samples)
+        if epoch != self._epoch:
+            self._enter_epoch(epoch)
+        window = bisect.bisect_right(self._window_starts, place) - 1
+        shard, sample = self._window(epoch, window)[place - self._window_starts[window]].tolist()
+        return shard, sample
+
+    def _enter_epoch(self, epoch: int) -> None:
+        """Permute the shards, cut them into windows and lay these end to end."""
+        self._shards = _permutation(len(self._counts), _SHARDS, self._seed, epoch)
+        ends = np.cumsum(self._counts[self._shards])
+        self._window_starts = [0, *ends[self._window_shards - 1 : -1 : self._window_shards].tolist()]
+        self._epoch = epoch
+
+    def _window(self, epoch: int, window: int) -> np.ndarray:
+        """Shard and sample at each place of one window, int64 (places, 2); kept while it is in use."""
+        if (epoch, window) not in self._windows:
+            shards = self._shards[window * self._window_shards :][: self._window_shards]
+            table = np.concatenate([_samples_of(shard, self._counts[shard]) for shard in shards])
+            while len(self._windows) >= _KEPT_WINDOWS:
+                del self._windows[next(iter(self._windows))]
+            self._windows[epoch, window] = table[_permutation(len(table), _SAMPLES, self._seed, epoch, window)]
+        return self._windows[epoch, window]
+
+
+def _samples_of(shard: int, count: int) -> np.ndarray:
+    """All samples of a shard, int64 (count, 2)."""
+    return np.stack([np.full(count, shard), np.arange(count)], axis=1)
+
+
+def _permutation(n: int, *entropy: int) -> np.ndarray:
+    """A permutation of 0..n-1 that depends on the integers of ``entropy`` alone."""
+    words = np.random.Philox(np.random.SeedSequence(entropy)).random_raw(n)
+    return np.argsort(words, kind="stable")
