@@ -1,4 +1,4 @@
-"""The four zero-shot tasks of the default run, as evaluation folders in the wds layout; none of their pictures is trained on."""
+"""The four zero-shot tasks of the default run, as folders in the wds layout; none of their pictures is trained on."""
 
 import gzip
 import io
@@ -14,16 +14,18 @@ from focalclip.data.write import write_task
 
 HELD_OUT_STYLE = "twemoji"
 
+_FOLDER = "usr/share/datasets/fashion-mnist"
 FASHION_MNIST_FILES = {  # sha256 of the unpacked files
-    "usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "usr/share/datasets/fashion-mnist/t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+    f"{_FOLDER}/t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    f"{_FOLDER}/t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
 # The data set's own labels, as one would say them: "T-shirt/top" and "Trouser" are "t-shirt" and "trousers" here.
-FASHION_MNIST_NAMES = "t-shirt, trousers, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot".split(", ")
+FASHION_MNIST_NAMES = ["t-shirt", "trousers", "pullover", "dress", "coat"]
+FASHION_MNIST_NAMES += ["sandal", "shirt", "sneaker", "bag", "ankle boot"]
 FASHION_MNIST_TEMPLATES = ["{c}", "a {c}", "a picture of a {c}"]
 
 MNIST_SHA256 = "846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d"
-MNIST_NAMES = "zero one two three four five six seven eight nine".split()
+MNIST_NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 MNIST_TEMPLATES = ["{c}", "the digit {c}", "the number {c}"]
 
 

@@ -1,4 +1,4 @@
-"""The default corpus: emoji in many drawing styles with human-written names and keywords, built once into the user's cache.
+"""The default corpus: emoji in many drawing styles with human-written names and keywords, built once into a cache.
 
 One style (Twemoji) and every tenth concept are held out and become zero-shot tasks, with Fashion-MNIST and MNIST beside
 them. The pictures belong to their artists (Apache-2.0, MIT, CC BY 4.0, CC BY-SA 4.0); they are fetched, never shipped.
@@ -73,7 +73,7 @@ def ensure_corpus(cache: Path | None = None) -> Corpus:
     """
     cache = cache_dir() if cache is None else Path(cache)
     folder = cache / f"emoji-v{VERSION}"
-    if _read_stamp(folder) != {}:
+    if _read_stamp(folder) != {}:  # not there, or with skipped tasks
         with _locked(cache):
             if not folder.exists():
                 _build(folder)
@@ -109,6 +109,7 @@ def _locked(cache: Path) -> Iterator[None]:
 def _build(folder: Path) -> None:
     """Build all in a sibling folder, then rename it: an interrupted build leaves no corpus."""
     from focalclip.data.demo_tasks import FETCHED_TASKS, write_emoji_tasks
+    from focalclip.data.index import index_shards
     from focalclip.data.write import write_shards
 
     print(f"Building the default corpus in {folder} (once, about a minute)", file=sys.stderr)
@@ -118,6 +119,7 @@ def _build(folder: Path) -> None:
     try:
         pictures = _draw(_fetch_icons())
         write_shards(training_samples(pictures), partial / "train", SAMPLES_PER_SHARD)
+        index_shards(sorted((partial / "train").glob("*.tar")))
         write_emoji_tasks(pictures, partial / "tasks")
         _write_stamp(partial, _fetch_tasks(partial / "tasks", list(FETCHED_TASKS)))
         partial.chmod(0o755)
@@ -140,7 +142,9 @@ def _draw(icons: "Sequence[Icon]") -> "list[tuple[Icon, bytes]]":
 
     from focalclip.data.emoji_draw import draw_all
 
-    drawn = tqdm(draw_all(icon.svg for icon in icons), "Drawing emoji", total=len(icons), unit="pictures")
+    drawn = tqdm(
+        draw_all(icon.svg for icon in icons), "Drawing emoji", total=len(icons), unit="pictures", mininterval=1
+    )
     pictures = list(zip(icons, drawn, strict=True))
     return [(icon, png) for icon, png in pictures if png is not None]
 

@@ -1,4 +1,4 @@
-"""Which Unicode emoji a drawing shows: an exact join of icon names to code points, and the concepts that are held out."""
+"""Which Unicode emoji a drawing shows: an exact join of icons to code points, and the concepts that are held out."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Concept:
-    """What a picture shows: a Unicode emoji, or a drawing of a set that is no emoji (``codepoint`` and ``group`` empty)."""
+    """What a picture shows: a Unicode emoji, or something else that sets draw (``codepoint`` and ``group`` empty)."""
 
     name: str
     codepoint: str = ""
@@ -64,7 +64,7 @@ class IconSet:
         icon = self._data["icons"][name]
         left, top, width, height = (
             icon.get(key, self._data.get(key, default))
-            for key, default in dict(left=0, top=0, width=16, height=16).items()
+            for key, default in {"left": 0, "top": 0, "width": 16, "height": 16}.items()
         )
         return (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
@@ -100,8 +100,11 @@ def join(sets: Iterable[IconSet], concepts: Iterable[Concept]) -> Iterator[Icon]
 
 
 def _name_table(sets: list[IconSet], by_code: Mapping[str, Concept]) -> tuple[dict[str, Concept], set[str]]:
-    """Names that mean one emoji alone, from Unicode's emoji names and character names and from the sets that state
-    code points, with the synonyms that sets list; and the names that mean several."""
+    """Names that mean one emoji alone, and the names that mean several.
+
+    Collected from Unicode's names of emoji and of characters, from the sets that state code points, and from the
+    synonyms that sets list.
+    """
     meanings: dict[str, set[str]] = defaultdict(set)
     for code, concept in by_code.items():
         meanings[concept.slug].add(code)
@@ -119,7 +122,7 @@ def _name_table(sets: list[IconSet], by_code: Mapping[str, Concept]) -> tuple[di
 
 
 def read_concepts(unicode_emoji: Path, emojilib: Path) -> list[Concept]:
-    """All emoji of the packages ``unicode-emoji-json`` (names, groups) and ``emojilib`` (keywords), in Unicode's order."""
+    """All emoji of the packages unicode-emoji-json (names, groups) and emojilib (keywords), in Unicode's order."""
     emoji = json.loads((unicode_emoji / "data-by-emoji.json").read_text())
     keywords = json.loads((emojilib / "dist" / "emoji-en-US.json").read_text())
     return [
@@ -140,8 +143,8 @@ def _clean_keywords(words: Iterable[str], name: str) -> tuple[str, ...]:
 
 
 def slugify(name: str) -> str:
-    """``man’s shoe`` -> ``mans-shoe``: how the sets spell Unicode names."""
-    return re.sub("[^a-z0-9]+", "-", name.lower().replace("’", "")).strip("-")
+    """``man\u2019s shoe`` -> ``mans-shoe``: how the sets spell Unicode names."""
+    return re.sub("[^a-z0-9]+", "-", name.lower().replace("\u2019", "")).strip("-")
 
 
 def _codepoint(parts: Iterable[str]) -> str:
@@ -150,9 +153,9 @@ def _codepoint(parts: Iterable[str]) -> str:
 
 
 def _is_toned(name: str, icons: Mapping[str, Any]) -> bool:
-    """``X-dark-skin-tone``; Fluent says ``X-dark``, where ``X`` is an icon too (unlike ``police-car-light``)."""
+    """``X-dark-skin-tone``; Fluent says ``X-dark``, for all tones of an ``X`` (``police-car-light`` is none)."""
     stem = re.sub("-(light|medium-light|medium|medium-dark|dark)$", "", name)
-    return "skin-tone" in name or (stem != name and stem in icons)
+    return "skin-tone" in name or (stem != name and f"{stem}-medium-dark" in icons)
 
 
 def _is_close(name: str, held_out: Iterable[set[str]]) -> bool:

@@ -1,4 +1,4 @@
-"""Fetch the packages of the default corpus with ordinary clients: pinned versions, checked hashes, nothing of them is run."""
+"""Fetch the packages of the default corpus with ordinary clients: pinned versions, checked hashes, nothing is run."""
 
 import gzip
 import hashlib
@@ -45,8 +45,8 @@ def check_sha256(content: bytes, sha256: str, what: str) -> None:
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise UserError(
-            f"{what}: sha256 is {found[:12]}... where {sha256[:12]}... is pinned, so it is not the file that this version "
-            "of focalclip was made for; try again, and if it stays so, report it"
+            f"{what}: its sha256 is {found[:12]}... where {sha256[:12]}... is pinned, so it is damaged or not the file "
+            "that focalclip was made for; try again, and if it stays so, report it"
         )
 
 
