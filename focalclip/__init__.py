@@ -6,6 +6,8 @@ Importing it costs little: every name below is looked up in its module when it i
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from focalclip.models.timm_registry import register_with_timm
+
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
@@ -48,3 +50,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return [*__all__, "__version__"]
+
+
+register_with_timm()
