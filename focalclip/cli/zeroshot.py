@@ -34,18 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def newest_run(runs_dir: Path) -> Path:
-    """The run directory whose exported weights are the newest.
-
-    Raises:
-        UserError: if there is none.
-    """
-    models = [path for path in runs_dir.glob("*/model") if path.is_dir()]
-    if not models:
-        raise UserError(f"--model: no finished run in {runs_dir}/; train one (scripts/pretrain.py) or name a model")
-    return max(models, key=lambda path: path.stat().st_mtime).parent
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -78,9 +69,10 @@ def _run(args: argparse.Namespace) -> int:
     import focalclip
     from focalclip.evaluation.tasks import load_benchmark
     from focalclip.evaluation.zeroshot import evaluate
+    from focalclip.models.sources import newest_run
 
     device = _device(args.device)
-    source = args.model or str(newest_run(Path("runs")))
+    source = args.model or str(newest_run())
     benchmark = load_benchmark(args.benchmark, args.data_root)
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
     model = focalclip.load(source)

@@ -1,0 +1,82 @@
+"""The strict configuration: every shipped file loads, every typo is an error with its path."""
+
+import pytest
+import torch
+
+from focalclip.cli.args import with_overrides
+from focalclip.config import RunConfig, dump_yaml, from_dict, load_yaml
+from focalclip.errors import UserError
+from focalclip.models.zoo import config_dir, config_names, create_model
+
+ROOT = config_dir()
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_loads_dumps_and_builds_on_the_meta_device(name, tmp_path):
+    config = load_yaml(RunConfig, ROOT / f"{name}.yaml")
+    (tmp_path / "again.yaml").write_text(dump_yaml(config))
+    assert load_yaml(RunConfig, tmp_path / "again.yaml") == config
+    with torch.device("meta"):
+        model = create_model(name)
+    assert model.logit_scale.shape == (1,)
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_there_is_a_config_for_each_published_size():
+    assert {"focalclip_nano", "focalclip_tiny_lrf", "focalclip_small_lrf", "focalclip_base_lrf"} <= set(config_names())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"modle": {}}, "x.yaml: modle is not a setting; did you mean model?"),
+        ({"optim": {"wieght_decay": 1}}, "optim.wieght_decay is not a setting; did you mean weight_decay?"),
+        ({"optim": {"lr": "fast"}}, "optim.lr: input should be a valid number"),
+        ({"train": {"steps": 1.5}}, "train.steps: input should be a valid integer"),
+        ({"train": {"zero_stage": 4, "steps": 1}}, "train.zero_stage: input should be 0, 1, 2 or 3 (got 4)"),
+        ({"train": {"steps": 1, "epochs": 1}}, "train: give exactly one of steps and epochs"),
+        ({"model": {"text": {"width": 30, "heads": 4}}}, "model.text: width=30 is not divisible by heads=4"),
+    ],
+)
+def test_a_mistake_names_file_field_and_fault(values, message):
+    with pytest.raises(UserError) as error:
+        from_dict(RunConfig, values, "x.yaml")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "expected a mapping")])
+def test_a_file_that_is_no_configuration_is_named(text, message, tmp_path):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        load_yaml(RunConfig, tmp_path / "x.yaml")
+
+
+def test_overrides_go_on_top_of_the_file():
+    config = with_overrides(
+        RunConfig(),
+        "--optim.lr 5e-4 --name 7 --data.augment.scale 0.5 1.0 --eval.benchmark null --model.text.no-causal "
+        "--model.image.activation-checkpointing --data.train a.tar b.tar --train.steps=9".split(),
+    )
+    assert config.optim.lr == 5e-4
+    assert config.name == "7"
+    assert config.data.augment.scale == (0.5, 1.0)
+    assert config.eval.benchmark is None
+    assert not config.model.text.causal
+    assert config.model.image.activation_checkpointing
+    assert config.data.train == ["a.tar", "b.tar"]
+    assert config.train.steps == 9
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["runs"], "'runs' is not understood"),
+        (["--optim.lr"], "--optim.lr needs a value"),
+        (["--optim.lr.x", "1"], "lr is a setting, not a section"),
+        (["--optm.lr", "1"], "optm is not a setting; did you mean optim?"),
+    ],
+)
+def test_a_wrong_argument_is_named(argv, message):
+    with pytest.raises(UserError, match=message):
+        with_overrides(RunConfig(), argv)
