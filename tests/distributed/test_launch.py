@@ -43,5 +43,3 @@ def test_two_ranks_stop_together_and_resume_bit_for_bit(two_ranks, tmp_path, sha
     result = helpers_run.run(tmp_path, shards, *args, "--resume", ranks=2)
     assert result.returncode == 0, result.stdout + result.stderr
     assert helpers_run.losses(run_dir) == expected
-
-

@@ -1,0 +1,247 @@
+"""Two towers, exported folders, and the frozen encoder."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from helpers import run_ranks
+from torch import nn
+
+import focalclip
+from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from focalclip.errors import UserError
+from focalclip.models.clip import FocalCLIP
+from focalclip.models.norm import GlobalBatchNorm, fold_into
+
+TINY = ModelConfig(
+    embed_dim=32,
+    image=ImageTowerConfig(name="focalnet_pico", image_size=32, init="fan_in", feature_norm="batch"),
+    text=TextTowerConfig(context_length=8, width=32, heads=2, layers=1),
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> FocalCLIP:
+    """A tiny model whose normalisation has seen data."""
+    torch.manual_seed(0)
+    model = FocalCLIP(TINY)
+    for _ in range(20):
+        model.encode_image(torch.randn(16, 3, 32, 32))
+    return model.eval()
+
+
+def outputs(model) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 3, 32, 32, generator=generator)
+    tokens = model.tokenizer(["a cat", "two dogs", "zebra", "rain on a window"])
+    with torch.no_grad():
+        return {"image": model.encode_image(images), "text": model.encode_text(tokens)}
+
+
+def test_embeddings_have_unit_length_and_the_temperature_is_bounded(model):
+    image, text, scale = model(torch.randn(2, 3, 32, 32), model.tokenizer(["a", "b"]))
+    torch.testing.assert_close(image.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(text.norm(dim=1), torch.ones(2))
+    assert scale.shape == (1,)
+    torch.testing.assert_close(scale, torch.tensor([1 / 0.07]))
+    hot = FocalCLIP(TINY.model_copy(update={"init_logit_scale": 9.0}))
+    torch.testing.assert_close(hot.temperature(), torch.tensor([100.0]))
+
+
+def test_an_exported_folder_gives_the_same_model(model, tmp_path):
+    folder = focalclip.save(model, tmp_path / "export", {"step": 7})
+    again = focalclip.load(folder)
+    for name, expected in outputs(model).items():
+        torch.testing.assert_close(outputs(again)[name], expected, rtol=1e-5, atol=1e-6)
+    twice = focalclip.load(focalclip.save(again, tmp_path / "again"))
+    for name, expected in outputs(again).items():
+        assert torch.equal(outputs(twice)[name], expected)
+    assert json.loads((folder / "focalclip.json").read_text())["provenance"] == {"step": 7}
+
+
+OPEN_CLIP_LOADS = """
+import sys, torch
+if sys.argv[2] == "after": import open_clip
+if sys.argv[3] == "ours": import focalclip
+import open_clip
+model, _, preprocess = open_clip.create_model_and_transforms("local-dir:" + sys.argv[1])
+tokens = open_clip.get_tokenizer("local-dir:" + sys.argv[1])(["a cat", "two dogs", "zebra", "rain on a window"])
+images = torch.randn(4, 3, *model.visual.image_size, generator=torch.Generator().manual_seed(0))
+with torch.no_grad():
+    torch.save([model.eval().encode_image(images), model.encode_text(tokens)], sys.argv[1] + "/out.pt")
+"""
+
+
+def open_clip_outputs(folder, order: str, ours: str) -> list[torch.Tensor]:
+    result = subprocess.run(
+        [sys.executable, "-c", OPEN_CLIP_LOADS, str(folder), order, ours], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "random" not in result.stderr.lower()
+    return torch.load(folder / "out.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_open_clip_reloads_a_small_tower_once_focalclip_is_imported(order, model, tmp_path):
+    folder = focalclip.save(model, tmp_path / "export")
+    image, text = open_clip_outputs(folder, order, "ours")
+    expected = outputs(focalclip.load(folder))
+    torch.testing.assert_close(image, expected["image"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(text, expected["text"], rtol=1e-5, atol=1e-5)
+
+
+def test_plain_open_clip_reloads_a_tower_that_timm_names(tmp_path):
+    image = TINY.image.model_copy(update={"name": "focalnet_tiny_srf", "image_size": 64})
+    model = FocalCLIP(TINY.model_copy(update={"image": image})).eval()
+    folder = focalclip.save(model, tmp_path / "export")
+    image, _ = open_clip_outputs(folder, "before", "theirs")
+    with torch.no_grad():
+        expected = model.encode_image(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(image, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_damaged_export_is_named(model, tmp_path):
+    folder = focalclip.save(model, tmp_path / "export")
+    weights = folder / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"open_clip_model.safetensors: cannot be read"):
+        focalclip.load(folder)
+    weights.unlink()
+    with pytest.raises(UserError, match=r"open_clip_model.safetensors is missing"):
+        focalclip.load(folder)
+    with pytest.raises(UserError, match="no such folder"):
+        focalclip.load(tmp_path / "nowhere")
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UserError, match="exists and is not an exported model"):
+        focalclip.save(model, tmp_path / "other")
+
+
+def test_weights_of_another_model_are_refused(model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = focalclip.save(model, tmp_path / "export")
+    weights = load_file(folder / "open_clip_model.safetensors")
+    del weights["text.ln_final.bias"]
+    save_file(weights, folder / "open_clip_model.safetensors")
+    with pytest.raises(UserError, match=r"1 missing \['text.ln_final.bias'\]"):
+        focalclip.load(folder)
+
+
+def test_the_frozen_encoder_stays_frozen(model, tmp_path):
+    focalclip.save(model, tmp_path / "run" / "model")
+    encoder = focalclip.load_image_encoder(tmp_path / "run")
+    images = torch.stack([encoder.preprocess(picture) for picture in pictures()])
+    assert images.shape == (2, 3, 32, 32)
+    features = encoder(images)
+    assert features.shape == (2, encoder.num_features)
+    assert not features.requires_grad
+    maps = encoder.feature_maps(images)
+    assert [tuple(x.shape) for x in maps] == [
+        (2, dim, 32 // stride, 32 // stride) for dim, stride in zip(encoder.feature_dims, encoder.strides, strict=True)
+    ]
+    before = {name: x.clone() for name, x in encoder.state_dict().items()}
+    head = nn.Linear(encoder.num_features, 3)
+    surrounding = nn.Sequential(encoder, head).train()
+    assert not any(module.training for module in encoder.modules())
+    surrounding(images).sum().backward()
+    assert all(p.grad is None for p in encoder.parameters())
+    assert head.weight.grad is not None
+    assert all(torch.equal(x, before[name]) for name, x in encoder.state_dict().items())
+
+
+def pictures():
+    from PIL import Image
+
+    return [Image.new("RGB", (50, 40), "red"), Image.new("L", (20, 90))]
+
+
+@pytest.fixture(scope="module")
+def small_bert(tmp_path_factory):
+    """A Hugging Face encoder with its tokenizer, in the layout that the hub has."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("bert")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "two", "dogs", "zebra", "rain", "on", "window"]
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
+    )
+    config.save_pretrained(folder)
+    return folder
+
+
+def test_a_hugging_face_text_tower_trains_and_travels(small_bert, tmp_path):
+    text = TextTowerConfig(name=f"transformers:{small_bert}", context_length=8)
+    model = FocalCLIP(TINY.model_copy(update={"text": text}))
+    tokens = model.tokenizer(["a cat", "two dogs"])
+    assert tokens.shape == (2, 8)
+    padded = nn.functional.pad(tokens, (0, 4))
+    model.eval()
+    torch.testing.assert_close(model.encode_text(tokens), model.encode_text(padded))  # padding does not count
+    model.train().encode_text(tokens).sum().backward()
+    assert all(p.grad is not None for p in model.text.parameters())
+    folder = focalclip.save(model.eval(), tmp_path / "export")
+    again = focalclip.load(folder)
+    torch.testing.assert_close(outputs(again)["text"], outputs(model)["text"])
+    with pytest.raises(UserError, match="transformers cannot load 'nowhere/nothing'"):
+        FocalCLIP(TINY.model_copy(update={"text": TextTowerConfig(name="transformers:nowhere/nothing")}))
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(UserError, match="focalnet_nano"):
+        focalclip.create_image_tower("focalnet_none")
+    with pytest.raises(UserError, match="not a two-tower model"):
+        focalclip.create_model("focalclip_none")
+    with pytest.raises(UserError, match="is not a model of timm"):
+        focalclip.create_image_tower("timm:swin_none")
+
+
+def test_a_timm_tower_serves_as_image_tower():
+    tower = focalclip.create_image_tower("timm:resnet18")
+    assert tower(torch.randn(1, 3, 64, 64)).shape == (1, tower.num_features)
+    shapes = [tuple(x.shape[1:]) for x in tower.feature_maps(torch.randn(1, 3, 64, 64))]
+    assert shapes == [
+        (dim, 64 // stride, 64 // stride) for dim, stride in zip(tower.feature_dims, tower.strides, strict=True)
+    ]
+
+
+def test_global_batch_norm_equals_batch_norm_and_folds_away():
+    ours, theirs = GlobalBatchNorm(6), nn.BatchNorm1d(6, affine=False)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        x = 3 + 2 * torch.randn(10, 6, generator=generator)
+        torch.testing.assert_close(ours(x), theirs(x))
+    torch.testing.assert_close(ours.running_mean, theirs.running_mean)
+    torch.testing.assert_close(ours.running_var, theirs.running_var)
+    projection = nn.Linear(6, 4)
+    weight, bias = fold_into(ours.eval(), projection)
+    torch.testing.assert_close(nn.functional.linear(x, weight, bias), projection(ours(x)), rtol=1e-5, atol=1e-5)
+    assert ours.bfloat16().running_mean.dtype == torch.float32
+
+
+def _norm_on_rank(x, target):
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    own = slice(rank * len(x) // world, (rank + 1) * len(x) // world)
+    norm, x = GlobalBatchNorm(x.shape[1]), x[own].clone().requires_grad_()
+    ((norm(x) - target[own]) ** 2).mean().backward()
+    return {"grad": x.grad / world, "mean": norm.running_mean, "var": norm.running_var}
+
+
+def test_global_batch_norm_is_the_same_on_two_ranks():
+    generator = torch.Generator().manual_seed(0)
+    x, target = torch.randn(2, 8, 3, generator=generator)
+    norm, whole = nn.BatchNorm1d(3, affine=False), x.clone().requires_grad_()
+    ((norm(whole) - target) ** 2).mean().backward()
+    ranks = run_ranks(_norm_on_rank, 2, x, target)
+    torch.testing.assert_close(torch.cat([result["grad"] for result in ranks]), whole.grad)
+    for result in ranks:
+        torch.testing.assert_close(result["mean"], norm.running_mean)
+        torch.testing.assert_close(result["var"], norm.running_var)
+
+
+def test_importing_focalclip_loads_nothing_heavy():
+    code = "import focalclip, sys; print([m for m in ('torch', 'timm', 'open_clip', 'deepspeed') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
