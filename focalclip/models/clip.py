@@ -21,8 +21,8 @@ class ProjectedImageTower(nn.Module):
         options: dict[str, Any] = {"drop_path": image.drop_path}
         if not image.name.startswith("timm:"):
             options |= {"init": image.init, "activation_checkpointing": image.activation_checkpointing}
-        self.trunk = create_image_tower(image.name, **options)
-        width = self.trunk.num_features
+        self.trunk: Any = create_image_tower(image.name, **options)
+        width: int = self.trunk.num_features
         self.norm = GlobalBatchNorm(width) if image.feature_norm == "batch" else nn.Identity()
         self.proj = nn.Linear(width, config.embed_dim)
         nn.init.normal_(self.proj.weight, std=width**-0.5)  # CLIP's scale for both projections

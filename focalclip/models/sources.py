@@ -120,11 +120,11 @@ def _timm_preprocessing(name: str) -> ImageTowerConfig:
     """The preprocessing that timm states for its weights, in our terms."""
     import timm
 
-    data = timm.data.resolve_data_config(model=timm.create_model(name.removeprefix(TIMM), pretrained=False))
+    data: Any = timm.data.resolve_data_config(model=timm.create_model(name.removeprefix(TIMM), pretrained=False))
     return ImageTowerConfig(
         name=name,
         image_size=data["input_size"][-1],
-        mean=data["mean"],
-        std=data["std"],
-        interpolation=data["interpolation"],
+        mean=tuple(data["mean"]),
+        std=tuple(data["std"]),
+        interpolation="bilinear" if data["interpolation"] == "bilinear" else "bicubic",
     )

@@ -153,7 +153,7 @@ def _open_clip_config(config: ModelConfig) -> dict[str, Any]:
 
 def _open_clip_weights(model: FocalCLIP) -> dict[str, Tensor]:
     """State dict under open_clip's names, the normalisation folded, the temperature 0-dim."""
-    visual = model.visual
+    visual: Any = model.visual
     timm_tower = model.config.image.name.startswith(TIMM)
     trunk = visual.trunk.trunk.state_dict() if timm_tower else to_timm(visual.trunk.state_dict())
     if isinstance(visual.norm, GlobalBatchNorm):

@@ -9,7 +9,7 @@ from focalclip.errors import UserError
 TIMM = "timm:"
 
 
-def create_image_tower(name: str, **options: Any) -> nn.Module:
+def create_image_tower(name: str, **options: Any) -> Any:
     """Build an image tower with fresh weights.
 
     Args:
@@ -44,13 +44,14 @@ class TimmTower(nn.Module):
                 f"timm:{name} is not a model of timm; near it: {near or 'none'} (timm.list_models() has all)"
             )
         try:
-            options = {"drop_path_rate": drop_path} if drop_path else {}
-            self.trunk: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+            options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+            trunk: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
         except (OSError, RuntimeError) as error:
             raise UserError(f"timm:{name}: timm cannot build it: {str(error).splitlines()[0]}") from None
-        self.num_features: int = self.trunk.num_features
-        self.strides: list[int] = [info["reduction"] for info in self.trunk.feature_info]
-        self.feature_dims: list[int] = [info["num_chs"] for info in self.trunk.feature_info]
+        self.trunk = trunk
+        self.num_features: int = trunk.num_features
+        self.strides: list[int] = [info["reduction"] for info in trunk.feature_info]
+        self.feature_dims: list[int] = [info["num_chs"] for info in trunk.feature_info]
 
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
@@ -58,4 +59,5 @@ class TimmTower(nn.Module):
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """One (B, C_i, H_i, W_i) map for each of ``strides``."""
-        return self.trunk.forward_intermediates(images, intermediates_only=True)
+        trunk: Any = self.trunk
+        return trunk.forward_intermediates(images, intermediates_only=True)

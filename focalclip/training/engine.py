@@ -91,7 +91,7 @@ def create_engine(model: nn.Module, config: RunConfig, total_steps: int) -> Any:
 
     model = model.to(device())
     optimizer = create_optimizer(model, config.optim)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config.optim, step, total_steps))
+    schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config.optim, step, total_steps))
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, world_size())
     )
