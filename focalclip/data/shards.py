@@ -43,10 +43,8 @@ def _expand(entry: str, field: str) -> list[str]:
 
     try:
         names = expand_urls(entry)
-    except ValueError as error:  # braceexpand's complaint about unbalanced braces
-        raise UserError(
-            f"{field}: the pattern {entry!r} cannot be expanded ({error}); write it as a/{{000..331}}.tar"
-        ) from None
+    except ValueError:
+        raise UserError(f"{field}: the braces of {entry!r} do not match; write it like a/{{000..331}}.tar") from None
     if not all(names):
         raise UserError(f"{field}: the pattern {entry!r} holds an empty name; write it like a/{{000..331}}.tar")
     remote = [name for name in names if "://" in name or name.startswith("pipe:")]

@@ -1,0 +1,237 @@
+"""Shard patterns and shard indexes: what is found, what is rebuilt, and what is refused before training starts."""
+
+import io
+import json
+import os
+import tarfile
+import time
+
+import numpy as np
+import pytest
+import webdataset  # noqa: TID251 (the judge of what a sample is)
+from tiny_shards import good_sample, picture, write_shards, write_tar
+
+from focalclip.data.index import IMAGE, JSON, LABEL, TEXT, index_shards, load_key, load_members, scan_shard
+from focalclip.data.shards import resolve_shards
+from focalclip.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOCALCLIP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def shard(tmp_path):
+    return write_shards(tmp_path / "data", [4])[0]
+
+
+# Patterns
+
+
+def test_braces_lists_and_folders_name_the_same_shards(tmp_path):
+    shards = write_shards(tmp_path, [1] * 12)
+    assert resolve_shards(f"{tmp_path}/{{00000..00011}}.tar") == shards
+    assert resolve_shards(str(tmp_path)) == shards
+    assert resolve_shards([f"{tmp_path}/0000{{0..9}}.tar", str(shards[10]), str(shards[11])]) == shards
+    assert resolve_shards(f"{tmp_path}/0000{{0,1}}.tar::{shards[5]}") == [shards[0], shards[1], shards[5]]
+
+
+def test_missing_shards_are_counted_and_named(tmp_path):
+    write_shards(tmp_path, [1, 1])
+    with pytest.raises(
+        UserError, match=r"data.train: 8 of 10 shards do not exist \(.*00002.tar, .*00004.tar and 5 more"
+    ):
+        resolve_shards(f"{tmp_path}/{{00000..00009}}.tar")
+
+
+@pytest.mark.parametrize("empty", ["", "  ", [], ["a.tar", ""]])
+def test_empty_pattern(empty):
+    with pytest.raises(UserError, match=r"data\.train is empty; name shards"):
+        resolve_shards(empty)
+
+
+@pytest.mark.parametrize("remote", ["s3://bucket/{0..3}.tar", "https://host/0.tar", "pipe:cat 0.tar"])
+def test_remote_shards_are_refused_with_the_remedy(remote):
+    with pytest.raises(UserError, match=r"is remote, .* mount the store or copy the shards"):
+        resolve_shards(remote)
+
+
+def test_unbalanced_braces_empty_folder_and_repeated_shard(tmp_path, shard):
+    with pytest.raises(UserError, match=r"the braces of '.*\{00000\.\.00003\.tar' do not match"):
+        resolve_shards(f"{tmp_path}/{{00000..00003.tar")
+    with pytest.raises(UserError, match=r"the folder .* holds no \.tar file"):
+        resolve_shards(str(tmp_path))
+    with pytest.raises(UserError, match="1 shards are named more than once"):
+        resolve_shards([str(shard), str(shard.parent)])
+
+
+# Contents
+
+
+def test_index_points_at_the_members(shard):
+    members, keys = scan_shard(shard)
+    data = shard.read_bytes()
+    cut = [[data[offset : offset + length] for offset, length in row] for row in members.tolist()]
+    for number, parts in enumerate(cut):
+        assert [parts[c] for c in (IMAGE, TEXT, JSON, LABEL)] == [part for _, part in good_sample(number)]
+    assert keys == ["000000", "000001", "000002", "000003"]
+
+
+def test_samples_are_those_of_webdataset(tmp_path):
+    """Folders in names, several dots, upper case, other members, metadata, folders, long names."""
+    path = tmp_path / "odd.tar"
+    names = [
+        "a/b.jpg",
+        "a/b.txt",
+        "a/b.seg.png",
+        "c.d.JPEG",
+        "c.JPEG",
+        "c.TXT",
+        "__meta__/a.png",
+        "./e/f.webp",
+        "./e/f.txt",
+    ]
+    names += [f"{'long' * 60}.png", f"{'long' * 60}.txt", ".hidden.jpg", "nodot", "g.cls", "g.png", "g.npy", "g.txt"]
+    with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
+        folder = tarfile.TarInfo("folder.png")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.size = len(name)
+            tar.addfile(info, io.BytesIO(name.encode()))
+    members, keys = scan_shard(path)
+    theirs = [
+        s for s in webdataset.WebDataset(str(path), shardshuffle=False) if set(s) & {"jpg", "jpeg", "png", "webp"}
+    ]
+    assert keys == [sample["__key__"] for sample in theirs]
+    assert [row[:, 1].max() > 0 for row in members] == [True] * 5
+    image_names = [next(s[e] for e in ("jpg", "jpeg", "png", "webp") if e in s).decode() for s in theirs]
+    data = path.read_bytes()
+    assert [data[o : o + n].decode() for o, n in members[:, IMAGE].tolist()] == image_names
+
+
+def test_webdataset_writer_and_pax_headers(tmp_path):
+    path = tmp_path / "wds.tar"
+    with webdataset.TarWriter(str(path)) as tar:  # float times become pax headers
+        for i in range(3):
+            tar.write({"__key__": f"é{i}", "png": picture(i), "json": json.dumps({"caption": "ü"}).encode()})
+    members, keys = scan_shard(path)
+    assert keys == ["é0", "é1", "é2"]
+    offset, length = members[2, IMAGE]
+    assert path.read_bytes()[offset : offset + length] == picture(2)
+
+
+# Storing
+
+
+def test_index_is_stored_beside_the_shard_and_read_back(shard):
+    assert index_shards([shard]).tolist() == [4]
+    stored = shard.with_name("00000.tar.index.npz")
+    assert [path.name for path in sorted(shard.parent.iterdir())] == ["00000.tar", "00000.tar.index.npz"]
+    before = stored.stat()
+    assert index_shards([shard]).tolist() == [4]
+    assert stored.stat().st_mtime_ns == before.st_mtime_ns, "a valid index is not written again"
+    np.testing.assert_array_equal(load_members(shard), scan_shard(shard)[0])
+    assert load_key(shard, 3) == "000003"
+
+
+def test_index_is_rebuilt_when_lost_damaged_or_out_of_date(shard):
+    index_shards([shard])
+    stored = shard.with_name("00000.tar.index.npz")
+    stored.unlink()
+    assert index_shards([shard]).tolist() == [4]
+    stored.write_bytes(stored.read_bytes()[:200])
+    assert index_shards([shard]).tolist() == [4]
+    write_tar(shard, [member for i in range(7) for member in good_sample(i)])
+    assert index_shards([shard]).tolist() == [7]
+    write_tar(shard, [member for i in range(7, 14) for member in good_sample(i)])
+    later = time.time_ns() + 10**9
+    os.utime(shard, ns=(later, later))  # same size, other time
+    assert index_shards([shard]).tolist() == [7]
+    assert load_key(shard, 0) == "000007"
+
+
+def test_index_goes_to_the_cache_where_the_folder_cannot_be_written(shard, tmp_path):
+    blocked = shard.with_name("00000.tar.index.npz")
+    blocked.mkdir()  # stands in for a read-only folder, which root could write to
+    assert index_shards([shard]).tolist() == [4]
+    assert [path.name for path in (tmp_path / "cache").rglob("*.npz")] == [blocked.name]
+    assert len(load_members(shard)) == 4
+    assert [path.name for path in shard.parent.iterdir() if "tmp" in path.name] == []
+
+
+def test_same_shard_name_in_two_folders_keeps_two_indexes_in_the_cache(tmp_path):
+    shards = [write_shards(tmp_path / name, [size])[0] for name, size in (("a", 2), ("b", 3))]
+    for shard in shards:
+        shard.with_name("00000.tar.index.npz").mkdir()
+    assert index_shards(shards).tolist() == [2, 3]
+    assert index_shards(shards).tolist() == [2, 3]
+
+
+# Refused shards
+
+
+def test_truncated_shard_is_named_and_leaves_no_index(shard):
+    data = shard.read_bytes()
+    shard.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match=r"00000\.tar: .* (copy|write) "):
+        index_shards([shard])
+    assert not shard.with_name("00000.tar.index.npz").exists()
+
+
+def test_every_truncation_is_noticed(shard):
+    """Inside the data, at a header or just before the end mark: nothing is lost in silence."""
+    data = shard.read_bytes()
+    end = data.rstrip(b"\0")
+    for size in range(0, len(end) + 256, 512):
+        shard.write_bytes(data[:size])
+        with pytest.raises(UserError, match=r"00000\.tar: "):
+            scan_shard(shard)
+
+
+def test_damaged_header_joined_tars_and_compression(shard, tmp_path):
+    data = bytearray(shard.read_bytes())
+    second = 512 + -(-len(picture(0)) // 512) * 512  # header of the second member
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes(data[:second] + bytes([data[second] ^ 1]) + data[second + 1 :])
+    with pytest.raises(UserError, match=rf"broken.tar: cut short or damaged at byte {second} of "):
+        scan_shard(broken)
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(data + data)
+    with pytest.raises(UserError, match=r"joined\.tar: more data follows its end mark"):
+        scan_shard(joined)
+    packed = tmp_path / "packed.tar"
+    with tarfile.open(packed, "w:gz") as tar:
+        tar.add(shard, "a.png")
+    with pytest.raises(UserError, match=r"packed\.tar: not a whole, uncompressed tar"):
+        scan_shard(packed)
+
+
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ([("a.txt", b"x"), ("b.json", b"{}")], "holds no image"),
+        ([("a.png", b"x"), ("b.png", b"x")], "holds no caption"),
+        ([("a.jpg", b"x"), ("b.jpg", b"x"), ("a.txt", b"x"), ("b.txt", b"x")], "no image stands next to a caption"),
+        ([("a.jpg", b"x"), ("a.txt", b"x"), ("a.jpg", b"x")], "'a' has two members of one kind"),
+        (
+            [("a.jpg", b"x"), ("a.png", b"x"), ("a.txt", b"x")],
+            "'a' has two members of one kind, the second being 'a.png'",
+        ),
+        ([], "holds no image"),
+    ],
+)
+def test_shard_without_pairs(tmp_path, members, message):
+    path = write_tar(tmp_path / "00007.tar", members)
+    with pytest.raises(UserError, match=rf"00007\.tar: .*{message}"):
+        index_shards([path])
+
+
+def test_progress_bar_for_several_shards(tmp_path, capfd):
+    shards = write_shards(tmp_path, [1, 1, 1])
+    index_shards(shards)
+    assert "indexing shards" in capfd.readouterr().err
+    index_shards(shards)
+    assert capfd.readouterr().err == ""
