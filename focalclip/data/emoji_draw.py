@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import os
+import signal
 from collections.abc import Iterable, Iterator
 
 SIDE = 64  # pixels of a finished picture
@@ -36,5 +37,8 @@ def draw(svg: str) -> bytes | None:
 def draw_all(svgs: Iterable[str]) -> Iterator[bytes | None]:
     """:func:`draw` each, in order, on all cores (``resvg`` keeps the interpreter's lock: processes, not threads)."""
     # fork: the workers need nothing of the caller's main module, which other start methods would run again.
-    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+    # Ctrl-C reaches them too; the caller ends them, without a stack trace from each.
+    with multiprocessing.get_context("fork").Pool(
+        os.cpu_count(), signal.signal, (signal.SIGINT, signal.SIG_IGN)
+    ) as pool:
         yield from pool.imap(draw, svgs, chunksize=16)
