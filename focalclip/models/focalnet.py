@@ -6,7 +6,6 @@ classification head unless one is asked for.
 """
 
 import math
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -257,10 +256,9 @@ class FocalNet(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Stage(config, stage) for stage in range(config.num_stages))
         self.norm = nn.LayerNorm(self.num_features)
-        self.head: nn.Module = nn.Identity()
+        self.head = nn.Sequential()  # without a head, the identity
         if config.num_classes:
-            # A Sequential of one, because timm calls this weight head.fc.
-            self.head = nn.Sequential(OrderedDict(fc=nn.Linear(self.num_features, config.num_classes)))
+            self.head.add_module("fc", nn.Linear(self.num_features, config.num_classes))  # timm's head.fc
         self.init_weights(config.init)
 
     def forward(self, images: Tensor) -> Tensor:
