@@ -220,6 +220,15 @@ def test_skipped_task_is_tried_again(registry, tmp_path, monkeypatch):
     assert num_calls(registry) == 1
 
 
+def test_skipped_task_is_tried_once_in_the_start_that_builds(registry, tmp_path):
+    (registry / "apt-get").write_text(f"#!/bin/sh\necho >> {registry}/tries\nexit 1\n")
+    (registry / "dpkg-deb").write_text("#!/bin/sh\nexit 1\n")
+    for client in ("apt-get", "dpkg-deb"):
+        (registry / client).chmod(0o755)
+    emoji.ensure_corpus(tmp_path / "cache")
+    assert len((registry / "tries").read_text().splitlines()) == 2  # with the machine's lists, then with fresh ones
+
+
 def test_two_processes_at_once_build_one_corpus(registry, tmp_path):
     processes = [fork.Process(target=emoji.ensure_corpus, args=(tmp_path / "cache",)) for _ in range(2)]
     for process in processes:

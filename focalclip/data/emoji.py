@@ -11,6 +11,7 @@ import json
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 VERSION = 1  # raise it whenever the pictures, captions, labels or tasks could change: everyone then builds anew
 SAMPLES_PER_SHARD = 1024
+STAMP = "corpus.json"
 
 _STYLES = {
     "noto@1.2.9": "3e918d88fc945c0bb3d468dbace6f88caef67f01c9f0e7bcae0915a042e8f1ad",
@@ -73,28 +75,28 @@ def ensure_corpus(cache: Path | None = None) -> Corpus:
     """
     cache = cache_dir() if cache is None else Path(cache)
     folder = cache / f"emoji-v{VERSION}"
-    if _read_stamp(folder) != {}:  # not there, or with skipped tasks
+    if not folder.exists() or _read_stamp(folder):
+        asked = time.time()
         with _locked(cache):
             if not folder.exists():
                 _build(folder)
-            if skipped := _read_stamp(folder):
-                _write_stamp(folder, _fetch_tasks(folder / "tasks", list(skipped)))
+            elif (folder / STAMP).stat().st_mtime < asked:  # nobody else has just tried the skipped tasks
+                _write_stamp(folder, _fetch_tasks(folder / "tasks", list(_read_stamp(folder))))
     skipped = _read_stamp(folder)
-    for task, reason in (skipped or {}).items():
+    for task, reason in skipped.items():
         print(f"Task {task} is skipped: {reason}", file=sys.stderr)
-    return Corpus(folder / "train", folder / "tasks", skipped or {})
+    return Corpus(folder / "train", folder / "tasks", skipped)
 
 
-def _read_stamp(folder: Path) -> dict[str, str] | None:
-    """Skipped tasks of a finished corpus; None if there is none."""
-    stamp = folder / "corpus.json"
-    return json.loads(stamp.read_text())["skipped"] if stamp.exists() else None
+def _read_stamp(folder: Path) -> dict[str, str]:
+    """Skipped tasks of a finished corpus -> the reasons."""
+    return json.loads((folder / STAMP).read_text())["skipped"]
 
 
 def _write_stamp(folder: Path, skipped: dict[str, str]) -> None:
-    partial = folder / "corpus.json.partial"
+    partial = folder / f"{STAMP}.partial"
     partial.write_text(json.dumps({"version": VERSION, "skipped": skipped}, indent=1))
-    partial.rename(folder / "corpus.json")
+    partial.rename(folder / STAMP)
 
 
 @contextlib.contextmanager
