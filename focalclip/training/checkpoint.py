@@ -5,7 +5,7 @@
         *.pt                     DeepSpeed's shards: weights, AdamW's moments, the schedule
 
 A checkpoint is written under a temporary name; once all ranks have finished, the manifest is added and the folder
-renamed. So a folder called ``step-N`` is complete; a file in it of another size than the manifest says was damaged later.
+renamed. So a folder ``step-N`` is complete; a file in it of another size than the manifest says was damaged since.
 The order of samples and all random draws are functions of the seed and the step, so nothing else needs saving.
 """
 
@@ -32,6 +32,17 @@ class TrainState:
     """Optimiser steps done."""
     samples: int = 0
     """Samples consumed: the position at which the loader continues."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    state: TrainState
+    ranks: int
+    """Ranks that wrote it."""
+    zero_stage: int
 
 
 def save(engine: Any, folder: Path, state: TrainState, config: RunConfig) -> Path:
@@ -63,16 +74,18 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def read_manifest(path: Path, config: RunConfig, ranks: int) -> TrainState:
-    """Check that ``path`` is undamaged and fits this run, before anything is built.
+def read(path: Path, config: RunConfig) -> Checkpoint:
+    """Read the manifest of ``path`` and check that the checkpoint is undamaged and fits this run.
 
     Raises:
-        UserError: if a file is missing or has another size, or the number of ranks or the ZeRO stage differs.
+        UserError: if a file is missing or has another size, or the ZeRO stage differs.
     """
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        files, state = manifest["files"], TrainState(manifest["step"], manifest["samples"])
-        saved_ranks, saved_stage = manifest["ranks"], manifest["zero_stage"]
+        files = manifest["files"]
+        saved = Checkpoint(
+            path, TrainState(manifest["step"], manifest["samples"]), manifest["ranks"], manifest["zero_stage"]
+        )
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         raise UserError(f"{path / MANIFEST}: missing or damaged; {_remedy(path)}") from None
     for name, size in files.items():
@@ -80,20 +93,16 @@ def read_manifest(path: Path, config: RunConfig, ranks: int) -> TrainState:
         if actual != size:
             what = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
             raise UserError(f"{path / name} {what}: this checkpoint is damaged; {_remedy(path)}")
-    if saved_ranks != ranks:
+    if saved.zero_stage != config.train.zero_stage:
         raise UserError(
-            f"{path}: written by {saved_ranks} ranks, this run has {ranks}; start it with {saved_ranks} ranks"
+            f"{path}: written with train.zero_stage={saved.zero_stage}, this run has {config.train.zero_stage}; "
+            f"add --train.zero-stage {saved.zero_stage}"
         )
-    if saved_stage != config.train.zero_stage:
-        raise UserError(
-            f"{path}: written with train.zero_stage={saved_stage}, this run has {config.train.zero_stage}; "
-            f"add --train.zero-stage {saved_stage}"
-        )
-    return state
+    return saved
 
 
 def load(engine: Any, path: Path) -> None:
-    """Restore the engine from a checkpoint that :func:`read_manifest` accepted.
+    """Restore the engine from a checkpoint that :func:`read` accepted, or from its universal form.
 
     Raises:
         UserError: if DeepSpeed cannot read it.

@@ -85,16 +85,20 @@ def deepspeed_config(config: RunConfig, ranks: int) -> dict[str, Any]:
     return settings | precision[config.train.precision]
 
 
-def create_engine(model: nn.Module, config: RunConfig, total_steps: int) -> Any:
-    """Wrap ``model`` with its optimizer and schedule in a DeepSpeed engine."""
+def create_engine(model: nn.Module, config: RunConfig, total_steps: int, load_universal: bool = False) -> Any:
+    """Wrap ``model`` with its optimizer and schedule in a DeepSpeed engine.
+
+    ``load_universal`` announces that a checkpoint in DeepSpeed's universal form will be loaded into it.
+    """
     import deepspeed
 
     model = model.to(device())
     optimizer = create_optimizer(model, config.optim)
-    schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: lr_factor(config.optim, step, total_steps))
-    engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, world_size())
+    schedule: Any = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: lr_factor(config.optim, step, total_steps)
     )
+    settings = deepspeed_config(config, world_size()) | {"checkpoint": {"load_universal": load_universal}}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
     return engine
 
 

@@ -1,6 +1,7 @@
 """One run from configuration to exported model: its directory, its parts, and the order in which they are made."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -11,8 +12,8 @@ from focalclip.distributed import barrier, is_main, rank, world_size
 from focalclip.errors import UserError
 from focalclip.models import store
 from focalclip.models.clip import FocalCLIP
-from focalclip.training import checkpoint, engine
-from focalclip.training.checkpoint import TrainState
+from focalclip.training import checkpoint, elastic, engine
+from focalclip.training.checkpoint import Checkpoint, TrainState
 from focalclip.training.log import TrainLog
 from focalclip.training.loop import Trainer, train
 from focalclip.training.stop import StopRequest
@@ -34,14 +35,13 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool) -> bool:
     """
     engine.check(config, world_size())
     found = open_run_dir(config, resume)
-    state = checkpoint.read_manifest(found, config, world_size()) if found else TrainState()
+    saved = checkpoint.read(found, config) if found else None
+    state = saved.state if saved else TrainState()
     torch.manual_seed(config.seed)  # equal initial weights on every rank
     model = FocalCLIP(config.model)
     loader = _create_loader(config, shards, model, state)
     total_steps = _total_steps(config, loader)
-    deepspeed_engine = engine.create_engine(model, config, total_steps)
-    if found:
-        checkpoint.load(deepspeed_engine, found)
+    deepspeed_engine = _create_engine(config, model, total_steps, saved)
     if is_main():
         print(_introduction(config, model, loader, state, total_steps), flush=True)
     log = TrainLog(config.run_dir, total_steps, state, config.train.log_every)
@@ -69,6 +69,19 @@ def _save(run: Trainer) -> None:
                 "config": run.config.model_dump(mode="json"),
             }
             store.save(run.engine.module, run.config.run_dir / "model", provenance)
+
+
+def _create_engine(config: RunConfig, model: FocalCLIP, total_steps: int, saved: Checkpoint | None) -> Any:
+    """The engine, at step 0 or restored; a checkpoint of another number of ranks is recut on the way."""
+    if saved is None:
+        return engine.create_engine(model, config, total_steps)
+    path, is_universal = elastic.loadable(saved, world_size())
+    restored = engine.create_engine(model, config, total_steps, load_universal=is_universal)
+    checkpoint.load(restored, path)
+    barrier()
+    if is_universal and is_main():
+        elastic.clean_up(path)
+    return restored
 
 
 def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, state: TrainState) -> TrainLoader:
@@ -108,8 +121,8 @@ def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, stat
         f"model      {image.name} {millions['visual']:.2f} M + {config.model.text.name} text {millions['text']:.2f} M "
         f"parameters, {image.image_size} px",
         f"data       {loader.num_samples:,} pairs; {total_steps:,} steps x {batch} = {epochs:.1f} epochs",
-        f"engine     {world_size()} x {engine.device().type}, ZeRO {config.train.zero_stage}, {config.train.precision}, "
-        f"accumulation {config.train.accumulation}",
+        f"engine     {world_size()} x {engine.device().type}, ZeRO {config.train.zero_stage}, "
+        f"{config.train.precision}, accumulation {config.train.accumulation}",
     ]
     return "\n".join(lines)
 

@@ -1,10 +1,14 @@
 """Two real ranks under DeepSpeed's launcher give the run of one process, and stop and resume together."""
 
 import os
+import shutil
 import signal
 
 import helpers_run
 import pytest
+import torch
+
+import focalclip
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +47,20 @@ def test_two_ranks_stop_together_and_resume_bit_for_bit(two_ranks, tmp_path, sha
     result = helpers_run.run(tmp_path, shards, *args, "--resume", ranks=2)
     assert result.returncode == 0, result.stdout + result.stderr
     assert helpers_run.losses(run_dir) == expected
+
+
+def test_a_run_continues_on_another_number_of_ranks(tmp_path, shards, one_process):
+    first = helpers_run.run(tmp_path, shards, "--train.save-every", "3", ranks=2)
+    assert first.returncode == 0, first.stdout + first.stderr
+    run_dir = tmp_path / "runs" / "tiny"
+    shutil.rmtree(run_dir / "checkpoints" / "step-8")
+    whole = focalclip.load(run_dir)
+
+    again = helpers_run.run(tmp_path, shards, "--train.save-every", "3", "--resume")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert "continued from step 6" in again.stdout
+    assert helpers_run.losses(run_dir) == pytest.approx(one_process, rel=2e-5)
+    assert [p.name for p in run_dir.glob("checkpoints/.*")] == []
+    # not only the losses: the exported weights, with the normalisation's statistics folded in, agree too
+    for name, expected in whole.state_dict().items():
+        torch.testing.assert_close(focalclip.load(run_dir).state_dict()[name], expected, rtol=1e-3, atol=1e-4, msg=name)
