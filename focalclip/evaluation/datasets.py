@@ -179,44 +179,41 @@ def _shards(folder: Path) -> list[Path]:
 
 
 def _scan(shard: Path, num_classes: int, multilabel: bool) -> Iterator[tuple[Entry, Any]]:
-    """Image positions and labels of one shard, in its order; a sample is the run of members that share a key."""
+    """Image positions and labels of one shard, in its order."""
+    kind = "npy" if multilabel else "cls"
+    samples = _samples(shard)
+    with shard.open("rb") as data:
+        for key, members in samples:
+            image = next((members[extension] for extension in _IMAGES if extension in members), None)
+            if image is None or kind not in members:
+                lacks = f"no image ({', '.join(_IMAGES)})" if image is None else f"no .{kind} label"
+                raise UserError(f"{shard}: the sample {key} has {lacks}; write the shard again")
+            data.seek(members[kind].offset_data)
+            label = _label(data.read(members[kind].size), num_classes, multilabel, f"{shard}: the label of {key}")
+            yield Entry(shard, key, image.offset_data, image.size), label
+
+
+def _samples(shard: Path) -> list[tuple[str, dict[str, tarfile.TarInfo]]]:
+    """Key and members by extension of each sample: a run of members that share a key, which ends at the first dot."""
+    samples: list[tuple[str, dict[str, tarfile.TarInfo]]] = []
     try:
-        with shard.open("rb") as data, tarfile.open(shard, "r:") as tar:
-            sample: dict[str, tarfile.TarInfo] = {}
-            key = None
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
-                folder, _, base = member.name.rpartition("/")
-                stem, _, extension = base.partition(".")
-                if not member.isreg() or extension.lower() not in _IMAGES + _LABELS:
+                folder, slash, base = member.name.removeprefix("./").rpartition("/")
+                stem, _, extension = base.lower().partition(".")
+                if not member.isreg() or extension not in _IMAGES + _LABELS:
                     continue
-                if sample and key != f"{folder}/{stem}":
-                    yield _entry(shard, data, sample, num_classes, multilabel)
-                    sample = {}
-                key = f"{folder}/{stem}"
-                sample[extension.lower()] = member
-            if sample:
-                yield _entry(shard, data, sample, num_classes, multilabel)
-            data.seek(tar.offset)
-            end = data.read(_BLOCK)
-            if len(end) < _BLOCK or any(end):  # tarfile stops without a word at a header that is cut short
-                raise UserError(f"{shard}: cut short or damaged at byte {tar.offset}; download the shard again")
+                key = folder + slash + base[: len(stem)]
+                if not samples or samples[-1][0] != key:
+                    samples.append((key, {}))
+                samples[-1][1][extension] = member
+            file.seek(tar.offset)
+            end = file.read(_BLOCK)
     except tarfile.TarError as error:
         raise UserError(f"{shard}: not a whole tar ({error}); download the shard again") from None
-
-
-def _entry(
-    shard: Path, data: io.BufferedReader, sample: dict[str, tarfile.TarInfo], num_classes: int, multilabel: bool
-) -> tuple[Entry, Any]:
-    """One sample's image position and label, checked."""
-    kind = "npy" if multilabel else "cls"
-    image = next((sample[extension] for extension in _IMAGES if extension in sample), None)
-    key = next(iter(sample.values())).name.rpartition("/")[2].partition(".")[0]
-    if image is None or kind not in sample:
-        lacks = f"no image ({', '.join(_IMAGES)})" if image is None else f"no .{kind} label"
-        raise UserError(f"{shard}: the sample {key} has {lacks}; write the shard again")
-    data.seek(sample[kind].offset_data)
-    label = _label(data.read(sample[kind].size), num_classes, multilabel, f"{shard}: the label of {key}")
-    return Entry(shard, key, image.offset_data, image.size), label
+    if len(end) < _BLOCK or any(end):  # tarfile stops without a word at a header that is cut short
+        raise UserError(f"{shard}: cut short or damaged at byte {tar.offset}; download the shard again")
+    return samples
 
 
 def _label(data: bytes, num_classes: int, multilabel: bool, what: str) -> Any:
