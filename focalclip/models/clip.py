@@ -95,7 +95,7 @@ class FocalCLIP(nn.Module):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """List of strings to int64 tokens (B, context_length)."""
+        """List of strings to int64 tokens (B, L), L at most the context length."""
         if self._tokenizer is None:
             self._tokenizer = create_tokenizer(self.config.text)
         return self._tokenizer

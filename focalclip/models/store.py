@@ -189,7 +189,8 @@ def _load_strictly(model: nn.Module, weights: dict[str, Tensor], source: Path) -
     if missing or unexpected or wrong:
         raise UserError(
             f"{source}: not the weights of this model: {len(missing)} missing {missing[:3]}, "
-            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(wrong)} of another shape {wrong[:3]}; use the folder as it was exported"
+            f"{len(unexpected)} unexpected {unexpected[:3]}, {len(wrong)} of another shape {wrong[:3]}; "
+            "use the folder as it was exported"
         )
     with torch.no_grad():
         model.load_state_dict(weights)

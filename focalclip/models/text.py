@@ -1,6 +1,6 @@
 """Text towers and their tokenizers: open_clip's transformer with CLIP's BPE, or any Hugging Face text encoder.
 
-Both are ``tower(tokens) -> (B, embed_dim)`` for int64 tokens (B, context_length), with the parameter names of open_clip,
+Both are ``tower(tokens) -> (B, embed_dim)`` for int64 tokens (B, context_length), with open_clip's parameter names,
 so that an exported model is one that open_clip reads.
 """
 
@@ -29,7 +29,7 @@ def create_text_tower(config: TextTowerConfig, embed_dim: int) -> nn.Module:
     if config.name == "open_clip":
         from open_clip.transformer import TextTransformer
 
-        return TextTransformer(
+        tower = TextTransformer(
             context_length=config.context_length,
             width=config.width,
             heads=config.heads,
@@ -37,20 +37,49 @@ def create_text_tower(config: TextTowerConfig, embed_dim: int) -> nn.Module:
             output_dim=embed_dim,
             no_causal_mask=not config.causal,
         )
+        tower.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
+        return tower
     raise UserError(f"model.text.name={config.name!r} is not known; use open_clip or transformers:NAME_OR_FOLDER")
 
 
 def create_tokenizer(config: TextTowerConfig) -> Tokenizer:
-    """The tokenizer that belongs to the tower: a list of strings to int64 tokens (B, context_length).
+    """The tokenizer that belongs to the tower: a list of strings to int64 tokens (B, L), L at most the context length.
 
     Raises:
         UserError: if a Hugging Face tokenizer cannot be had.
     """
     if config.name.startswith(HUGGING_FACE):
         return HuggingFaceTokenizer(config)
-    from open_clip.tokenizer import SimpleTokenizer
+    return ByteLevelTokenizer(config)
 
-    return SimpleTokenizer(context_length=config.context_length)
+
+def _cut_mask(transformer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
+    """Fit the causal mask to captions shorter than the context (open_clip 3.3 always passes the whole one)."""
+    length = args[0].shape[1]
+    mask = kwargs["attn_mask"]
+    return args, kwargs | {"attn_mask": mask if mask is None else mask[:length, :length]}
+
+
+class ByteLevelTokenizer:
+    """CLIP's byte-pair encoding, from open_clip; cut to the longest caption of the list where that changes nothing.
+
+    Under causal attention no token sees the padding behind it, so shorter rows give the same embeddings; captions of a
+    few words then cost a fraction of the full context.
+    """
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self.tokenizer = SimpleTokenizer(context_length=config.context_length)
+        self.causal = config.causal
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Tokens (B, L), int64, L at most the context length."""
+        tokens = self.tokenizer(list(texts))
+        if not self.causal or len(tokens) == 0:
+            return tokens
+        longest = int(tokens.argmax(1).max()) + 1  # the end-of-text token has the largest number
+        return tokens[:, :longest].contiguous()
 
 
 class HuggingFaceTextTower(nn.Module):

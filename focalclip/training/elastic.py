@@ -1,4 +1,4 @@
-"""Continuing on another number of ranks: ZeRO cuts its shards for the ranks that wrote them, so they are recut first."""
+"""Continuing on another number of ranks: ZeRO cuts shards for the ranks that wrote them, so they are recut first."""
 
 import shutil
 import subprocess
