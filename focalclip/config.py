@@ -105,12 +105,20 @@ class AugmentConfig(Strict):
     recolour: float = Field(0.0, ge=0, le=1)
     """Probability of permuting and scaling the colour channels."""
 
+    @model_validator(mode="after")
+    def _ranges(self) -> Self:
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale={list(self.scale)} is no range of areas; use 0 < low <= high <= 1")
+        if not 0 < self.ratio[0] <= self.ratio[1]:
+            raise ValueError(f"ratio={list(self.ratio)} is no range of aspect ratios; use 0 < low <= high")
+        return self
+
 
 class DataConfig(Strict):
     """What is trained on."""
 
     train: str | list[str] = "emoji"
-    """``emoji`` for the default corpus, or shards: paths, folders, brace patterns such as ``cc3m/{00000..00331}.tar``."""
+    """``emoji`` for the default corpus, or shards: paths, folders, patterns such as ``cc3m/{00000..00331}.tar``."""
     batch_size: int = Field(384, ge=1)
     """Pairs per optimiser step, over all ranks and accumulation steps together."""
     first_caption: float = Field(0.0, ge=0, le=1)

@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from tiny_shards import ByteTokenizer, write_shards
 
-from focalclip.config import AugmentConfig, DataConfig
+from focalclip.config import AugmentConfig, DataConfig, RunConfig, from_dict
 from focalclip.data.loader import Batch, TrainLoader
 from focalclip.errors import UserError
 
@@ -128,6 +129,24 @@ def test_caption_choice(shards):
     assert 0.4 < share_of_first(0.0) < 0.6  # 300 draws: 3.5 standard errors
     assert 0.65 < share_of_first(0.5) < 0.85
     assert share_of_first(1.0) == 1
+
+
+@pytest.mark.parametrize(
+    "ranges",
+    [{"scale": (0.0, 1.0)}, {"scale": (0.9, 0.5)}, {"scale": (0.5, 1.5)}, {"ratio": (0, 1)}, {"ratio": (2, 1)}],
+)
+def test_impossible_crops_are_refused(ranges):
+    with pytest.raises(
+        UserError, match=rf"test: data\.augment: {next(iter(ranges))}=.* is no range of .*; use 0 < low"
+    ):
+        from_dict(RunConfig, {"data": {"augment": ranges}}, "test")
+
+
+def test_loader_travels_to_processes_that_are_not_forked(shards):
+    source = loader(shards)
+    before = take(source, 2)  # opens files, which must not be pickled
+    source._batches = pickle.loads(pickle.dumps(source._batches))
+    assert_same(before, take(source, 2))
 
 
 def test_uneven_batch_names_the_setting_and_the_remedy(shards):

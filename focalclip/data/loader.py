@@ -36,17 +36,10 @@ class Batch:
     faults: list[str]
     """``shard.tar: key: reason`` for each broken sample that was replaced."""
 
-    def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its tensors on a device."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
     def pin_memory(self) -> "Batch":
-        """The same batch in page-locked memory (DataLoader calls this)."""
-        return self._map(Tensor.pin_memory)
-
-    def _map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """The same batch in page-locked memory; DataLoader calls this."""
         tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: function(tensor) for name, tensor in tensors.items()})
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
 
 class TrainLoader:
