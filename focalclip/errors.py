@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend: its message is one sentence that names the field or file and the remedy."""
+"""The one exception that is the user's to mend: one sentence that names the field or file, and the remedy."""
 
 
 class UserError(ValueError):

@@ -55,7 +55,23 @@ def test_a_file_that_is_no_configuration_is_named(text, message, tmp_path):
 def test_overrides_go_on_top_of_the_file():
     config = with_overrides(
         RunConfig(),
-        ["--optim.lr", "5e-4", "--name", "7", "--data.augment.scale", "0.5", "1.0", "--eval.benchmark", "null", "--model.text.no-causal", "--model.image.activation-checkpointing", "--data.train", "a.tar", "b.tar", "--train.steps=9"],
+        [
+            "--optim.lr",
+            "5e-4",
+            "--name",
+            "7",
+            "--data.augment.scale",
+            "0.5",
+            "1.0",
+            "--eval.benchmark",
+            "null",
+            "--model.text.no-causal",
+            "--model.image.activation-checkpointing",
+            "--data.train",
+            "a.tar",
+            "b.tar",
+            "--train.steps=9",
+        ],
     )
     assert config.optim.lr == 5e-4
     assert config.name == "7"

@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-import webdataset  # noqa: TID251 (the judge of what a sample is)
+import webdataset
 from tiny_shards import good_sample, picture, write_shards, write_tar
 
 from focalclip.data.index import IMAGE, JSON, LABEL, TEXT, index_shards, load_key, load_members, scan_shard

@@ -12,7 +12,8 @@ from tiny_shards import picture
 from focalclip.config import AugmentConfig, ImageTowerConfig
 from focalclip.data.decode import decode_image
 from focalclip.data.order import Draw, uniform_draws
-from focalclip.data.transforms import eval_transform, flip_and_colour, min_decoded_side, random_resized_crop
+from focalclip.data.transforms import flip_and_colour, min_decoded_side, random_resized_crop
+from focalclip.preprocess import eval_transform
 
 WHOLE = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0))
 ROUNDING = 2  # grey levels: two resizers that both round, and JPEG's own rounding

@@ -3,7 +3,7 @@ import io
 import json
 
 import pytest
-import webdataset  # noqa: TID251 - the reader that everyone else has
+import webdataset
 from PIL import Image
 
 from focalclip.data.write import write_shards, write_task

@@ -6,21 +6,19 @@ a whole batch at once, in integer arithmetic, so that results do not depend on t
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from focalclip.config import AugmentConfig, ImageTowerConfig
+from focalclip.config import AugmentConfig
 from focalclip.data.order import Draw
 
 _LUMA = (77, 150, 29)  # 256 x (0.299, 0.587, 0.114), ITU-R BT.601, as Pillow and torchvision use
 _RECOLOUR_SCALE = (0.4, 1.0)  # range of a channel's factor; at most 1, so nothing saturates
 _PERMUTATIONS = np.array(list(itertools.permutations(range(3))))
-_FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
 def min_decoded_side(draws: Sequence[float], augment: AugmentConfig, size: int) -> int:
@@ -100,42 +98,3 @@ def _luma(images: np.ndarray) -> np.ndarray:
     """Brightness in one channel, (batch, 1, size, size)."""
     red, green, blue = (images[:, c : c + 1].astype(np.uint16) * _LUMA[c] for c in range(3))
     return (red + green + blue + 128 >> 8).astype(np.uint8)  # at most 255 * 256 + 128: fits 16 bits
-
-
-def eval_transform(config: ImageTowerConfig) -> Callable[[Image.Image], Tensor]:
-    """The fixed chain from a picture to the tower's input; the same values as open_clip's ``image_transform``.
-
-    ``shortest`` resizes the shorter side and crops the centre, ``squash`` resizes both sides, ``longest`` resizes the
-    longer side and pads with black (open_clip's fill).
-
-    Returns:
-        A function from a Pillow image of any mode to float32 (3, image_size, image_size), normalised.
-    """
-    size, resample = config.image_size, _FILTERS[config.interpolation]
-    fit = {"shortest": _fit_shortest, "squash": _squash, "longest": _fit_longest}[config.resize_mode]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
-
-    def transform(image: Image.Image) -> Tensor:
-        pixels = torch.from_numpy(np.array(fit(image, size, resample).convert("RGB")))
-        return (pixels.permute(2, 0, 1).contiguous().float() / 255 - mean) / std  # H W 3 -> 3 H W
-
-    return transform
-
-
-def _fit_shortest(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    shorter = min(image.size)
-    width, height = (int(size * side / shorter) for side in image.size)
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    return image.resize((width, height), resample).crop((left, top, left + size, top + size))
-
-
-def _squash(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    return image.resize((size, size), resample)
-
-
-def _fit_longest(image: Image.Image, size: int, resample: Image.Resampling) -> Image.Image:
-    shrink = max(image.size) / size
-    width, height = (max(round(side / shrink), 1) for side in image.size)
-    padded = Image.new("RGB", (size, size))
-    padded.paste(image.resize((width, height), resample).convert("RGB"), ((size - width) // 2, (size - height) // 2))
-    return padded

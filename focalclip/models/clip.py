@@ -10,6 +10,7 @@ from focalclip.config import ModelConfig
 from focalclip.models.norm import GlobalBatchNorm
 from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer
 from focalclip.models.towers import create_image_tower
+from focalclip.preprocess import eval_transform
 
 
 class ProjectedImageTower(nn.Module):
@@ -89,8 +90,6 @@ class FocalCLIP(nn.Module):
     @property
     def preprocess(self) -> Any:
         """Picture to (3, S, S) tensor, as the weights expect it in evaluation."""
-        from focalclip.preprocess import eval_transform
-
         return eval_transform(self.config.image)
 
     @property

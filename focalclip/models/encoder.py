@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from focalclip.config import ImageTowerConfig
+from focalclip.preprocess import eval_transform
 
 
 class ImageEncoder(nn.Module):
@@ -42,8 +43,6 @@ class ImageEncoder(nn.Module):
     @property
     def preprocess(self) -> Any:
         """Picture to (3, S, S) tensor."""
-        from focalclip.preprocess import eval_transform
-
         return eval_transform(self.config)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
