@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import yaml
 
 from focalclip.cli.args import with_overrides
 from focalclip.config import RunConfig, dump_yaml, from_dict, load_yaml
@@ -20,6 +21,16 @@ def test_every_config_loads_dumps_and_builds_on_the_meta_device(name, tmp_path):
         model = create_model(name)
     assert model.logit_scale.shape == (1,)
     assert all(p.is_meta for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_config_states_every_setting(name):
+    path = ROOT / f"{name}.yaml"
+    assert _keys(yaml.safe_load(path.read_text())) == _keys(load_yaml(RunConfig, path).model_dump())
+
+
+def _keys(values: dict) -> dict:
+    return {key: _keys(value) if isinstance(value, dict) else None for key, value in values.items()}
 
 
 def test_there_is_a_config_for_each_published_size():
