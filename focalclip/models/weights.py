@@ -6,7 +6,7 @@ timm's; shapes differ where timm has 1x1 convolutions. Whatever has no place in 
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,53 +17,30 @@ from torch import Tensor
 from focalclip.errors import UserError
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.variants import FOCALNETS
+from focalclip.models.weight_names import (
+    MATRIX,
+    OFFICIAL,
+    TRANSFORMERS,
+    Weights,
+    as_conv,
+    as_matrix,
+    some,
+    to_ours,
+    to_theirs,
+)
 
-Weights = dict[str, Tensor]
-# Pairs (our prefix, their prefix); the first that fits a name renames it. {prev} is {i} - 1: the authors and
-# transformers keep the downsampling at the end of the stage before.
-Rules = list[tuple[str, str]]
-
-_BLOCK = "layers.{i}.blocks.{j}."
-_OFFICIAL: Rules = [
-    ("stem.", "patch_embed."),
-    ("layers.{i}.downsample.", "layers.{prev}.downsample."),
-    (_BLOCK + "ls1.gamma", _BLOCK + "gamma_1"),
-    (_BLOCK + "ls2.gamma", _BLOCK + "gamma_2"),
-    (_BLOCK + "modulation.norm.", _BLOCK + "modulation.ln."),
-    (_BLOCK, _BLOCK),
-    ("norm.", "norm."),
-    ("head.fc.", "head."),
-]
-_HF_BLOCK = "encoder.stages.{i}.layers.{j}."
-_TRANSFORMERS: Rules = [
-    ("stem.proj.", "embeddings.patch_embeddings.projection."),
-    ("stem.norm.", "embeddings.norm."),
-    ("layers.{i}.downsample.proj.", "encoder.stages.{prev}.downsample.projection."),
-    ("layers.{i}.downsample.norm.", "encoder.stages.{prev}.downsample.norm."),
-    (_BLOCK + "ls1.gamma", _HF_BLOCK + "gamma_1"),
-    (_BLOCK + "ls2.gamma", _HF_BLOCK + "gamma_2"),
-    (_BLOCK + "modulation.f.", _HF_BLOCK + "modulation.projection_in."),
-    (_BLOCK + "modulation.h.", _HF_BLOCK + "modulation.projection_context."),
-    (_BLOCK + "modulation.proj.", _HF_BLOCK + "modulation.projection_out."),
-    (_BLOCK + "modulation.norm.", _HF_BLOCK + "modulation.layernorm."),
-    (_BLOCK, _HF_BLOCK),
-    ("norm.", "layernorm."),
-    ("head.fc.", "classifier."),
-]
-_MATRIX = re.compile(r"(modulation\.(f|h|proj)|mlp\.fc[12])\.weight$")
-_HF_CONV = re.compile(r"modulation\.projection_context\.weight$")
 # Their authors' configurations set normalize_modulator, timm does not, and the weights cannot tell.
 _DISPUTED = ("focalnet_large_fl4", "focalnet_xlarge_fl4")
 
 
 def from_timm(weights: Mapping[str, Tensor]) -> Weights:
     """State dict of timm's ``focalnet`` as a state dict of ours."""
-    return {name: _as_matrix(name, x) for name, x in weights.items()}
+    return {name: as_matrix(name, x) for name, x in weights.items()}
 
 
 def to_timm(weights: Mapping[str, Tensor]) -> Weights:
     """State dict of our FocalNet as a state dict of timm's ``focalnet``."""
-    return {name: x[..., None, None] if _MATRIX.search(name) else x for name, x in weights.items()}
+    return {name: as_conv(x) if MATRIX.search(name) else x for name, x in weights.items()}
 
 
 def from_transformers(weights: Mapping[str, Tensor], *, post_norm: bool = False) -> Weights:
@@ -77,14 +54,12 @@ def from_transformers(weights: Mapping[str, Tensor], *, post_norm: bool = False)
         UserError: if a name is not one of a FocalNet, such as the decoder of masked image modelling.
     """
     unprefixed = {name.removeprefix("focalnet."): x for name, x in weights.items()}
-    return _from_theirs(unprefixed, _TRANSFORMERS, post_norm, "transformers' FocalNet")
+    return to_ours(unprefixed, TRANSFORMERS, post_norm=post_norm, where="the given weights")
 
 
 def to_transformers(weights: Mapping[str, Tensor]) -> Weights:
     """State dict of our FocalNet as one of ``FocalNetModel`` or, with a head, ``FocalNetForImageClassification``."""
-    rules = _with_post_norm(_TRANSFORMERS)
-    theirs = _rename(weights, rules, "a FocalNet")
-    theirs = {name: x[..., None, None] if _HF_CONV.search(name) else x for name, x in theirs.items()}
+    theirs = to_theirs(weights, TRANSFORMERS)
     if "head.fc.weight" not in weights:
         return theirs
     return {name if name.startswith("classifier.") else f"focalnet.{name}": x for name, x in theirs.items()}
@@ -119,53 +94,14 @@ def from_official(
     weights = _unwrap(weights, where)
     if not with_head:
         weights = {name: x for name, x in weights.items() if not name.startswith("head.")}
-    implied = _implied_config(_from_theirs(weights, _OFFICIAL, False, where), where)
+    implied = _implied_config(to_ours(weights, OFFICIAL, post_norm=False, where=where), where)
     config = _with_flags(implied, flags, post_norm, normalize_modulator, where)
     with torch.device("meta"):
         tower = FocalNet(config)
-    ours = _from_theirs(weights, _OFFICIAL, config.use_post_norm, where)
+    ours = to_ours(weights, OFFICIAL, post_norm=config.use_post_norm, where=where)
     _check_same(tower.state_dict(), ours, where)
     tower.load_state_dict(ours, assign=True)
     return tower.float()
-
-
-def _from_theirs(weights: Mapping[str, Tensor], rules: Rules, post_norm: bool, where: str) -> Weights:
-    rules = _with_post_norm(rules) if post_norm else rules
-    ours = _rename(weights, [(theirs, ours) for ours, theirs in rules], where)
-    return {name: _as_matrix(name, x) for name, x in ours.items()}
-
-
-def _with_post_norm(rules: Rules) -> Rules:
-    """Rules for a post-norm net: we, like timm, tell the two norms of a block apart by name, others do not."""
-    block = next(theirs for ours, theirs in rules if ours == _BLOCK)
-    return [(f"{_BLOCK}norm{n}_post.", f"{block}norm{n}.") for n in (1, 2)] + rules
-
-
-def _rename(weights: Mapping[str, Tensor], rules: Iterable[tuple[str, str]], where: str) -> Weights:
-    """Rename by the first rule (from, to) whose prefix fits.
-
-    Raises:
-        UserError: if no rule fits a name.
-    """
-    compiled = [(re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>\\d+)", re.escape(old))), new) for old, new in rules]
-    renamed, unknown = {}, []
-    for name, x in weights.items():
-        for pattern, new in compiled:
-            if match := pattern.match(name):
-                index = {key: int(value) for key, value in match.groupdict().items()}
-                index |= {"i": index["prev"] + 1} if "prev" in index else {"prev": index.get("i", 0) - 1}
-                renamed[new.format(**index) + name[match.end() :]] = x
-                break
-        else:
-            unknown.append(name)
-    if unknown:
-        raise UserError(f"{where}: {_some(unknown)} not part of a FocalNet; are these the weights of another model?")
-    return renamed
-
-
-def _as_matrix(name: str, x: Tensor) -> Tensor:
-    """The weight of a 1x1 convolution as that of a linear layer."""
-    return x[:, :, 0, 0] if _MATRIX.search(name) and x.shape[2:] == (1, 1) else x
 
 
 def _read(path: str | Path) -> dict[str, Any]:
@@ -188,8 +124,9 @@ def _read(path: str | Path) -> dict[str, Any]:
             f"{path}: not a file of plain tensors, and nothing else is unpickled; "
             "save its state dict alone, best as .safetensors"
         ) from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise UserError(f"{path}: damaged or truncated ({str(error).splitlines()[0]}); copy it again") from None
+    except Exception as error:  # noqa: BLE001 - on damaged bytes the unpickler fails in every way there is
+        reason = (str(error) or "it ends too early").splitlines()[0]
+        raise UserError(f"{path}: damaged or truncated ({reason}); copy it again") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict()")
     return dict(content)
@@ -206,7 +143,7 @@ def _unwrap(weights: Mapping[str, Any], where: str) -> Weights:
         raise UserError(f"{where}: these are transformers' names; use from_transformers and load_state_dict")
     needed = ["patch_embed.proj.weight", "layers.0.blocks.0.modulation.f.weight", "layers.0.blocks.0.mlp.fc1.weight"]
     if absent := [name for name in needed if name not in inner]:
-        raise UserError(f"{where}: not a FocalNet of the authors: no {absent[0]}; it begins with {_some(inner)}")
+        raise UserError(f"{where}: not a FocalNet of the authors: no {absent[0]}; it begins with {some(inner)}")
     return dict(inner)
 
 
@@ -215,8 +152,8 @@ def _implied_config(ours: Weights, where: str) -> FocalNetConfig:
     blocks = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in ours]
     indices = {(int(m[1]), int(m[2])) for m in blocks if m}
     num_stages = 1 + max(stage for stage, _ in indices)
-    embed_dim, in_channels, kernel_size, _ = ours["stem.proj.weight"].shape
-    if kernel_size not in (4, 7):
+    embed_dim, in_channels, *kernel_size = ours["stem.proj.weight"].shape
+    if kernel_size not in ([4, 4], [7, 7]):
         raise UserError(
             f"{where}: patches of {kernel_size} pixels; only hierarchical FocalNets (4, or 7 overlapping) are known"
         )
@@ -234,7 +171,7 @@ def _implied_config(ours: Weights, where: str) -> FocalNetConfig:
         focal_levels=levels[0] if len(set(levels)) == 1 else tuple(levels),
         focal_windows=windows[0] if len(set(windows)) == 1 else tuple(windows),
         mlp_ratio=ours[first + "mlp.fc1.weight"].shape[0] / embed_dim,
-        use_overlap=kernel_size == 7,
+        use_overlap=kernel_size == [7, 7],
         use_post_norm_in_modulation=first + "modulation.norm.weight" in ours,
         layer_scale=1e-4 if first + "ls1.gamma" in ours else None,
         in_channels=in_channels,
@@ -275,11 +212,5 @@ def _check_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: s
     wrong = [name for name in own.keys() & given.keys() if own[name].shape != given[name].shape]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": wrong}
     if any(problems.values()):
-        listed = "; ".join(f"{len(names)} {what}: {_some(names)}" for what, names in problems.items() if names)
+        listed = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names)
         raise UserError(f"{where}: not the weights of a whole FocalNet ({listed}); get the file again")
-
-
-def _some(names: Iterable[str]) -> str:
-    """The first few names, and how many more."""
-    ordered = sorted(names)
-    return ", ".join(ordered[:5]) + (f" and {len(ordered) - 5} more" if len(ordered) > 5 else "")

@@ -1,0 +1,93 @@
+"""Features equal transformers' FocalNet for the same random weights."""
+
+import pytest
+import torch
+
+from focalclip.errors import UserError
+from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.weights import from_transformers, to_transformers
+
+transformers = pytest.importorskip("transformers")
+
+MAX_DIFFERENCE = 1e-5  # float32; features are of order 1
+MINI = {"embed_dim": 16, "depths": (1, 2, 1, 1)}
+CONFIGS = {
+    "srf": FocalNetConfig(**MINI),
+    "lrf-overlap": FocalNetConfig(**MINI, focal_levels=3, use_overlap=True),
+    "post-norm": FocalNetConfig(**MINI, use_post_norm=True, layer_scale=0.1, focal_windows=5, use_overlap=True),
+    "everything": FocalNetConfig(
+        **MINI, use_post_norm=True, use_post_norm_in_modulation=True, normalize_modulator=True, layer_scale=0.1,
+        focal_levels=4,
+    ),
+}  # fmt: skip
+
+
+def theirs_like(config: FocalNetConfig, kind: str = "FocalNetModel") -> torch.nn.Module:
+    """A randomised model of transformers, norms, biases and scales included."""
+    hf_config = transformers.FocalNetConfig(
+        image_size=64,
+        embed_dim=config.embed_dim,
+        depths=list(config.depths),
+        focal_levels=list(config.stage_levels),
+        focal_windows=list(config.stage_windows),
+        use_conv_embed=config.use_overlap,
+        use_post_layernorm=config.use_post_norm,
+        use_post_layernorm_in_modulation=config.use_post_norm_in_modulation,
+        normalize_modulator=config.normalize_modulator,
+        use_layerscale=config.layer_scale is not None,
+        num_labels=config.num_classes or 2,
+    )
+    model = getattr(transformers, kind)(hf_config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.ndim > 1:
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:
+                parameter.copy_(0.2 * noise + (0.0 if name.endswith("bias") else 0.5))
+    return model.eval()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 160)])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_features_match(name, size):
+    config = CONFIGS[name]
+    theirs, ours = theirs_like(config), FocalNet(config).eval()
+    ours.load_state_dict(from_transformers(theirs.state_dict(), post_norm=config.use_post_norm))
+    images = torch.randn(2, 3, *size)
+    with torch.no_grad():
+        expected = theirs(images)
+        tokens = ours.forward_features(images).flatten(2).transpose(1, 2)
+        assert expected.pooler_output.abs().max() > 0.1
+        assert (tokens - expected.last_hidden_state).abs().max() <= MAX_DIFFERENCE
+        assert (ours(images) - expected.pooler_output.flatten(1)).abs().max() <= MAX_DIFFERENCE
+
+
+def test_logits_match_and_the_weights_travel_back():
+    config = FocalNetConfig(**MINI, use_post_norm=True, num_classes=5)
+    theirs, ours = theirs_like(config, "FocalNetForImageClassification"), FocalNet(config).eval()
+    ours.load_state_dict(from_transformers(theirs.state_dict(), post_norm=True))
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert (ours(images) - theirs(images).logits).abs().max() <= MAX_DIFFERENCE
+    returned = to_transformers(ours.state_dict())
+    expected = theirs.state_dict()
+    assert returned.keys() == expected.keys()
+    assert all(torch.equal(returned[key], x) for key, x in expected.items())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_towers_become_their_models(name):
+    config = CONFIGS[name]
+    ours, theirs = FocalNet(config).eval(), theirs_like(config)
+    theirs.load_state_dict(to_transformers(ours.state_dict()))
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert (ours(images) - theirs(images).pooler_output.flatten(1)).abs().max() <= MAX_DIFFERENCE
+
+
+def test_other_models_are_refused_by_name():
+    theirs = theirs_like(CONFIGS["srf"], "FocalNetForMaskedImageModeling")
+    with pytest.raises(UserError, match=r"decoder\.0\.bias.*not part of a FocalNet"):
+        from_transformers(theirs.state_dict())

@@ -1,0 +1,219 @@
+"""The focal modulation against loops, and what the tower promises: shapes, gradients, options, initialisations."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from focalclip.errors import UserError
+from focalclip.models.focal_modulation import FocalModulation
+from focalclip.models.focalnet import DropPath, FocalNet, FocalNetConfig
+
+SMALL = {"embed_dim": 8, "depths": (1, 2, 1)}
+OPTIONS = [
+    {},
+    {"layer_scale": 0.1, "focal_levels": 3, "focal_windows": 5},
+    {"use_post_norm": True, "use_post_norm_in_modulation": True, "layer_scale": 0.1, "use_overlap": True},
+    {"normalize_modulator": True, "focal_levels": (2, 1, 0), "focal_windows": (5, 3, 3)},
+]
+
+
+def naive_modulation(module: FocalModulation, x: torch.Tensor, *, divisor: int) -> torch.Tensor:
+    """One sample (H, W, C), written as loops over positions, levels and kernel taps."""
+    height, width, dim = x.shape
+    kernels = [layer[0].weight[:, 0] for layer in module.focal_layers]
+    mixed = torch.stack(
+        [torch.stack([module.f.weight @ x[i, j] + module.f.bias for j in range(width)]) for i in range(height)]
+    )
+    q, context, gates = mixed[..., :dim], mixed[..., dim : 2 * dim], mixed[..., 2 * dim :]
+    total = torch.zeros(height, width, dim, dtype=x.dtype)
+    for level, kernel in enumerate(kernels):
+        radius, new = kernel.shape[-1] // 2, torch.zeros_like(context)
+        for i in range(height):
+            for j in range(width):
+                for di in range(-radius, radius + 1):
+                    for dj in range(-radius, radius + 1):
+                        if 0 <= i + di < height and 0 <= j + dj < width:
+                            new[i, j] += kernel[:, di + radius, dj + radius] * context[i + di, j + dj]
+        context = 0.5 * new * (1 + torch.erf(new / math.sqrt(2)))
+        total += context * gates[..., level, None]
+    pooled = context.reshape(-1, dim).sum(0) / (height * width)
+    total += 0.5 * pooled * (1 + torch.erf(pooled / math.sqrt(2))) * gates[..., -1, None]
+    product = q * (total / divisor @ module.h.weight.T + module.h.bias)
+    if isinstance(module.norm, nn.LayerNorm):
+        mean, var = product.mean(-1, keepdim=True), product.var(-1, keepdim=True, unbiased=False)
+        product = (product - mean) / (var + 1e-5).sqrt() * module.norm.weight + module.norm.bias
+    return product @ module.proj.weight.T + module.proj.bias
+
+
+@pytest.mark.parametrize(
+    ("levels", "window", "use_norm", "normalize"), [(2, 3, False, False), (3, 5, True, True), (0, 3, False, True)]
+)
+def test_modulation_matches_loops(levels, window, use_norm, normalize):
+    torch.manual_seed(0)
+    module = FocalModulation(3, num_levels=levels, window=window, use_norm=use_norm, normalize=normalize).double()
+    for parameter in module.parameters():
+        nn.init.normal_(parameter)
+    x = torch.randn(2, 4, 5, 3, dtype=torch.float64)
+    with torch.no_grad():
+        expected = torch.stack([naive_modulation(module, s, divisor=levels + 1 if normalize else 1) for s in x])
+        torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("size", [(48, 48), (51, 33)])
+def test_shapes_and_every_parameter_learns(options, size):
+    torch.manual_seed(0)
+    tower = FocalNet(FocalNetConfig(**SMALL, **options))
+    images = torch.randn(2, 3, *size)
+    maps = tower.feature_maps(images)
+    assert tower.strides == [4, 8, 16]
+    assert [m.shape[1] for m in maps] == tower.feature_dims == [8, 16, 32]
+    if not options.get("use_overlap"):
+        assert [m.shape[2:] for m in maps] == [(size[0] // s, size[1] // s) for s in tower.strides]
+    pooled = tower(images)
+    assert pooled.shape == (2, tower.num_features) == (2, 32)
+    torch.testing.assert_close(pooled, tower.norm(maps[-1].permute(0, 2, 3, 1)).mean((1, 2)))
+    (pooled * torch.randn_like(pooled)).sum().backward()
+    for name, parameter in tower.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+        assert parameter.is_contiguous(), f"{name}: DeepSpeed flattens parameters and needs them contiguous"
+
+
+def test_memory_layout_of_the_input_does_not_matter():
+    tower = FocalNet(FocalNetConfig(**SMALL)).eval()
+    images = torch.randn(2, 3, 48, 32)
+    channels_last = images.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(tower(images), tower(channels_last))
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_activation_checkpointing_changes_nothing(options):
+    results = []
+    for activation_checkpointing in (False, True):
+        torch.manual_seed(0)
+        config = FocalNetConfig(
+            **SMALL, **options, drop_path=0.3, dropout=0.1, activation_checkpointing=activation_checkpointing
+        )
+        tower = FocalNet(config)
+        images = torch.randn(4, 3, 48, 48)
+        torch.manual_seed(1)  # the masks of stochastic depth are drawn again, the same, when a block is recomputed
+        output = tower(images)
+        output.square().sum().backward()
+        results.append([output.detach(), *(p.grad for p in tower.parameters())])
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+def test_activation_checkpointing_recomputes_blocks():
+    tower = FocalNet(FocalNetConfig(**SMALL, activation_checkpointing=True))
+    calls = []
+    tower.layers[1].blocks[0].modulation.register_forward_pre_hook(lambda *_: calls.append(1))
+    tower(torch.randn(1, 3, 48, 48)).sum().backward()
+    assert len(calls) == 2
+
+
+def test_drop_path_drops_whole_samples_and_keeps_the_mean():
+    torch.manual_seed(0)
+    layer, x = DropPath(0.25).train(), torch.rand(20_000, 2, 1, 3) + 0.5
+    y = layer(x)
+    dropped = (y == 0).flatten(1)
+    assert torch.equal(dropped.any(1), dropped.all(1))
+    assert abs(dropped.all(1).float().mean() - 0.25) < 0.015  # 5 standard deviations
+    kept = ~dropped.all(1)
+    torch.testing.assert_close(y[kept], x[kept] / 0.75)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_drop_path_grows_linearly_and_acts_only_in_training():
+    tower = FocalNet(FocalNetConfig(embed_dim=8, depths=(2, 1, 2), drop_path=0.4))
+    rates = [block.drop_path.rate for stage in tower.layers for block in stage.blocks]
+    assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
+    images = torch.randn(8, 3, 32, 32)
+    assert not torch.equal(tower.train()(images), tower(images))
+    assert torch.equal(tower.eval()(images), tower(images))
+
+
+def test_dropout_acts_only_in_training():
+    tower = FocalNet(FocalNetConfig(**SMALL, dropout=0.5))
+    images = torch.randn(2, 3, 32, 32)
+    assert not torch.equal(tower.train()(images), tower(images))
+    assert torch.equal(tower.eval()(images), tower(images))
+
+
+def test_bf16_autocast_stays_close_to_fp32():
+    torch.manual_seed(0)
+    tower = FocalNet(FocalNetConfig(**SMALL, init="fan_in"))
+    images = torch.randn(4, 3, 48, 48)
+    expected = tower(images)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = tower(images)
+    output.float().square().sum().backward()
+    assert F.cosine_similarity(output.float(), expected).min() > 0.99
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in tower.parameters())
+    assert tower.bfloat16()(images.bfloat16()).dtype == torch.bfloat16
+
+
+STD = 0.02
+# (name of a weight, its fan-in, is it a convolution in the authors' code) of a net with d=96
+CASES = [
+    ("layers.0.blocks.0.modulation.f.weight", 96, False),
+    ("layers.1.blocks.0.modulation.h.weight", 192, True),
+    ("layers.1.blocks.0.modulation.proj.weight", 192, False),
+    ("layers.1.blocks.0.mlp.fc2.weight", 768, False),
+    ("layers.1.blocks.0.modulation.focal_layers.0.0.weight", 9, True),
+    ("layers.1.downsample.proj.weight", 384, True),
+    ("stem.proj.weight", 48, True),
+    ("head.fc.weight", 192, False),
+]
+
+
+@pytest.mark.parametrize("init", ["official", "timm", "fan_in"])
+def test_initialisations_follow_the_table(init):
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        tower = FocalNet(FocalNetConfig(embed_dim=96, depths=(1, 1), layer_scale=0.5, num_classes=100))
+    tower.to_empty(device="cpu")
+    for parameter in tower.parameters():
+        parameter.data.fill_(float("nan"))
+    tower.init_weights(init)
+    parameters = dict(tower.named_parameters())
+    for name, fan_in, is_conv in CASES:
+        uniform = init == "official" and is_conv
+        std = 1 / math.sqrt(3 * fan_in) if uniform else 1 / math.sqrt(fan_in) if init == "fan_in" else STD
+        weight, bias = parameters[name], parameters.get(name.replace("weight", "bias"))
+        assert weight.std().item() == pytest.approx(std, rel=0.06), name
+        if uniform:
+            assert weight.abs().max() <= 1 / math.sqrt(fan_in)
+        if bias is not None:
+            assert (bias.abs().max() > 0) == uniform, name
+            assert bias.abs().max() <= 1 / math.sqrt(fan_in)
+    assert all((p == 0.5).all() for name, p in parameters.items() if name.endswith("gamma"))
+    norms = [module for module in tower.modules() if isinstance(module, nn.LayerNorm)]
+    assert all((norm.weight == 1).all() and (norm.bias == 0).all() for norm in norms)
+    assert not any(p.isnan().any() for p in parameters.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"focal_levels": (2, 2)}, "focal_levels"),
+        ({"focal_windows": 4}, "focal_windows"),
+        ({"depths": ()}, "depths"),
+        ({"drop_path": 1.0}, "drop_path"),
+        ({"dropout": -0.1}, "dropout"),
+        ({"init": "xavier"}, "init"),
+    ],
+)
+def test_impossible_options_are_named(options, field):
+    with pytest.raises(UserError, match=field):
+        FocalNetConfig(**options)
+
+
+def test_too_small_images_are_refused():
+    tower = FocalNet(FocalNetConfig(**SMALL))
+    with pytest.raises(UserError, match=r"15x64 pixels.*16"):
+        tower(torch.zeros(1, 3, 15, 64))
+    assert tower(torch.zeros(1, 3, 16, 16)).shape == (1, 32)

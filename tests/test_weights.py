@@ -1,0 +1,182 @@
+"""Checkpoints of FocalNet's authors: built from what they imply, refused with one clear sentence."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from focalclip.errors import UserError
+from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.variants import FOCALNETS
+from focalclip.models.weights import from_official
+
+timm = pytest.importorskip("timm")
+
+PLAIN = FocalNetConfig(embed_dim=8, depths=(1, 2, 1), num_classes=3)
+LARGE_LIKE = FocalNetConfig(
+    embed_dim=8, depths=(2, 1), focal_levels=3, focal_windows=5, use_overlap=True, use_post_norm=True,
+    use_post_norm_in_modulation=True, layer_scale=0.1, num_classes=3,
+)  # fmt: skip
+
+
+def official_weights(tower: FocalNet) -> dict[str, torch.Tensor]:
+    """What the authors' code would have saved for this tower."""
+    weights = {}
+    for name, x in tower.state_dict().items():
+        name = name.replace("stem.", "patch_embed.").replace("head.fc.", "head.").replace("_post.", ".")
+        name = name.replace("modulation.norm.", "modulation.ln.")
+        name = re.sub(r"ls(\d)\.gamma", r"gamma_\1", name)
+        name = re.sub(r"layers\.(\d+)\.downsample", lambda m: f"layers.{int(m[1]) - 1}.downsample", name)
+        weights[name] = x[..., None, None] if name.endswith("modulation.h.weight") else x
+    return weights
+
+
+def random_tower(config: FocalNetConfig) -> FocalNet:
+    torch.manual_seed(0)
+    tower = FocalNet(config).eval()
+    for parameter in tower.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return tower
+
+
+@pytest.mark.parametrize("config", [PLAIN, LARGE_LIKE], ids=["plain", "large-like"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_official_files_load_and_give_the_features(config, suffix, tmp_path):
+    tower, path = random_tower(config), tmp_path / f"focalnet{suffix}"
+    weights = {name: x.contiguous() for name, x in official_weights(tower).items()}
+    torch.save({"model": weights}, path) if suffix == ".pth" else save_file(weights, path)
+    loaded = from_official(path, post_norm=config.use_post_norm, drop_path=0.2).eval()
+    assert loaded.config.drop_path == 0.2
+    assert loaded.config.num_classes == 0
+    images = torch.randn(2, 3, 37, 44)
+    torch.testing.assert_close(loaded(images), tower.forward_features(images).mean((2, 3)))
+    with_head = from_official(str(path), post_norm=config.use_post_norm, with_head=True).eval()
+    torch.testing.assert_close(with_head(images), tower(images))
+    assert all(p.is_contiguous() and p.requires_grad for p in loaded.parameters())
+
+
+def test_official_names_are_those_that_timm_converts():
+    """The renames of this file's reference agree with timm's own reader of the authors' checkpoints."""
+    model = timm.models.focalnet.FocalNet(
+        embed_dim=8, depths=(2, 1), focal_levels=(3, 3), focal_windows=(5, 5), use_overlap_down=True,
+        use_post_norm=True, use_post_norm_in_modulation=True, layerscale_value=0.1, num_classes=3,
+    ).eval()  # fmt: skip
+    weights = official_weights(random_tower(LARGE_LIKE))
+    model.load_state_dict(timm.models.focalnet.checkpoint_filter_fn({"model": dict(weights)}, model))
+    ours = from_official(weights, post_norm=True, with_head=True).eval()
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(images), model(images))
+
+
+@pytest.mark.parametrize("name", FOCALNETS)
+def test_every_variant_is_recognised_from_its_weights(name):
+    with torch.device("meta"):
+        weights = official_weights(FocalNet(FOCALNETS[name]))
+    disputed = name in ("focalnet_large_fl4", "focalnet_xlarge_fl4")
+    with torch.device("meta"):
+        tower = from_official(weights, **{"normalize_modulator": False} if disputed else {})
+    assert tower.config == FOCALNETS[name]
+
+
+def test_disputed_flag_must_be_given():
+    with torch.device("meta"):
+        weights = official_weights(FocalNet(FOCALNETS["focalnet_large_fl4"]))
+    with pytest.raises(UserError, match=r"give normalize_modulator.*large_fl4"):
+        from_official(weights)
+
+
+def test_half_precision_weights_become_float32():
+    weights = {name: x.half() for name, x in official_weights(random_tower(PLAIN)).items()}
+    assert {p.dtype for p in from_official(weights).parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"embed_dim": 16}, r"embed_dim=16 contradicts the weights, which imply 8"),
+        ({"depths": (1, 1, 1)}, r"depths=\(1, 1, 1\) contradicts the weights, which imply \(1, 2, 1\)"),
+        ({"layer_scale": 1e-4}, r"layer_scale=0\.0001 contradicts the weights, which imply None"),
+        ({"use_overlap": True}, r"use_overlap=True contradicts"),
+        ({"num_classes": 3}, r"num_classes=3 contradicts"),
+        ({"postnorm": True}, r"postnorm is not a flag.*post_norm"),
+    ],
+)
+def test_contradicting_flags_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        from_official(official_weights(random_tower(PLAIN)), **flags)
+
+
+def test_agreeing_flags_are_welcome():
+    tower = from_official(official_weights(random_tower(PLAIN)), embed_dim=8, depths=(1, 2, 1), use_overlap=False)
+    assert tower.config.embed_dim == 8
+
+
+def edit(change) -> dict[str, torch.Tensor]:
+    weights = official_weights(random_tower(PLAIN))
+    change(weights)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop("norm.bias"), r"1 missing: norm\.bias"),
+        (lambda w: w.pop("layers.1.blocks.1.mlp.fc2.weight"), r"1 missing: layers\.1\.blocks\.1\.mlp\.fc2\.weight"),
+        (lambda w: w.update({"norm.extra": torch.zeros(1)}), r"1 unexpected: norm\.extra"),
+        (lambda w: w.update({"pos_embed": torch.zeros(1)}), r"pos_embed not part of a FocalNet"),
+        (lambda w: w.update({"norm.bias": torch.zeros(3)}), r"1 of another shape: norm\.bias"),
+        (lambda w: w.update({"patch_embed.proj.weight": torch.zeros(8, 3, 16, 16)}), r"patches of \[16, 16\] pixels"),
+        (lambda w: w.update({"epoch": 3}), r"expected named tensors"),
+    ],
+)
+def test_weights_are_loaded_strictly(change, message):
+    with pytest.raises(UserError, match=message):
+        from_official(edit(change))
+
+
+def test_other_models_are_refused():
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
+    with pytest.raises(UserError, match=r"not a FocalNet of the authors: no layers\.0\.blocks\.0\.modulation"):
+        from_official(vit)
+    with pytest.raises(UserError, match="timm's names; use from_timm"):
+        from_official(random_tower(PLAIN).state_dict())
+    with pytest.raises(UserError, match="transformers' names; use from_transformers"):
+        from_official({"focalnet.embeddings.patch_embeddings.projection.weight": torch.zeros(1)})
+
+
+class Payload:
+    """Stands for anything but a tensor in a pickle."""
+
+
+def test_pickled_objects_are_not_unpickled(tmp_path):
+    torch.save({"model": Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(UserError, match=r"evil\.pth: not a file of plain tensors"):
+        from_official(tmp_path / "evil.pth")
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_damaged_files_are_named(suffix, tmp_path):
+    path = tmp_path / f"focalnet{suffix}"
+    weights = official_weights(random_tower(PLAIN))
+    torch.save({"model": weights}, path) if suffix == ".pth" else save_file(weights, path)
+    truncate(path)
+    with pytest.raises(UserError, match=rf"focalnet{re.escape(suffix)}: damaged or truncated"):
+        from_official(path)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=r"damaged or truncated"):
+        from_official(path)
+    path.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        from_official(path)
+
+
+def test_a_file_that_holds_no_state_dict_is_refused(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "tensor.pth")
+    with pytest.raises(UserError, match="holds a Tensor, not a state dict"):
+        from_official(tmp_path / "tensor.pth")
