@@ -29,7 +29,7 @@ from focalclip.models.weight_names import (
     to_theirs,
 )
 
-# Their authors' configurations set normalize_modulator, timm does not, and the weights cannot tell.
+# Published configurations disagree on normalize_modulator (the authors' set it, timm's do not); weights cannot tell.
 _DISPUTED = ("focalnet_large_fl4", "focalnet_xlarge_fl4")
 
 
@@ -194,7 +194,7 @@ def _with_flags(
     variant = next((name for name, config in FOCALNETS.items() if _same_shapes(config, implied)), None)
     if variant in _DISPUTED and normalize is None:
         raise UserError(
-            f"{where}: give normalize_modulator: the authors' configuration of {variant} sets it, timm's does not"
+            f"{where}: give normalize_modulator: published configurations of {variant} disagree (authors' True, timm's False)"
         )
     if post_norm is None:
         post_norm = variant is not None and FOCALNETS[variant].use_post_norm
