@@ -194,7 +194,8 @@ def _with_flags(
     variant = next((name for name, config in FOCALNETS.items() if _same_shapes(config, implied)), None)
     if variant in _DISPUTED and normalize is None:
         raise UserError(
-            f"{where}: give normalize_modulator: published configurations of {variant} disagree (authors' True, timm's False)"
+            f"{where}: give normalize_modulator, on which published configurations of {variant} disagree: "
+            "the authors' True or timm's False"
         )
     if post_norm is None:
         post_norm = variant is not None and FOCALNETS[variant].use_post_norm
