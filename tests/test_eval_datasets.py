@@ -174,7 +174,9 @@ def test_absent_data_says_what_to_do(tmp_path):
 
 def test_the_hub_offline_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(Unavailable, match=r"wds_vtab-dtd: offline .* go online once, or give --data-root"):
+    with pytest.raises(
+        Unavailable, match="offline, clip-benchmark/wds_vtab-dtd not cached; go online once, or give --data-root"
+    ):
         locate(Task(id="dtd", folders=("vtab-dtd",), hub="clip-benchmark/wds_vtab-dtd"), None, {})
 
 

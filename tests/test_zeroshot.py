@@ -1,5 +1,6 @@
 """The whole zero-shot run on a real open_clip model and real task folders, against naive code and scikit-learn."""
 
+import copy
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ import torch
 from open_clip import build_zero_shot_classifier
 from PIL import Image
 from sklearn import metrics as sk
-from wds_folder import picture, tiny_model, write_folder
+from wds_folder import picture, png, tiny_model, write_folder
 
 import focalclip
 from focalclip.cli.zeroshot import main
@@ -25,6 +26,7 @@ from focalclip.evaluation.features import encode_images
 from focalclip.evaluation.model import weights_sha256
 from focalclip.evaluation.tasks import Benchmark, Task
 from focalclip.evaluation.zeroshot import evaluate
+from focalclip.models.clip import FocalCLIP
 
 NAMES = ("cat", "dog", "ankle boot", "fire engine", "owl", "bus", "tree")
 TEMPLATES = ("a photo of a {c}.", "art of the {c}, {c}.")
@@ -130,8 +132,6 @@ def test_features_do_not_depend_on_the_batch_size(tmp_path):
 def test_trap_squash_shows_the_model_the_whole_picture(tmp_path):
     wide = np.zeros((10, 40, 3), dtype=np.uint8)
     wide[:, :10] = 255  # white at the left edge, which a centre crop removes
-    from wds_folder import png
-
     folder = write_folder(tmp_path / "t", [0], images=[png(wide)])
     data, model = read_task_folder(folder), tiny_model()
     with torch.no_grad():
@@ -233,8 +233,6 @@ def test_weights_hash_follows_the_weights():
 
 
 def test_modes_and_gradients_are_as_before_afterwards(tmp_path):
-    import copy
-
     model = copy.deepcopy(tiny_model()).train()
     model.visual.eval()  # a locked tower must stay so
     modes = [module.training for module in model.modules()]
@@ -245,8 +243,6 @@ def test_modes_and_gradients_are_as_before_afterwards(tmp_path):
 
 
 def test_low_precision_stays_inside_the_towers(tmp_path):
-    import copy
-
     model = copy.deepcopy(tiny_model()).to(torch.bfloat16)
     folder = write_folder(tmp_path / "t", [0, 1, 2])
     with torch.no_grad():
@@ -255,8 +251,6 @@ def test_low_precision_stays_inside_the_towers(tmp_path):
 
 
 def test_weights_that_diverged_are_refused(tmp_path):
-    import copy
-
     model = copy.deepcopy(tiny_model())
     torch.nn.init.constant_(model.visual.proj, float("nan"))
     result = run(write_folder(tmp_path / "t", [0, 1, 2]), model=model)
@@ -279,17 +273,11 @@ def workplace(tmp_path_factory):
         image=ImageTowerConfig(name="focalnet_pico", image_size=32),
         text=TextTowerConfig(context_length=12, width=16, heads=2, layers=1),
     )
-    from focalclip.models.clip import FocalCLIP
-
     torch.manual_seed(0)
-    focalclip.save(FocalCLIP(config), _parent(root / "runs" / "tiny" / "model"))
+    (root / "runs" / "tiny").mkdir(parents=True)
     (root / "runs" / "tiny" / "config.yaml").write_text("name: tiny\n")
+    focalclip.save(FocalCLIP(config), root / "runs" / "tiny" / "model")
     return root
-
-
-def _parent(path):
-    path.parent.mkdir(parents=True)
-    return path
 
 
 def test_command_evaluates_the_newest_run_and_writes_both_files(workplace, monkeypatch, capsys):
@@ -311,8 +299,9 @@ def test_command_exits_1_only_where_nothing_could_be_evaluated(workplace, monkey
     assert main(["--benchmark", "elevater", "--data-root", "empty", "--model", "runs/tiny"]) == 1
     captured = capsys.readouterr()
     assert "no score: 0 of 20 tasks" in captured.out
-    assert captured.out.count("on the hub: clip-benchmark/wds_") == 20
+    assert captured.out.count("clip-benchmark/wds_") == 20
     assert captured.err.strip().splitlines()[-1].startswith("error: nothing could be evaluated")
+    assert not Path("runs/tiny/eval/elevater.json").exists()  # an empty result never replaces an earlier one
 
 
 @pytest.mark.parametrize(
@@ -322,6 +311,11 @@ def test_command_exits_1_only_where_nothing_could_be_evaluated(workplace, monkey
         (["--benchmark", "tasks", "--tasks", "c"], "error: --tasks: tasks has no task 'c'"),
         (["--benchmark", "tasks", "--model", "runs/none"], "error: runs/none: no such folder"),
         (["--benchmark", "tasks", "--device", "gpu"], "error: --device gpu: cannot be used"),
+        (["--benchmark", "tasks", "--output", "tasks"], "error: --output tasks: is a folder"),
+        (
+            ["--benchmark", "tasks", "--output", "runs/tiny/config.yaml/x"],
+            "error: --output runs/tiny/config.yaml/x: its",
+        ),
         (["--benchmark", "elevater", "--data-root", "nowhere"], "error: --data-root nowhere: no such folder"),
     ],
 )

@@ -72,16 +72,22 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.models.sources import newest_run
 
     device = _device(args.device)
+    if args.output:
+        _check_output(Path(args.output))
     source = args.model or str(newest_run())
     benchmark = load_benchmark(args.benchmark, args.data_root)
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
     model = focalclip.load(source)
     result = evaluate(model, benchmark, batch_size=args.batch_size, device=device, tasks=args.tasks).with_source(source)
     print("\n" + result.table())
-    for path in _outputs(args, source, benchmark.name):
+    outputs = [Path(args.output)] if args.output else []
+    if result.tasks and (Path(source) / "config.yaml").is_file():
+        # a choice of tasks gets a name of its own, so that it never overwrites the full result
+        outputs.append(Path(source) / "eval" / ("-".join([benchmark.name, *(args.tasks or [])]) + ".json"))
+    for path in outputs:
         print(f"\nwritten to {result.write(path)}")
     if not result.tasks:
-        print("error: nothing could be evaluated; see what is missing above", file=sys.stderr)
+        print("error: nothing could be evaluated; see above what is missing", file=sys.stderr)
         return 1
     return 0
 
@@ -99,9 +105,11 @@ def _device(name: str | None) -> str:
     return name
 
 
-def _outputs(args: argparse.Namespace, source: str, benchmark: str) -> list[Path]:
-    """The file asked for, and the run directory's own; a choice of tasks never overwrites the full result."""
-    paths = [Path(args.output)] if args.output else []
-    if (Path(source) / "config.yaml").is_file():
-        paths.append(Path(source) / "eval" / ("-".join([benchmark, *(args.tasks or [])]) + ".json"))
-    return paths
+def _check_output(path: Path) -> None:
+    """Find out before the work, not after it, that the result cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path}: its folder cannot be made ({error.strerror}); choose another") from None
+    if path.is_dir():
+        raise UserError(f"--output {path}: is a folder; name a file such as {path / 'result.json'}")

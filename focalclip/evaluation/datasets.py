@@ -97,20 +97,20 @@ def locate(task: Task, data_root: Path | None, absent: dict[str, str]) -> Path:
 
 def _download(task: Task) -> Path:
     if task.hub is None:
-        raise Unavailable(f"on no hub; {task.obtain}, then give --data-root")
+        raise Unavailable(f"on no hub; {task.obtain or 'put its folder somewhere'}, then give --data-root")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    elsewhere = f"give --data-root with a folder {task.folder_names[0]}"
     try:
         return Path(snapshot_download(task.hub, repo_type="dataset", allow_patterns=["*.txt", "test/*"]))
     except GatedRepoError:
-        raise Unavailable(f"{task.hub} is gated: accept its terms on the hub and log in, or {elsewhere}") from None
+        raise Unavailable(f"{task.hub} is gated: accept its terms on the hub and log in, or give --data-root") from None
     except RepositoryNotFoundError:
-        raise Unavailable(f"the hub has no data set {task.hub} (any more); {elsewhere}") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        why = "offline and not in the hub's cache" if isinstance(error, LocalEntryNotFoundError) else _brief(error)
-        raise Unavailable(f"{task.hub}: {why}; go online once, or {elsewhere}") from None
+        raise Unavailable(f"the hub has no {task.hub} (any more); give --data-root") from None
+    except LocalEntryNotFoundError:
+        raise Unavailable(f"offline, {task.hub} not cached; go online once, or give --data-root") from None
+    except Exception as error:  # noqa: BLE001 - the client's network, disk and Xet errors share no base
+        raise Unavailable(f"{task.hub}: {_brief(error)}; try again, or give --data-root") from None
 
 
 def read_task_folder(folder: Path, split: str = "test") -> TaskData:

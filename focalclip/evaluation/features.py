@@ -1,4 +1,4 @@
-"""Images to unit vectors: threads read and decode the next batches while the model encodes this one."""
+"""Images to unit vectors: threads read and decode, the model encodes."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ from focalclip.errors import UserError
 from focalclip.evaluation.datasets import Entry, decode
 from focalclip.evaluation.model import device_and_dtype
 
-MAX_THREADS = 8
+MAX_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ImageFeatures:
 
 
 class _Batch(NamedTuple):
-    images: Tensor | None
+    images: list[Tensor]
     readable: list[bool]
     broken: list[str]
     digests: list[bytes]
@@ -65,9 +65,10 @@ def encode_images(
     blocks = [entries[i : i + batch_size] for i in range(0, len(entries), batch_size)]
     bar = tqdm(total=len(entries), desc=label, unit=" images", leave=False, disable=None if progress else True)
     with bar:
-        for batch in _prefetch(_loader(model.preprocess, resize), blocks):
-            if batch.images is not None:
-                features = model.encode_image(batch.images.to(device, dtype)).float().cpu()
+        # On a CPU the model wants the cores to itself; beside a GPU the next batch is made ready meanwhile.
+        for batch in _prefetch(_loader(model.preprocess, resize), blocks, ahead=0 if device.type == "cpu" else 1):
+            if batch.images:
+                features = model.encode_image(torch.stack(batch.images).to(device, dtype)).float().cpu()
                 embeds.append(F.normalize(features, dim=-1))
             readable += batch.readable
             broken += batch.broken
@@ -83,7 +84,7 @@ def encode_images(
 
 
 def _loader(preprocess: Callable[[Image.Image], Tensor], resize: str) -> Callable[[Sequence[Entry]], _Batch]:
-    """A function that reads, checks, decodes and preprocesses one batch."""
+    """A function that reads, checks, decodes and preprocesses some images."""
     side = tuple(preprocess(Image.new("RGB", (32, 32))).shape[-2:]) if resize == "squash" else None
 
     def load(entries: Sequence[Entry]) -> _Batch:
@@ -101,23 +102,34 @@ def _loader(preprocess: Callable[[Image.Image], Tensor], resize: str) -> Callabl
                 image = image.resize((side[1], side[0]), Image.Resampling.BICUBIC)
             images.append(preprocess(image))
             readable.append(True)
-        return _Batch(torch.stack(images) if images else None, readable, broken, digests)
+        return _Batch(images, readable, broken, digests)
 
     return load
 
 
-def _prefetch(load: Callable[[Sequence[Entry]], _Batch], blocks: Sequence[Sequence[Entry]]) -> Iterator[_Batch]:
-    """Batches in order, with one in work per thread and no more, which bounds the memory."""
-    threads = min(MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1, len(blocks))
+def _prefetch(
+    load: Callable[[Sequence[Entry]], _Batch], blocks: Sequence[Sequence[Entry]], ahead: int
+) -> Iterator[_Batch]:
+    """Batches in order, each split over all threads, with ``ahead`` more of them in work."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = min(MAX_THREADS, cores)
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[Future[_Batch]] = deque()
-        try:
-            for block in blocks:
-                waiting.append(pool.submit(load, block))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
+        waiting: deque[list[Future[_Batch]]] = deque()
+        for block in blocks:
+            share = -(-len(block) // threads)
+            waiting.append([pool.submit(load, block[i : i + share]) for i in range(0, len(block), share)])
+            if len(waiting) > ahead:
+                yield _join([future.result() for future in waiting.popleft()])
+        for futures in waiting:
+            yield _join([future.result() for future in futures])
+
+
+def _join(parts: Sequence[_Batch]) -> _Batch:
+    """One batch from its shares, in order."""
+    whole = _Batch([], [], [], [])
+    for part in parts:
+        whole.images.extend(part.images)
+        whole.readable.extend(part.readable)
+        whole.broken.extend(part.broken)
+        whole.digests.extend(part.digests)
+    return whole

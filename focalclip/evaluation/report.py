@@ -139,7 +139,7 @@ class Result:
             _listing("data differs from the protocol", differences),
             _listing("damaged images, left out", broken),
             _listing("failed: the data is not right", self.failed),
-            _listing("missing: not evaluated, because each needs its data (how to download it: --help)", self.missing),
+            _listing("missing: not evaluated for lack of data (how to download it: --help)", self.missing),
         ]
 
 
