@@ -96,6 +96,8 @@ class AugmentConfig(Strict):
     """Area of the random crop, as a fraction of the picture (open_clip's default)."""
     ratio: tuple[float, float] = (0.75, 4 / 3)
     """Aspect ratio of the random crop."""
+    rotate: float = Field(0.0, ge=0, le=180)
+    """Largest rotation either way, in degrees; the corners are filled from the nearest edge."""
     flip: float = Field(0.0, ge=0, le=1)
     """Probability of a horizontal flip."""
     grey: float = Field(0.0, ge=0, le=1)
@@ -122,7 +124,10 @@ class DataConfig(Strict):
     batch_size: int = Field(384, ge=1)
     """Pairs per optimiser step, over all ranks and accumulation steps together."""
     first_caption: float = Field(0.0, ge=0, le=1)
-    """Probability of taking a sample's first caption outright; otherwise one is drawn evenly from all it has."""
+    """Probability of taking a sample's first caption outright."""
+    joined_captions: float = Field(0.0, ge=0, le=1)
+    """Probability of the first caption with one or two others behind it, joined by commas (for names with keywords).
+    In all other cases one caption is drawn evenly from all that the sample has."""
     workers: int = Field(1, ge=0)
     """Loader processes per rank; 0 reads in the training process. The samples and their order do not depend on it."""
     window_shards: int = Field(16, ge=1)
@@ -130,6 +135,14 @@ class DataConfig(Strict):
     max_faults: int = Field(1000, ge=0)
     """Stop with an error after so many broken samples; each is replaced, counted and named in the log."""
     augment: AugmentConfig = AugmentConfig()
+
+    @model_validator(mode="after")
+    def _probabilities(self) -> Self:
+        if self.first_caption + self.joined_captions > 1:
+            raise ValueError(
+                f"first_caption={self.first_caption} and joined_captions={self.joined_captions} exceed 1; lower one"
+            )
+        return self
 
 
 class OptimConfig(Strict):

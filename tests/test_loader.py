@@ -26,9 +26,14 @@ def shards(tmp_path_factory):
     return write_shards(tmp_path_factory.mktemp("shards"), [7, 4, 9, 1, 6, 3])
 
 
-def loader(shards, *, batch_size=12, workers=0, seed=0, first_caption=0.0, **options) -> TrainLoader:
+def loader(shards, *, batch_size=12, workers=0, seed=0, captions=(0.0, 0.0), **options) -> TrainLoader:
     data = DataConfig(
-        batch_size=batch_size, workers=workers, window_shards=2, augment=AUGMENT, first_caption=first_caption
+        batch_size=batch_size,
+        workers=workers,
+        window_shards=2,
+        augment=AUGMENT,
+        first_caption=captions[0],
+        joined_captions=captions[1],
     )
     return TrainLoader(shards, data, 16, ByteTokenizer(), seed, **options)
 
@@ -131,12 +136,20 @@ def test_each_epoch_and_seed_augments_anew(shards):
 
 def test_caption_choice(shards):
     def share_of_first(probability: float) -> float:
-        chosen = captions(take(loader(shards, first_caption=probability), 25))
+        chosen = captions(take(loader(shards, captions=(probability, 0.0)), 25))
         return sum(caption.startswith("caption") for caption in chosen) / len(chosen)
 
     assert 0.4 < share_of_first(0.0) < 0.6  # 300 draws: 3.5 standard errors
     assert 0.65 < share_of_first(0.5) < 0.85
     assert share_of_first(1.0) == 1
+
+
+def test_captions_are_joined_behind_the_first(shards):
+    chosen = captions(take(loader(shards, captions=(0.25, 0.75)), 25))
+    kinds = [sorted({part.split()[0] for part in caption.split(", ")}) for caption in chosen]
+    assert {tuple(kind) for kind in kinds} == {("caption",), ("caption", "keyword")}
+    assert all(caption.startswith("caption") for caption in chosen)
+    assert 0.65 < kinds.count(["caption", "keyword"]) / len(kinds) < 0.85
 
 
 @pytest.mark.parametrize(

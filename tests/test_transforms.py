@@ -12,7 +12,7 @@ from tiny_shards import picture
 from focalclip.config import AugmentConfig, ImageTowerConfig
 from focalclip.data.decode import decode_image
 from focalclip.data.order import Draw, uniform_draws
-from focalclip.data.transforms import flip_and_colour, min_decoded_side, random_resized_crop
+from focalclip.data.transforms import augment_batch, min_decoded_side, random_resized_crop
 from focalclip.preprocess import eval_transform
 
 WHOLE = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0))
@@ -167,7 +167,7 @@ def colour_batch(**probabilities) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """A random batch before and after, and its draws."""
     before = np.random.default_rng(0).integers(0, 256, (400, 3, 4, 4), dtype=np.uint8)
     after, draws = before.copy(), draws_of(400)
-    flip_and_colour(after, draws, AugmentConfig(**probabilities))
+    augment_batch(after, draws, AugmentConfig(**probabilities))
     return before, after, draws
 
 
@@ -191,6 +191,19 @@ def test_flip_invert_and_grey_hit_their_share_of_samples(setting, expected):
     assert np.abs(after[hit] - expected(before[hit].astype(float))).max() <= 1
 
 
+def test_rotation_turns_about_the_centre_within_its_range():
+    gradient = np.broadcast_to(np.arange(64, dtype=np.uint8) * 4, (200, 3, 64, 64)).copy()
+    turned, draws = gradient.copy(), draws_of(200)
+    augment_batch(turned, draws, AugmentConfig(rotate=30))
+    angles = 30 * (2 * draws[:, Draw.ANGLE] - 1)
+    assert angles.min() < -25
+    assert angles.max() > 25
+    middle = turned[:, 0, 16:48, 16:48].astype(float)
+    slope_down, slope_right = np.diff(middle, axis=1).mean((1, 2)), np.diff(middle, axis=2).mean((1, 2))
+    np.testing.assert_allclose(np.rad2deg(np.arctan2(-slope_down, slope_right)), angles, atol=0.5)
+    np.testing.assert_allclose(middle[:, 15:17, 15:17].mean((1, 2)), 126, atol=1)
+
+
 def test_recolour_permutes_and_darkens_whole_channels():
     before, after, _ = colour_batch(recolour=1.0)
     orders = set()
@@ -208,5 +221,5 @@ def test_colours_depend_on_the_sample_alone_and_not_on_its_batch():
     settings = {"flip": 0.5, "grey": 0.3, "invert": 0.5, "recolour": 0.7}
     before, after, draws = colour_batch(**settings)
     part = before[100:107].copy()
-    flip_and_colour(part, draws[100:107], AugmentConfig(**settings))
+    augment_batch(part, draws[100:107], AugmentConfig(**settings))
     np.testing.assert_array_equal(part, after[100:107])

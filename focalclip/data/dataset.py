@@ -91,7 +91,7 @@ class TrainSamples:
     def _decode(self, members: Members, draws: Sequence[float], size: int) -> Sample:
         if members.image is None:
             raise BrokenSampleError("no image")
-        caption = _choose(_captions(members.text, members.json), draws, self._data.first_caption)
+        caption = _choose(_captions(members.text, members.json), draws, self._data)
         label = _label(members.label)
         augment = self._data.augment
         try:
@@ -180,11 +180,19 @@ def _json_captions(record: Any) -> list[str]:
     return captions
 
 
-def _choose(captions: list[str], draws: Sequence[float], first: float) -> str:
-    """The first caption with probability ``first``, else any, evenly."""
-    if draws[Draw.CAPTION_FIRST] < first:
-        return captions[0]
-    return captions[int(draws[Draw.CAPTION] * len(captions))]
+def _choose(captions: list[str], draws: Sequence[float], data: DataConfig) -> str:
+    """The first caption, or it and one or two others, or any: see the two probabilities of :class:`DataConfig`."""
+    first, *others = captions
+    rule = draws[Draw.CAPTION_FIRST]
+    if rule < data.first_caption or not others:
+        return first
+    if rule >= data.first_caption + data.joined_captions:
+        return captions[int(draws[Draw.CAPTION] * len(captions))]
+    picked = [others[int(draws[Draw.CAPTION] * len(others))]]
+    more = 2 * draws[Draw.CAPTION_MORE] - 1  # uniform in [0, 1) in half of all cases
+    if more >= 0 and (second := others[int(more * len(others))]) not in picked:
+        picked.append(second)
+    return ", ".join([first, *picked])
 
 
 def _label(text: bytes | None) -> int:

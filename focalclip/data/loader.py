@@ -15,7 +15,7 @@ from focalclip.config import DataConfig
 from focalclip.data.dataset import TrainSamples
 from focalclip.data.index import index_shards
 from focalclip.data.order import uniform_draws
-from focalclip.data.transforms import flip_and_colour
+from focalclip.data.transforms import augment_batch
 from focalclip.errors import UserError
 
 _GRACE_SECONDS = 30  # how long a worker outlives SIGTERM, for the training process to save and leave
@@ -186,7 +186,7 @@ class _MicroBatches(Dataset):
             labels.append(sample.label)
             if fault:
                 faults.append(fault)
-        flip_and_colour(images.numpy(), draws, self._augment)
+        augment_batch(images.numpy(), draws, self._augment)
         return Batch(images, self._tokenize(captions), torch.tensor(labels), torch.arange(first, first + size), faults)
 
 

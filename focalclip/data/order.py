@@ -32,9 +32,11 @@ class Draw(enum.IntEnum):
     RED = enum.auto()
     GREEN = enum.auto()
     BLUE = enum.auto()
+    ANGLE = enum.auto()
+    CAPTION_MORE = enum.auto()
 
 
-_WORDS = 16  # per position; a multiple of Philox's block of 4, with room for two more columns
+_WORDS = 16  # per position; a multiple of Philox's block of 4
 _BLOCKS = _WORDS // 4
 
 

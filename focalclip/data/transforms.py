@@ -1,7 +1,7 @@
 """Pixels on their way into the image tower: random crops and colours for training, the fixed chain for evaluation.
 
-Training stays in uint8 up to the device, where the batch is normalised. Geometry is applied to each picture, colour to
-a whole batch at once, in integer arithmetic, so that results do not depend on threads or processor.
+Training stays in uint8 up to the device, where the batch is normalised. Crops are taken from each picture; all else is
+done to a whole batch at once.
 """
 
 import itertools
@@ -67,14 +67,16 @@ def _crop_shape(height: int, width: int, draws: Sequence[float], augment: Augmen
     return min(max(round(box_height), 1), height), min(max(round(box_height * ratio), 1), width)
 
 
-def flip_and_colour(images: np.ndarray, draws: np.ndarray, augment: AugmentConfig) -> None:
-    """Flip, recolour, drop the colours and invert, in this order, each where its draw falls below its probability.
+def augment_batch(images: np.ndarray, draws: np.ndarray, augment: AugmentConfig) -> None:
+    """Rotate and flip; then recolour, drop the colours and invert, each where its draw falls below its probability.
 
     Args:
         images: uint8 (batch, 3, size, size), changed in place.
         draws: float64 (batch, 16), see :class:`focalclip.data.order.Draw`.
-        augment: The four probabilities.
+        augment: The largest angle and the four probabilities.
     """
+    if augment.rotate:
+        _rotate(images, np.deg2rad(augment.rotate * (2 * draws[:, Draw.ANGLE] - 1)))
     chosen = draws[:, Draw.FLIP] < augment.flip
     images[chosen] = images[chosen][..., ::-1]
     chosen = draws[:, Draw.RECOLOUR] < augment.recolour
@@ -83,6 +85,16 @@ def flip_and_colour(images: np.ndarray, draws: np.ndarray, augment: AugmentConfi
     images[chosen] = _luma(images[chosen])
     chosen = draws[:, Draw.INVERT] < augment.invert
     images[chosen] = 255 - images[chosen]
+
+
+def _rotate(images: np.ndarray, angles: np.ndarray) -> None:
+    """Turn each image about its centre by its angle in radians (bilinear), in place."""
+    cos, sin, zero = np.cos(angles), np.sin(angles), np.zeros_like(angles)
+    turns = torch.from_numpy(np.stack([cos, -sin, zero, sin, cos, zero], axis=1)).float().view(-1, 2, 3)
+    pixels = torch.from_numpy(images)
+    grid = F.affine_grid(turns, list(pixels.shape), align_corners=False)
+    turned = F.grid_sample(pixels.float(), grid, padding_mode="border", align_corners=False)
+    pixels.copy_(turned.round_())
 
 
 def _recolour(images: np.ndarray, draws: np.ndarray) -> np.ndarray:

@@ -166,7 +166,7 @@ def open_run_dir(config: RunConfig, resume: bool) -> Path | None:
 def _same_run(before: RunConfig, now: RunConfig) -> None:
     """A resumed run may save or log more often, but it is the same model, data order and schedule."""
     fixed = ("model", "data.train", "data.batch_size", "data.window_shards", "optim", "seed", "train.accumulation")
-    for field in (*fixed, "train.steps", "train.epochs", "train.precision"):
+    for field in (*fixed, "train.steps", "train.epochs", "train.early_size", "train.precision"):
         old, new = _field(before, field), _field(now, field)
         if old != new:
             raise UserError(
