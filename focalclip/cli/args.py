@@ -13,10 +13,10 @@ from focalclip.errors import UserError
 C = TypeVar("C", bound=Strict)
 
 
-def run(main: Callable[[list[str]], int]) -> int:
-    """Call ``main`` with the command line; a mistake of the user's becomes one line and exit status 2."""
+def guarded(command: Callable[[], int]) -> int:
+    """Exit status of ``command``; a mistake of the user's becomes one line on stderr and status 2."""
     try:
-        return main(sys.argv[1:])
+        return command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -87,4 +87,4 @@ def _evaluate(config: RunConfig) -> None:
 
 def entry() -> None:
     """Console script."""
-    sys.exit(args.run(main))
+    sys.exit(args.guarded(lambda: main(sys.argv[1:])))

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from focalclip.cli.args import guarded
 from focalclip.errors import UserError
 
 EXAMPLES = """\
@@ -28,15 +29,8 @@ exit status: 0 something was evaluated; 1 nothing could be; 2 a mistake on the c
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    args = _parser().parse_args(argv)
-    try:
-        return _run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    arguments = _parser().parse_args(argv)
+    return guarded(lambda: _run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
