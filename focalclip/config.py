@@ -161,15 +161,6 @@ class OptimConfig(Strict):
     """Global gradient norm above which gradients are scaled down; 0 switches it off."""
 
 
-class EarlySizeConfig(Strict):
-    """Small pictures first: cheap steps while the net learns what is coarse (CLIPA, arXiv:2305.07017)."""
-
-    image_size: int = Field(ge=8)
-    """Side of the pictures in the early steps, in pixels."""
-    until: float = Field(gt=0, lt=1)
-    """Fraction of the steps that are early; the others use ``model.image.image_size``."""
-
-
 class TrainConfig(Strict):
     """How long, in what precision, on which engine settings."""
 
@@ -177,8 +168,6 @@ class TrainConfig(Strict):
     """Optimiser steps; or give ``epochs``."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the data; or give ``steps``."""
-    early_size: EarlySizeConfig | None = None
-    """Train at a smaller picture size first; null: at one size throughout."""
     accumulation: int = Field(1, ge=1)
     """Micro-batches per step. Each has its own negatives: this saves memory, it does not enlarge the contrast."""
     precision: Literal["fp32", "amp_bf16", "bf16", "fp16"] = "fp32"

@@ -77,14 +77,6 @@ def test_batch_holds_matching_images_captions_and_labels(shards):
         assert caption in (f"caption {label}", f"keyword {label}")
 
 
-def test_early_positions_have_their_own_image_size(shards):
-    sizes = [batch.images.shape[2:] for batch in take(loader(shards, early=(8, 24)), 4)]
-    assert sizes == [(8, 8), (8, 8), (16, 16), (16, 16)]
-    resumed = take(loader(shards, early=(8, 24), start=12), 2)
-    assert [batch.images.shape[2:] for batch in resumed] == sizes[1:3]
-    assert_same(resumed[1:], take(loader(shards, start=24), 1))
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_change_nothing(shards, workers):
     for a, b in zip(take(loader(shards, workers=workers), 6), take(loader(shards), 6), strict=True):

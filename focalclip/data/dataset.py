@@ -55,15 +55,17 @@ class TrainSamples:
         shards: Indexed shards.
         counts: Samples per shard, int64 (len(shards),).
         data: Augmentation, captions and window.
+        image_size: Side of the images in pixels.
         seed: Seed of the order.
     """
 
-    def __init__(self, shards: Sequence[Path], counts: np.ndarray, data: DataConfig, seed: int):
+    def __init__(self, shards: Sequence[Path], counts: np.ndarray, data: DataConfig, image_size: int, seed: int):
         self.order = SampleOrder(counts, seed, data.window_shards)
         self._reader = ShardReader(shards, keep=2 * data.window_shards)
         self._data = data
+        self._image_size = image_size
 
-    def load(self, position: int, draws: Sequence[float], size: int) -> tuple[Sample, str | None]:
+    def load(self, position: int, draws: Sequence[float]) -> tuple[Sample, str | None]:
         """The sample at a position, or its replacement and what is wrong with the one that belongs there.
 
         Only the fault of the position's own sample is told: that of a replacement is told where it stands itself, so
@@ -72,7 +74,6 @@ class TrainSamples:
         Args:
             position: Global position, 0 or more.
             draws: The position's row of :func:`focalclip.data.order.uniform_draws`.
-            size: Side of the image in pixels.
 
         Raises:
             UserError: if far too many samples in a row are broken.
@@ -81,19 +82,19 @@ class TrainSamples:
         for candidate in range(position, position + _MAX_REPLACEMENTS):
             shard, sample = self.order.locate(candidate)
             try:
-                return self._decode(self._reader.read(shard, sample), draws, size), first_fault
+                return self._decode(self._reader.read(shard, sample), draws), first_fault
             except BrokenSampleError as error:
                 first_fault = first_fault or f"{self._reader.name(shard, sample)}: {error}"
         raise UserError(
             f"data.train: {_MAX_REPLACEMENTS} broken samples in a row, the first being {first_fault}; repair the shards"
         )
 
-    def _decode(self, members: Members, draws: Sequence[float], size: int) -> Sample:
+    def _decode(self, members: Members, draws: Sequence[float]) -> Sample:
         if members.image is None:
             raise BrokenSampleError("no image")
         caption = _choose(_captions(members.text, members.json), draws, self._data)
         label = _label(members.label)
-        augment = self._data.augment
+        augment, size = self._data.augment, self._image_size
         try:
             pixels = decode_image(members.image, min_decoded_side(draws, augment, size))
         except ValueError as error:

@@ -62,7 +62,6 @@ class TrainLoader:
         world_size: Number of processes.
         accumulation: Micro-batches per step.
         start: Samples consumed so far.
-        early: Another image size and the position up to which it holds (cheap small pictures first), or None.
 
     Raises:
         UserError: if the batch cannot be dealt evenly or is larger than the data, or a shard cannot be used.
@@ -79,7 +78,6 @@ class TrainLoader:
         world_size: int = 1,
         accumulation: int = 1,
         start: int = 0,
-        early: tuple[int, int] | None = None,
     ):
         parts = world_size * accumulation
         if data.batch_size % parts:
@@ -95,10 +93,9 @@ class TrainLoader:
                 f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train; "
                 "a batch would hold samples twice; use a smaller one"
             )
-        samples = TrainSamples(shards, counts, data, seed)
+        samples = TrainSamples(shards, counts, data, image_size, seed)
         dealing = _Dealing(start, data.batch_size // parts, rank, world_size)
-        sizes = _ImageSizes(image_size, *(early or (image_size, 0)))
-        self._batches = _MicroBatches(samples, dealing, data, sizes, tokenize, seed)
+        self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
         self._workers = data.workers
 
     def __iter__(self) -> Iterator[Batch]:
@@ -136,18 +133,6 @@ class _Dealing:
         return self.start + (micro_batch * self.world_size + self.rank) * self.size
 
 
-@dataclass(frozen=True)
-class _ImageSizes:
-    """Side of the images as a function of the position."""
-
-    usual: int
-    early: int
-    early_until: int
-
-    def at(self, position: int) -> int:
-        return self.early if position < self.early_until else self.usual
-
-
 class _MicroBatches(Dataset):
     """Micro-batches of one rank by number; a worker makes each whole, so colours and tokens are done batch by batch."""
 
@@ -156,14 +141,14 @@ class _MicroBatches(Dataset):
         samples: TrainSamples,
         dealing: _Dealing,
         data: DataConfig,
-        sizes: _ImageSizes,
+        image_size: int,
         tokenize: Callable[[list[str]], Tensor],
         seed: int,
     ):
         self._samples = samples
         self._dealing = dealing
         self._augment = data.augment
-        self._sizes = sizes
+        self._image_size = image_size
         self._tokenize = tokenize
         self._seed = seed
 
@@ -176,11 +161,10 @@ class _MicroBatches(Dataset):
 
     def _batch(self, first: int, size: int) -> Batch:
         draws = uniform_draws(self._seed, first, size)
-        side = self._sizes.at(first)
-        images = torch.empty(size, 3, side, side, dtype=torch.uint8)
+        images = torch.empty(size, 3, self._image_size, self._image_size, dtype=torch.uint8)
         captions, labels, faults = [], [], []
         for i, row in enumerate(draws.tolist()):
-            sample, fault = self._samples.load(first + i, row, side)
+            sample, fault = self._samples.load(first + i, row)
             images[i] = sample.image
             captions.append(sample.caption)
             labels.append(sample.label)

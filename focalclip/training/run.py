@@ -7,13 +7,11 @@ import torch
 
 from focalclip import __version__
 from focalclip.config import RunConfig, Strict, dump_yaml, load_yaml
-from focalclip.data.index import index_shards
 from focalclip.data.loader import TrainLoader
 from focalclip.distributed import barrier, is_main, rank, world_size
 from focalclip.errors import UserError
 from focalclip.models import store
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.text import Tokenizer
 from focalclip.training import checkpoint, elastic, engine
 from focalclip.training.checkpoint import Checkpoint, TrainState
 from focalclip.training.log import TrainLog
@@ -39,10 +37,10 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool) -> bool:
     found = open_run_dir(config, resume)
     saved = checkpoint.read(found, config) if found else None
     state = saved.state if saved else TrainState()
-    total_steps = _total_steps(config, _count_samples(shards))
     torch.manual_seed(config.seed)  # equal initial weights on every rank
     model = FocalCLIP(config.model)
-    loader = _create_loader(config, shards, model.tokenizer, state, total_steps)
+    loader = _create_loader(config, shards, model, state)
+    total_steps = _total_steps(config, loader)
     deepspeed_engine = _create_engine(config, model, total_steps, saved)
     if is_main():
         print(_introduction(config, model, loader, state, total_steps), flush=True)
@@ -86,39 +84,31 @@ def _create_engine(config: RunConfig, model: FocalCLIP, total_steps: int, saved:
     return restored
 
 
-def _count_samples(shards: list[Path]) -> int:
-    """Index the shards where need be (the main rank goes first) and count their samples."""
+def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, state: TrainState) -> TrainLoader:
+    """The loader of this rank; the main rank goes first, since it may have to index the shards."""
     if not is_main():
         barrier()
-    counts = index_shards(shards)
-    if is_main():
-        barrier()
-    return int(counts.sum())
-
-
-def _total_steps(config: RunConfig, num_samples: int) -> int:
-    if config.train.steps is not None:
-        return config.train.steps
-    assert config.train.epochs is not None
-    return max(1, round(config.train.epochs * num_samples / config.data.batch_size))
-
-
-def _create_loader(
-    config: RunConfig, shards: list[Path], tokenize: Tokenizer, state: TrainState, total_steps: int
-) -> TrainLoader:
-    early = config.train.early_size
-    return TrainLoader(
+    loader = TrainLoader(
         shards,
         config.data,
         image_size=config.model.image.image_size,
-        tokenize=tokenize,
+        tokenize=model.tokenizer,
         seed=config.seed,
         rank=rank(),
         world_size=world_size(),
         accumulation=config.train.accumulation,
         start=state.samples,
-        early=(early.image_size, round(early.until * total_steps) * config.data.batch_size) if early else None,
     )
+    if is_main():
+        barrier()
+    return loader
+
+
+def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
+    if config.train.steps is not None:
+        return config.train.steps
+    assert config.train.epochs is not None
+    return max(1, round(config.train.epochs * loader.num_samples / config.data.batch_size))
 
 
 def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, state: TrainState, total_steps: int) -> str:
@@ -166,7 +156,7 @@ def open_run_dir(config: RunConfig, resume: bool) -> Path | None:
 def _same_run(before: RunConfig, now: RunConfig) -> None:
     """A resumed run may save or log more often, but it is the same model, data order and schedule."""
     fixed = ("model", "data.train", "data.batch_size", "data.window_shards", "optim", "seed", "train.accumulation")
-    for field in (*fixed, "train.steps", "train.epochs", "train.early_size", "train.precision"):
+    for field in (*fixed, "train.steps", "train.epochs", "train.precision"):
         old, new = _field(before, field), _field(now, field)
         if old != new:
             raise UserError(
