@@ -1,5 +1,6 @@
 """Two towers, exported folders, and the frozen encoder."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -48,6 +49,33 @@ def test_embeddings_have_unit_length_and_the_temperature_is_bounded(model):
     torch.testing.assert_close(scale, torch.tensor([1 / 0.07]))
     hot = FocalCLIP(TINY.model_copy(update={"init_logit_scale": 9.0}))
     torch.testing.assert_close(hot.temperature(), torch.tensor([100.0]))
+
+
+def test_a_temperature_above_its_bound_comes_back_down(model):
+    hot = FocalCLIP(TINY.model_copy(update={"init_logit_scale": 9.0}))
+    hot.temperature().sum().backward()
+    assert hot.logit_scale.grad > 0  # descent lowers it, where clamp alone would give 0
+    hot.logit_scale.grad = None
+    (-hot.temperature()).sum().backward()
+    assert hot.logit_scale.grad == 0  # never further out
+    model.zero_grad()
+    model.temperature().sum().backward()
+    torch.testing.assert_close(model.logit_scale.grad, torch.tensor([1 / 0.07]))  # below the bound, d exp(x) / dx
+    optimizer = torch.optim.SGD([hot.logit_scale], lr=0.02)
+    for _ in range(10):
+        optimizer.zero_grad()
+        hot.temperature().sum().backward()
+        optimizer.step()
+    assert hot.temperature() < 100
+
+
+def test_unit_vectors_are_float32_in_bfloat16(model):
+    half = copy.deepcopy(model).bfloat16()
+    image = half.encode_image(torch.randn(2, 3, 32, 32, dtype=torch.bfloat16), normalize=True)
+    text = half.encode_text(half.tokenizer(["a", "b"]), normalize=True)
+    for embeds in (image, text):
+        assert embeds.dtype == torch.float32
+        torch.testing.assert_close(embeds.norm(dim=1), torch.ones(2))
 
 
 def test_an_exported_folder_gives_the_same_model(model, tmp_path):

@@ -13,6 +13,23 @@ from focalclip.models.towers import create_image_tower
 from focalclip.preprocess import eval_transform
 
 
+class _AtMost(torch.autograd.Function):
+    """``x.clamp(max=maximum)`` through which a value above the maximum can still be pulled back.
+
+    clamp's own gradient is zero there: a temperature that one step carries over its bound would stay for good.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, maximum: float) -> Tensor:
+        ctx.save_for_backward(x > maximum)
+        return x.clamp(max=maximum)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (above,), (grad,) = ctx.saved_tensors, grads
+        return grad.masked_fill(above & (grad < 0), 0), None  # descent along a negative gradient leads further out
+
+
 class ProjectedImageTower(nn.Module):
     """Image tower, optional normalisation of its pooled features, linear projection to the shared width."""
 
@@ -74,18 +91,19 @@ class FocalCLIP(nn.Module):
         """Inverse temperature of shape [1], at most exp(max_logit_scale).
 
         Bounded here, not by clamping the parameter after a step: ZeRO and bf16 keep a master copy that would undo it.
+        Above the bound, only gradients that lead back below it pass.
         """
-        return self.logit_scale.float().clamp(max=self.config.max_logit_scale).exp()
+        return _AtMost.apply(self.logit_scale.float(), self.config.max_logit_scale).exp()
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """Embed normalised images (B, 3, H, W) as (B, D)."""
+        """Embed normalised images (B, 3, H, W) as (B, D); unit vectors are float32 in every precision."""
         embeds = self.visual(images)
-        return F.normalize(embeds, dim=-1) if normalize else embeds
+        return F.normalize(embeds.float(), dim=-1) if normalize else embeds
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """Embed tokens (B, L) as (B, D)."""
+        """Embed tokens (B, L) as (B, D); unit vectors are float32 in every precision."""
         embeds = self.text(tokens)
-        return F.normalize(embeds, dim=-1) if normalize else embeds
+        return F.normalize(embeds.float(), dim=-1) if normalize else embeds
 
     @property
     def preprocess(self) -> Any:
