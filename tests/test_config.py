@@ -34,7 +34,7 @@ def _keys(values: dict) -> dict:
 
 
 def test_there_is_a_config_for_each_published_size():
-    assert {"focalclip_nano", "focalclip_tiny_lrf", "focalclip_small_lrf", "focalclip_base_lrf"} <= set(config_names())
+    assert {"focalclip_pico", "focalclip_tiny_lrf", "focalclip_small_lrf", "focalclip_base_lrf"} <= set(config_names())
 
 
 @pytest.mark.parametrize(

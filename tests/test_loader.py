@@ -136,12 +136,12 @@ def test_caption_choice(shards):
     assert share_of_first(1.0) == 1
 
 
-def test_captions_are_joined_behind_the_first(shards):
+def test_captions_are_joined_on_either_side_of_the_first(shards):
     chosen = captions(take(loader(shards, captions=(0.25, 0.75)), 25))
-    kinds = [sorted({part.split()[0] for part in caption.split(", ")}) for caption in chosen]
-    assert {tuple(kind) for kind in kinds} == {("caption",), ("caption", "keyword")}
-    assert all(caption.startswith("caption") for caption in chosen)
-    assert 0.65 < kinds.count(["caption", "keyword"]) / len(kinds) < 0.85
+    kinds = [" ".join(part.split()[0] for part in caption.split(", ")) for caption in chosen]
+    shares = {kind: kinds.count(kind) / len(kinds) for kind in set(kinds)}
+    expected = {"caption": 0.25, "caption keyword": 0.375, "keyword caption": 0.375}
+    assert shares == pytest.approx(expected, abs=0.1)  # 300 draws: 3.5 standard errors
 
 
 @pytest.mark.parametrize(

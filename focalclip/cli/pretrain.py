@@ -8,7 +8,7 @@ from focalclip.config import RunConfig, load_yaml
 from focalclip.errors import UserError
 from focalclip.models.zoo import config_dir
 
-DEFAULT_CONFIG = "focalclip_nano"
+DEFAULT_CONFIG = "focalclip_pico"
 DESCRIPTION = f"""Pretrain a FocalNet image tower and a text tower with a contrastive loss, then evaluate zero-shot.
 
   deepspeed scripts/pretrain.py                                          the default model on the default corpus

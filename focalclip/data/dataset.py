@@ -184,16 +184,17 @@ def _json_captions(record: Any) -> list[str]:
 def _choose(captions: list[str], draws: Sequence[float], data: DataConfig) -> str:
     """The first caption, or it and one or two others, or any: see the two probabilities of :class:`DataConfig`."""
     first, *others = captions
-    rule = draws[Draw.CAPTION_FIRST]
-    if rule < data.first_caption or not others:
+    rule = draws[Draw.CAPTION_FIRST] - data.first_caption
+    if rule < 0 or not others:
         return first
-    if rule >= data.first_caption + data.joined_captions:
+    if rule >= data.joined_captions:
         return captions[int(draws[Draw.CAPTION] * len(captions))]
     picked = [others[int(draws[Draw.CAPTION] * len(others))]]
     more = 2 * draws[Draw.CAPTION_MORE] - 1  # uniform in [0, 1) in half of all cases
     if more >= 0 and (second := others[int(more * len(others))]) not in picked:
         picked.append(second)
-    return ", ".join([first, *picked])
+    is_behind = rule < data.joined_captions / 2
+    return ", ".join([first, *picked] if is_behind else [*picked, first])
 
 
 def _label(text: bytes | None) -> int:

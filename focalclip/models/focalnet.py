@@ -301,8 +301,10 @@ class FocalNet(nn.Module):
         =========================================== ==================== =============== =======================
         f, proj, MLP and head weights               N(0, 0.02)           N(0, 0.02)      N(0, 1/sqrt(fan_in))
         their biases                                0                    0               0
-        h, depthwise and patch embedding weights    U(+-1/sqrt(fan_in))  N(0, 0.02)      N(0, 1/sqrt(fan_in))
-        their biases                                U(+-1/sqrt(fan_in))  0               0
+        h weights                                   U(+-1/sqrt(fan_in))  N(0, 0.02)      N(0, 1/sqrt(fan_in))
+        h biases                                    U(+-1/sqrt(fan_in))  0               0
+        depthwise and patch embedding weights       U(+-1/sqrt(fan_in))  N(0, 0.02)      U(+-1/sqrt(fan_in))
+        their biases                                U(+-1/sqrt(fan_in))  0               U(+-1/sqrt(fan_in))
         LayerNorm weight, bias                      1, 0                 1, 0            1, 0
         layer scale                                 ``layer_scale``      ``layer_scale`` ``layer_scale``
         =========================================== ==================== =============== =======================
@@ -317,8 +319,9 @@ class FocalNet(nn.Module):
             elif isinstance(module, LayerScale):
                 module.gamma.fill_(module.start)
             elif isinstance(module, nn.Linear | nn.Conv2d):
-                is_official_conv = isinstance(module, nn.Conv2d) or name.endswith("modulation.h")
-                _init_affine(module, init, use_uniform=init == "official" and is_official_conv)
+                is_official_h = init == "official" and name.endswith("modulation.h")
+                is_default_conv = init != "timm" and isinstance(module, nn.Conv2d)
+                _init_affine(module, init, use_uniform=is_official_h or is_default_conv)
 
 
 def _init_affine(module: nn.Linear | nn.Conv2d, init: Init, *, use_uniform: bool) -> None:

@@ -12,8 +12,8 @@ _LARGE = FocalNetConfig(depths=(2, 2, 18, 2), use_overlap=True, use_post_norm=Tr
 _HUGE = replace(_LARGE, embed_dim=352, use_post_norm_in_modulation=True)
 
 FOCALNETS: dict[str, FocalNetConfig] = {
-    "focalnet_pico": FocalNetConfig(embed_dim=48, depths=(1, 2, 4)),
-    "focalnet_nano": FocalNetConfig(embed_dim=64, depths=(2, 2, 4)),
+    "focalnet_pico": FocalNetConfig(embed_dim=48, depths=(1, 2, 4), use_overlap=True),
+    "focalnet_nano": FocalNetConfig(embed_dim=64, depths=(2, 2, 4), use_overlap=True),
     "focalnet_tiny_srf": FocalNetConfig(embed_dim=96, depths=(2, 2, 6, 2), focal_levels=2),
     "focalnet_tiny_lrf": FocalNetConfig(embed_dim=96, depths=(2, 2, 6, 2), focal_levels=3),
     "focalnet_small_srf": FocalNetConfig(embed_dim=96, depths=(2, 2, 18, 2), focal_levels=2),
