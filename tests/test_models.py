@@ -2,6 +2,7 @@
 
 import copy
 import json
+import pickle
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from torch import nn
 import focalclip
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.errors import UserError
+from focalclip.models import sources
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.norm import GlobalBatchNorm, fold_into
 
@@ -177,6 +179,53 @@ def test_the_frozen_encoder_stays_frozen(model, tmp_path):
     assert all(p.grad is None for p in encoder.parameters())
     assert head.weight.grad is not None
     assert all(torch.equal(x, before[name]) for name, x in encoder.state_dict().items())
+
+
+def test_a_bfloat16_encoder_takes_what_its_preprocessing_gives(model, tmp_path):
+    focalclip.save(model, tmp_path / "export")
+    encoder = focalclip.load_image_encoder(tmp_path / "export", dtype=torch.bfloat16)
+    images = torch.stack([encoder.preprocess(picture) for picture in pictures()])
+    assert images.dtype == torch.float32
+    assert encoder(images).dtype == torch.bfloat16
+    assert [x.dtype for x in encoder.feature_maps(images)] == [torch.bfloat16] * len(encoder.strides)
+    again = pickle.loads(pickle.dumps(encoder))
+    assert torch.equal(again(again.preprocess(pictures()[0])[None]), encoder(images[:1]))
+
+
+def test_a_timm_encoder_preprocesses_as_its_weights_expect():
+    import timm
+    from PIL import Image
+
+    picture = Image.effect_noise((300, 260), 80).convert("RGB")
+    trunk = timm.create_model("resnet18")
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(trunk))
+    assert torch.equal(sources._timm_preprocess("resnet18")(picture), transform(picture))
+    assert sources._timm_preprocess("focalnet_large_fl3")(picture.convert("L")).shape == (3, 384, 384)
+
+
+@pytest.mark.parametrize(
+    ("load", "source", "message"),
+    [
+        (focalclip.load, "open_clip:RN50", r"open_clip:RN50/PRETRAINED with one of openai, yfcc15m, cc12m"),
+        (focalclip.load, "open_clip:coca_base", "open_clip has no weights of that name"),
+        (focalclip.load, "open_clip:RN50/nothing", "open_clip cannot load it: Pretrained value 'nothing'"),
+        (focalclip.load, "open_clip:local-dir:/no/where", "local-dir:/no/where: open_clip cannot load it: Directory"),
+        (focalclip.load, "timm:resnet18", "load it with focalclip.load_image_encoder"),
+        (focalclip.load, "focalnet_tiny_srf.pth", "load it with focalclip.load_image_encoder"),
+        (focalclip.load, "nowhere", r"nowhere: no such folder; give .* open_clip:NAME/PRETRAINED$"),
+        (focalclip.load_image_encoder, "open_clip:RN50/openai", "only focalclip.load takes open_clip's models"),
+        (focalclip.load_image_encoder, "timm:focalnet_nano", "timm cannot build it: No pretrained weights exist"),
+        (focalclip.load_image_encoder, "nowhere", r"nowhere: no such folder; give .* timm:NAME, a FocalNet .pth$"),
+    ],
+)
+def test_nothing_loads_without_trained_weights(load, source, message):
+    with pytest.raises(UserError, match=message):
+        load(source)
+
+
+def test_flags_are_for_files_of_the_authors():
+    with pytest.raises(UserError, match="timm:resnet18: normalize_modulator is for FocalNet files of the authors"):
+        focalclip.load_image_encoder("timm:resnet18", normalize_modulator=True)
 
 
 def pictures():

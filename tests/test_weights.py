@@ -1,16 +1,19 @@
 """Checkpoints of FocalNet's authors: built from what they imply, refused with one clear sentence."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from focalclip.errors import UserError
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.sources import load_image_encoder
 from focalclip.models.variants import FOCALNETS
-from focalclip.models.weights import from_official
+from focalclip.models.weights import from_official, variant_of
 
 timm = pytest.importorskip("timm")
 
@@ -78,6 +81,27 @@ def test_every_variant_is_recognised_from_its_weights(name):
     with torch.device("meta"):
         tower = from_official(weights, **{"normalize_modulator": False} if disputed else {})
     assert tower.config == FOCALNETS[name]
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_an_encoder_passes_flags_on(suffix, tmp_path):
+    tower, path = random_tower(LARGE_LIKE), tmp_path / f"focalnet{suffix}"
+    weights = {name: x.contiguous() for name, x in official_weights(tower).items()}
+    torch.save({"model": weights}, path) if suffix == ".pth" else save_file(weights, path)
+    encoder = load_image_encoder(path, post_norm=True, normalize_modulator=True)
+    expected = from_official(path, post_norm=True, normalize_modulator=True).eval()
+    picture = encoder.preprocess(Image.new("RGB", (300, 200), "red"))[None]
+    assert picture.shape == (1, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(encoder(picture), expected(picture))
+    with pytest.raises(UserError, match="postnorm is not a flag"):
+        load_image_encoder(path, postnorm=True)
+
+
+def test_a_variant_is_known_by_its_architecture():
+    config = FOCALNETS["focalnet_xlarge_fl4"]
+    assert variant_of(replace(config, drop_path=0.1, normalize_modulator=True)) == "focalnet_xlarge_fl4"
+    assert variant_of(replace(config, embed_dim=8)) is None
 
 
 def test_disputed_flag_must_be_given():

@@ -1,19 +1,24 @@
 """The image tower alone, frozen, for use inside other people's work."""
 
-from typing import Any, Self
+from collections.abc import Callable
+from typing import Self
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
-from focalclip.config import ImageTowerConfig
-from focalclip.preprocess import eval_transform
+Preprocess = Callable[[Image.Image], Tensor]
 
 
 class ImageEncoder(nn.Module):
     """A frozen image tower with the preprocessing that its weights belong to.
 
     It stays in evaluation mode whatever the surrounding model does, its parameters need no gradient, and no activation
-    is kept for a backward pass.
+    is kept for a backward pass. Images may be of any floating dtype: they are cast to that of the parameters.
+
+    Args:
+        tower: the image tower.
+        create_preprocess: makes its preprocessing (a maker, because encoders are pickled and transforms may not be).
 
     Attributes:
         num_features: width D of the pooled features.
@@ -21,10 +26,10 @@ class ImageEncoder(nn.Module):
         feature_dims: channels of each feature map.
     """
 
-    def __init__(self, tower: nn.Module, config: ImageTowerConfig) -> None:
+    def __init__(self, tower: nn.Module, create_preprocess: Callable[[], Preprocess]) -> None:
         super().__init__()
         self.tower = tower.eval().requires_grad_(False)
-        self.config = config
+        self._create_preprocess = create_preprocess
         self.num_features: int = tower.num_features  # pyrefly: ignore
         self.strides: list[int] = list(tower.strides)  # pyrefly: ignore
         self.feature_dims: list[int] = list(tower.feature_dims)  # pyrefly: ignore
@@ -33,17 +38,20 @@ class ImageEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features (B, num_features) of preprocessed images (B, 3, H, W)."""
-        return self.tower(images)
+        return self.tower(self._cast(images))
 
     @torch.no_grad()
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """One map (B, C_i, H_i, W_i) per stage, from fine to coarse, of preprocessed images (B, 3, H, W)."""
-        return self.tower.feature_maps(images)  # pyrefly: ignore[not-callable]
+        return self.tower.feature_maps(self._cast(images))  # pyrefly: ignore[not-callable]
+
+    def _cast(self, images: Tensor) -> Tensor:
+        return images.to(next(self.tower.parameters()).dtype)
 
     @property
-    def preprocess(self) -> Any:
-        """Picture to (3, S, S) tensor."""
-        return eval_transform(self.config)
+    def preprocess(self) -> Preprocess:
+        """Picture of any mode to (3, S, S) float32 tensor, as the weights expect it."""
+        return self._create_preprocess()
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Stay in evaluation mode: a frozen encoder inside a model that trains must not start to drop paths."""

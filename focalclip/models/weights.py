@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from focalclip.errors import UserError
+from focalclip.errors import UserError, first_line
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.variants import FOCALNETS
 from focalclip.models.weight_names import (
@@ -125,8 +125,7 @@ def _read(path: str | Path) -> dict[str, Any]:
             "save its state dict alone, best as .safetensors"
         ) from None
     except Exception as error:  # noqa: BLE001 - on damaged bytes the unpickler fails in every way there is
-        reason = (str(error) or "it ends too early").splitlines()[0]
-        raise UserError(f"{path}: damaged or truncated ({reason}); copy it again") from None
+        raise UserError(f"{path}: damaged or truncated ({first_line(error)}); copy it again") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict()")
     return dict(content)
@@ -191,7 +190,7 @@ def _with_flags(
         told = getattr(implied, name)
         if (name not in free and value != told) or (name == "layer_scale" and (value is None) != (told is None)):
             raise UserError(f"{where}: {name}={value} contradicts the weights, which imply {told}; leave it out")
-    variant = next((name for name, config in FOCALNETS.items() if _same_shapes(config, implied)), None)
+    variant = variant_of(implied)
     if variant in _DISPUTED and normalize is None:
         raise UserError(
             f"{where}: give normalize_modulator, on which published configurations of {variant} disagree: "
@@ -202,10 +201,17 @@ def _with_flags(
     return replace(implied, **flags, use_post_norm=post_norm, normalize_modulator=bool(normalize))
 
 
-def _same_shapes(variant: FocalNetConfig, implied: FocalNetConfig) -> bool:
+def variant_of(config: FocalNetConfig) -> str | None:
+    """Name of the variant with this architecture, or None."""
+    return next((name for name, variant in FOCALNETS.items() if _same_shapes(variant, config)), None)
+
+
+def _same_shapes(one: FocalNetConfig, other: FocalNetConfig) -> bool:
     """Whether two configurations differ at most in what weights cannot tell, and in the head."""
-    free = {"use_post_norm": False, "normalize_modulator": False, "num_classes": 0}
-    return replace(variant, **free) == replace(implied, **free)
+    default = FocalNetConfig()
+    free = ("use_post_norm", "normalize_modulator", "num_classes", "dropout", "drop_path", "activation_checkpointing")
+    same: dict[str, Any] = {name: getattr(default, name) for name in (*free, "init")}
+    return replace(one, **same) == replace(other, **same)
 
 
 def _check_same(own: Mapping[str, Tensor], given: Mapping[str, Tensor], where: str) -> None:
