@@ -9,7 +9,6 @@ The normalisation before the image projection is folded into the projection, so 
 """
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,8 +47,9 @@ def save(model: FocalCLIP, folder: str | Path, provenance: dict[str, Any] | None
     folder = Path(folder)
     if folder.exists() and not (folder / OURS).is_file():
         raise UserError(f"{folder}: exists and is not an exported model; remove it or choose another folder")
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
+    new, old = folder.with_name(f".{folder.name}.new.tmp"), folder.with_name(f".{folder.name}.old.tmp")
+    for leftover in (new, old):  # of a process that was killed in here
+        shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
     config = _exported_config(model.config)
     ours = {"format": FORMAT, "model": config.model_dump(mode="json"), "provenance": provenance or {}}
@@ -60,8 +60,10 @@ def save(model: FocalCLIP, folder: str | Path, provenance: dict[str, Any] | None
     if config.text.name.startswith(HUGGING_FACE):
         model.text.config.save_pretrained(new)  # pyrefly: ignore
         model.tokenizer.tokenizer.save_pretrained(new)  # pyrefly: ignore
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)  # never a half-removed folder under the model's name
     new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
     return folder
 
 
