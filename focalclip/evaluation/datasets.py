@@ -156,7 +156,10 @@ def decode(data: bytes) -> Image.Image:
 def _lines(path: Path, content: str) -> tuple[str, ...]:
     if not path.is_file():
         raise UserError(f"{path}: missing; a task folder needs it ({content})")
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
     if not all(lines):
         raise UserError(f"{path}: line {lines.index('') + 1} is empty; expected {content}")
     return tuple(lines)
