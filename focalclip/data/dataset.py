@@ -201,6 +201,6 @@ def _label(text: bytes | None) -> int:
     if text is None:
         return NO_LABEL
     try:
-        return int(text)
-    except ValueError:
-        raise BrokenSampleError(f"class number {text[:20]!r} is not an integer") from None
+        return int(np.int64(int(text)))
+    except (ValueError, OverflowError):
+        raise BrokenSampleError(f"class number {text[:20]!r} is not an integer of 64 bits") from None
