@@ -7,10 +7,10 @@ Every field is checked before any work starts: an unknown key, a wrong type or a
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from focalclip.errors import UserError
 
@@ -22,6 +22,15 @@ class Strict(BaseModel):
     """Base of all sections: frozen, and any key that it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number_is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
+        """Pydantic would take true for 1."""
+        kind = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
+            raise ValueError("input should be a number")
+        return value
 
 
 class ImageTowerConfig(Strict):
@@ -160,6 +169,12 @@ class OptimConfig(Strict):
     clip_grad_norm: float = Field(1.0, ge=0)
     """Global gradient norm above which gradients are scaled down; 0 switches it off."""
 
+    @model_validator(mode="after")
+    def _decay_rates(self) -> Self:
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas={list(self.betas)} are no decay rates; use two numbers from 0 to below 1")
+        return self
+
 
 class TrainConfig(Strict):
     """How long, in what precision, on which engine settings."""
@@ -202,13 +217,19 @@ class RunConfig(Strict):
     """The run directory is ``runs/NAME``."""
     runs_dir: str = "runs"
     """Folder of the run directories."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     """Seeds initialisation, sample order and augmentation."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig = TrainConfig(steps=1000)
     eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _one_folder(self) -> Self:
+        if self.name in ("", ".", "..") or "/" in self.name:
+            raise ValueError(f"name={self.name!r} is not the name of one folder; where it lies is set by runs_dir")
+        return self
 
     @property
     def run_dir(self) -> Path:
@@ -228,7 +249,8 @@ def from_dict(cls: type[C], values: dict[str, Any], source: str) -> C:
     try:
         return cls.model_validate(values)
     except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_describe(cls, e) for e in error.errors())) from None
+        faults = dict.fromkeys(_describe(cls, e) for e in error.errors())
+        raise UserError(f"{source}: " + "; ".join(faults)) from None
 
 
 def load_yaml(cls: type[C], path: str | Path) -> C:
@@ -241,8 +263,8 @@ def load_yaml(cls: type[C], path: str | Path) -> C:
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file; the ones that come with focalclip are in configs/")
     try:
-        values = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of sections such as model, data and train")
@@ -254,9 +276,12 @@ def dump_yaml(config: Strict) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+_UNION_MEMBERS = ("str", "list[str]")  # pydantic adds which member of a union it tried
+
+
 def _describe(cls: type[BaseModel], error: Any) -> str:
     """One clause for one pydantic error: where, what, and the nearest known name for a misspelt key."""
-    path = ".".join(str(part) for part in error["loc"])
+    path = ".".join(str(part) for part in error["loc"] if part not in _UNION_MEMBERS)
     if error["type"] == "extra_forbidden":
         return f"{path} is not a setting{_did_you_mean(cls, error['loc'])}"
     message = error["msg"].removeprefix("Value error, ")
