@@ -1,17 +1,21 @@
-"""Ranks, and the two collectives that carry gradients.
+"""Ranks: work that fails on all of them or none, and the two collectives that carry gradients.
 
 Convention: losses are averaged over ranks by the engine (DeepSpeed and DDP both average gradients). A tensor that was
 exchanged with gradient therefore receives the *sum* of what every rank asks of it, and the averaging that follows makes
 it the gradient of the mean loss: no factor of the world size appears anywhere.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from focalclip.errors import SharedError, UserError, first_line
+
 Group = dist.ProcessGroup | None
+T = TypeVar("T")
 
 
 def world_size(group: Group = None) -> int:
@@ -33,6 +37,44 @@ def barrier() -> None:
     """Wait for all ranks."""
     if world_size() > 1:
         dist.barrier()
+
+
+def gather_objects(value: T) -> list[T]:
+    """The picklable ``value`` of every rank, on every rank."""
+    values = [value] * world_size()
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def together(work: Callable[[], T]) -> T:
+    """Do ``work``, which must not wait for other ranks, on all ranks; all succeed or all raise.
+
+    Raises:
+        SharedError: on every rank, with the first message, if ``work`` failed for the user or the disk on any.
+    """
+    result, fault = None, None
+    try:
+        result = work()
+    except UserError as error:
+        fault = str(error)
+    except OSError as error:
+        fault = f"{first_line(error)}; see that this path can be read and written and that the disk has room"
+    for number, message in enumerate(gather_objects(fault)):
+        if message:
+            raise SharedError(message if number == 0 else f"rank {number}: {message}")
+    return result  # pyrefly: ignore[bad-return]
+
+
+def main_only(work: Callable[[], object]) -> None:
+    """Do ``work`` on the main rank while the others wait; raises as :func:`together` does."""
+    together(lambda: work() if is_main() else None)
+
+
+def main_first(work: Callable[[], T]) -> T:
+    """Do ``work`` on the main rank, then on all others, which find what it left; raises as :func:`together` does."""
+    first = together(lambda: work() if is_main() else None)
+    return together(lambda: first if is_main() else work())  # pyrefly: ignore[bad-return]
 
 
 def gather_with_grad(x: Tensor, group: Group = None) -> Tensor:

@@ -1,7 +1,7 @@
 """Checkpoints written whole or not at all.
 
     checkpoints/step-N/
-        manifest.json            step, samples, ranks, ZeRO stage, and the size of every file
+        manifest.json            TrainState, ranks, ZeRO stage, and the size of every file
         *.pt                     DeepSpeed's shards: weights, AdamW's moments, the schedule
 
 A checkpoint is written under a temporary name; once all ranks have finished, the manifest is added and the folder
@@ -11,15 +11,16 @@ The order of samples and all random draws are functions of the seed and the step
 
 import json
 import os
+import pickle
 import re
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from focalclip.config import RunConfig
-from focalclip.distributed import barrier, is_main, world_size
-from focalclip.errors import UserError
+from focalclip.distributed import barrier, main_only, world_size
+from focalclip.errors import UserError, first_line
 
 MANIFEST = "manifest.json"
 
@@ -32,6 +33,12 @@ class TrainState:
     """Optimiser steps done."""
     samples: int = 0
     """Samples consumed: the position at which the loader continues."""
+    faults: int = 0
+    """Broken samples replaced so far, on all ranks."""
+    losses: list[float] = field(default_factory=list)
+    """Losses of the steps since the last line of the log, which tells their mean."""
+    data: str = ""
+    """Fingerprint of the shards."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +54,12 @@ class Checkpoint:
 
 def save(engine: Any, folder: Path, state: TrainState, config: RunConfig) -> Path:
     """Write ``folder/step-N`` and remove the oldest ones; all ranks call this together."""
-    final, temporary = folder / f"step-{state.step}", f".step-{state.step}.tmp"
-    if is_main():
-        shutil.rmtree(folder / temporary, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
+    final, temporary = folder / f"step-{state.step}", folder / f".step-{state.step}.tmp"
+    main_only(lambda: _make_room(folder))
+    engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)  # DeepSpeed moves `latest` too early
     barrier()
-    engine.save_checkpoint(str(folder), tag=temporary, save_latest=False)  # DeepSpeed moves `latest` too early
-    barrier()
-    if is_main():
-        files = {str(p.relative_to(folder / temporary)): p.stat().st_size for p in _files(folder / temporary)}
-        manifest = asdict(state) | {"ranks": world_size(), "zero_stage": config.train.zero_stage, "files": files}
-        (folder / temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        for path in [*_files(folder / temporary), folder / temporary]:
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        (folder / temporary).rename(final)
-        for old in _complete(folder)[: -config.train.keep_checkpoints]:
-            shutil.rmtree(old)
-    barrier()
+    facts = {"state": asdict(state), "ranks": world_size(), "zero_stage": config.train.zero_stage}
+    main_only(lambda: _complete_with(facts, temporary, final, config.train.keep_checkpoints))
     return final
 
 
@@ -83,9 +78,7 @@ def read(path: Path, config: RunConfig) -> Checkpoint:
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         files = manifest["files"]
-        saved = Checkpoint(
-            path, TrainState(manifest["step"], manifest["samples"]), manifest["ranks"], manifest["zero_stage"]
-        )
+        saved = Checkpoint(path, TrainState(**manifest["state"]), manifest["ranks"], manifest["zero_stage"])
     except (OSError, json.JSONDecodeError, KeyError, TypeError):
         raise UserError(f"{path / MANIFEST}: missing or damaged; {_remedy(path)}") from None
     for name, size in files.items():
@@ -109,10 +102,28 @@ def load(engine: Any, path: Path) -> None:
     """
     try:
         loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
-    except (RuntimeError, OSError, EOFError, KeyError, AssertionError) as error:
-        raise UserError(f"{path}: cannot be loaded ({str(error).splitlines()[0]}); {_remedy(path)}") from None
+    except (RuntimeError, OSError, EOFError, KeyError, AssertionError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path}: cannot be loaded ({first_line(error)}); {_remedy(path)}") from None
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed found no checkpoint in it; {_remedy(path)}")
+
+
+def _make_room(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for unfinished in folder.glob(".step-*.tmp"):  # of a killed run
+        shutil.rmtree(unfinished)
+
+
+def _complete_with(facts: dict[str, Any], temporary: Path, final: Path, keep: int) -> None:
+    """Add the manifest, give the folder its name, and remove the oldest ones."""
+    sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in _files(temporary)}
+    (temporary / MANIFEST).write_text(json.dumps(facts | {"files": sizes}, indent=2) + "\n")
+    for path in [*_files(temporary), temporary]:
+        _sync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    for old in _complete(final.parent)[:-keep]:
+        shutil.rmtree(old)
 
 
 def _complete(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from focalclip.distributed import barrier, is_main
+from focalclip.distributed import main_only
 from focalclip.errors import UserError
 from focalclip.training.checkpoint import Checkpoint
 
@@ -27,17 +27,19 @@ def loadable(saved: Checkpoint, ranks: int) -> tuple[Path, bool]:
             "(checkpoints of ZeRO 0 to 2 continue on any number)"
         )
     target = saved.path.parent / ".universal" / saved.path.name
-    if is_main():
-        clean_up(target)
-        target.parent.mkdir()
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--input_folder", str(saved.path), "--output_folder", str(target)]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        if result.returncode:
-            last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-            raise UserError(f"{saved.path}: cannot be recut for {ranks} ranks ({last}); start with {saved.ranks} ranks")
-    barrier()
+    main_only(lambda: _recut(saved, target, ranks))
     return target, True
+
+
+def _recut(saved: Checkpoint, target: Path, ranks: int) -> None:
+    clean_up(target)
+    target.parent.mkdir()
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(saved.path), "--output_folder", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{saved.path}: cannot be recut for {ranks} ranks ({last}); start with {saved.ranks} ranks")
 
 
 def clean_up(converted: Path) -> None:

@@ -25,7 +25,7 @@ def boot() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if "OMP_NUM_THREADS" not in os.environ:  # ranks that each take every core slow each other down tenfold
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // _ranks_on_this_machine()))
+            torch.set_num_threads(max(1, _cores() // _ranks_on_this_machine()))
     import deepspeed
     import deepspeed.ops
 
@@ -45,18 +45,12 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def check(config: RunConfig, ranks: int) -> None:
-    """Refuse what cannot work before anything is built.
+def check(config: RunConfig) -> None:
+    """Refuse what the engine cannot do before anything is built.
 
     Raises:
         UserError: naming the field and the remedy.
     """
-    share = ranks * config.train.accumulation
-    if config.data.batch_size % share:
-        raise UserError(
-            f"data.batch_size={config.data.batch_size} is not divisible by {ranks} ranks x train.accumulation="
-            f"{config.train.accumulation}; use a multiple of {share}"
-        )
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise UserError("train.precision=fp16 needs a GPU; use fp32 or amp_bf16 here")
     if config.train.precision in ("bf16", "fp16") and config.train.zero_stage == 0:
@@ -107,6 +101,11 @@ def input_dtype(config: RunConfig) -> torch.dtype:
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
 
 
+def num_elements(parameter: nn.Parameter) -> int:
+    """Its whole size: ZeRO 3 leaves an empty tensor in its place and notes the size beside it."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
 def full_weights(engine: Any) -> AbstractContextManager:
     """Within this context every rank sees whole parameters (ZeRO 3 keeps them in pieces otherwise)."""
     import deepspeed
@@ -124,7 +123,12 @@ def shut_down() -> None:
 
 def seed_step(seed: int, step: int) -> None:
     """Seed what is drawn inside the model at ``step`` (stochastic depth), so that no generator state need be saved."""
-    torch.manual_seed((seed * 1_000_003 + step) * 65_537 + rank())
+    torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank()) % 2**63)
+
+
+def _cores() -> int:
+    """Cores that this process may use (macOS does not tell; there it is all of them)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ranks_on_this_machine() -> int:

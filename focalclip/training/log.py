@@ -1,16 +1,20 @@
 """What a run tells: a progress bar (lines where there is no terminal), ``metrics.jsonl`` and TensorBoard."""
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from focalclip.distributed import is_main
+from focalclip.config import RunConfig
+from focalclip.distributed import gather_objects, is_main
+from focalclip.errors import SharedError
 from focalclip.training.checkpoint import TrainState
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -20,41 +24,59 @@ class TrainLog:
     """Collects values on the device and reads them only when a line is due; only the main rank prints and writes.
 
     Raises:
-        FloatingPointError: from :meth:`step`, if the loss is not finite when it is read.
+        SharedError: from :meth:`step` and :meth:`settle`, if the loss is not finite when it is read, or once more
+            samples were broken than ``data.max_faults``.
     """
 
-    def __init__(self, run_dir: Path, total_steps: int, state: TrainState, log_every: int) -> None:
-        self.total_steps, self.log_every = total_steps, log_every
-        self.faults = 0
-        self._pending: list[tuple[Tensor, Tensor]] = []
+    def __init__(self, config: RunConfig, total_steps: int, state: TrainState, device: torch.device) -> None:
+        self.config, self.total_steps = config, total_steps
+        self._losses = list(torch.tensor(state.losses, device=device))
+        self._faults: list[str] = []
         self._started = self._since = self._last_line = time.perf_counter()
         self._first_step, self._images = state.step, 0
         self._is_main = is_main()
         if self._is_main:
             from torch.utils.tensorboard import SummaryWriter
 
-            _cut_after(run_dir / "metrics.jsonl", state.step)
-            self._file = (run_dir / "metrics.jsonl").open("a")
-            self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=state.step + 1)
+            _cut_after(config.run_dir / "metrics.jsonl", state.step)
+            self._file = (config.run_dir / "metrics.jsonl").open("a")
+            self._board = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=state.step + 1)
             self._bar = tqdm(
                 total=total_steps, initial=state.step, unit="step", desc="train", disable=None, dynamic_ncols=True
             )
 
-    def step(
-        self, state: TrainState, images: int, loss: Tensor, temperature: Tensor, lr: float, grad_norm: Any
-    ) -> None:
-        """Note one optimiser step over ``images`` pairs of the global batch; write a line if one is due."""
-        self._pending.append((loss.detach(), temperature.detach()))
-        self._images += images
+    def step(self, state: TrainState, loss: Tensor, temperature: Tensor, lr: float, grad_norm: Any) -> None:
+        """Note one optimiser step; write a line if one is due."""
+        self._losses.append(loss.detach().float())
+        self._images += self.config.data.batch_size
         if self._is_main:
             self._bar.update()
-        if state.step % self.log_every == 0 or state.step == self.total_steps:
-            self._flush(state, lr, grad_norm)
+        if state.step % self.config.train.log_every == 0 or state.step == self.total_steps:
+            self.settle(state)
+            self._flush(state, temperature, lr, grad_norm)
 
     def fault(self, message: str) -> None:
-        """Count a sample that was replaced, and name it."""
-        self.faults += 1
-        self.say(f"replaced a broken sample: {message}")
+        """Note a sample that was replaced on this rank."""
+        self._faults.append(message)
+
+    def settle(self, state: TrainState) -> None:
+        """Bring into ``state`` what it must hold before it is saved; all ranks call this together."""
+        state.losses = torch.stack(self._losses).tolist() if self._losses else []
+        faults = [message for rank in gather_objects(self._faults) for message in rank]
+        self._faults.clear()
+        for message in faults:
+            self.say(f"replaced a broken sample: {message}")
+        state.faults += len(faults)
+        if state.faults > (limit := self.config.data.max_faults):
+            raise SharedError(
+                f"data.max_faults: {state.faults} broken samples, more than {limit}; "
+                "mend the shards named above or raise data.max_faults"
+            )
+        if not all(math.isfinite(loss) for loss in state.losses):  # equal on all ranks: all stop together
+            raise SharedError(
+                f"the loss became {state.losses[-1]} at or before step {state.step}; "
+                "train anew under another --name with a lower optim.lr or more optim.warmup_steps"
+            )
 
     def say(self, message: str) -> None:
         """Print a line without tearing the bar; main rank only."""
@@ -68,26 +90,20 @@ class TrainLog:
             self._file.close()
             self._board.close()
 
-    def _flush(self, state: TrainState, lr: float, grad_norm: Any) -> None:
-        losses = torch.stack([loss for loss, _ in self._pending]).float()
-        temperature = self._pending[-1][1].item()
-        self._pending.clear()
-        loss = losses.mean().item()  # equal on all ranks, so all of them stop together if it is not finite
-        if not torch.isfinite(losses).all():
-            raise FloatingPointError(f"the loss became {loss} at or before step {state.step}")
+    def _flush(self, state: TrainState, temperature: Tensor, lr: float, grad_norm: Any) -> None:
         now = time.perf_counter()
         values = {
             "step": state.step,
             "samples": state.samples,
-            "loss": loss,
-            "logit_scale": temperature,
+            "loss": fmean(state.losses),
+            "logit_scale": temperature.item(),
             "lr": lr,
             "images_per_second": self._images / (now - self._since),
-            "faults": self.faults,
+            "faults": state.faults,
         }
         if grad_norm is not None:
             values["grad_norm"] = float(grad_norm)
-        self._since, self._images = now, 0
+        self._since, self._images, self._losses, state.losses = now, 0, [], []
         if self._is_main:
             self._write(values, now)
 
@@ -110,4 +126,8 @@ def _cut_after(path: Path, step: int) -> None:
     """Drop the lines of steps that will be done again after a resume."""
     if path.is_file():
         lines = path.read_text().splitlines(keepends=True)
-        path.write_text("".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(
+            "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
+        )
+        temporary.replace(path)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from focalclip.config import RunConfig
 from focalclip.data.loader import Batch, TrainLoader
-from focalclip.errors import UserError
 from focalclip.losses import contrastive_loss
 from focalclip.preprocess import normalize
 from focalclip.training.checkpoint import TrainState
@@ -43,24 +42,26 @@ def train(run: Trainer) -> bool:
     stopped = False
     while run.state.step < run.total_steps and not stopped:
         seed_step(run.config.seed, run.state.step)
+        lr = run.engine.get_lr()[0]
         losses = []
         for _ in range(run.config.train.accumulation):
             batch = next(batches)
-            _count_faults(run, batch)
+            for message in batch.faults:
+                run.log.fault(message)
             loss, temperature = _micro_step(run, batch)
             losses.append(loss)
         run.state.step += 1
         run.state.samples += run.config.data.batch_size
         run.log.step(
             run.state,
-            images=run.config.data.batch_size,
             loss=torch.stack(losses).mean(),
             temperature=temperature,
-            lr=run.engine.get_lr()[0],
+            lr=lr,
             grad_norm=run.engine.get_global_grad_norm(),
         )
         stopped = run.stop.agreed()
         if stopped or run.state.step % run.config.train.save_every == 0 or run.state.step == run.total_steps:
+            run.log.settle(run.state)
             run.save(run)
     return run.state.step == run.total_steps
 
@@ -74,13 +75,3 @@ def _micro_step(run: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
     run.engine.backward(loss)
     run.engine.step()
     return loss.detach(), scale.detach()
-
-
-def _count_faults(run: Trainer, batch: Batch) -> None:
-    for message in batch.faults:
-        run.log.fault(message)
-    if run.log.faults > run.config.data.max_faults:
-        raise UserError(
-            f"data.max_faults: {run.log.faults} broken samples on this rank, more than {run.config.data.max_faults}; "
-            "mend the shards named above or raise data.max_faults"
-        )

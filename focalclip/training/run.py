@@ -1,15 +1,28 @@
 """One run from configuration to exported model: its directory, its parts, and the order in which they are made."""
 
+import hashlib
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from focalclip import __version__
-from focalclip.config import RunConfig, Strict, dump_yaml, load_yaml
+from focalclip.config import RunConfig, dump_yaml, load_yaml
+from focalclip.data.index import index_shards
 from focalclip.data.loader import TrainLoader
-from focalclip.distributed import barrier, is_main, rank, world_size
-from focalclip.errors import UserError
+from focalclip.distributed import (
+    barrier,
+    gather_objects,
+    is_main,
+    main_first,
+    main_only,
+    rank,
+    together,
+    world_size,
+)
+from focalclip.errors import SharedError, UserError
 from focalclip.models import store
 from focalclip.models.clip import FocalCLIP
 from focalclip.training import checkpoint, elastic, engine
@@ -33,23 +46,22 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool) -> bool:
     Raises:
         UserError: for anything that the user can mend, before training starts.
     """
-    engine.check(config, world_size())
-    found = open_run_dir(config, resume)
-    saved = checkpoint.read(found, config) if found else None
+    saved = together(lambda: _find_checkpoint(config, resume))
+    if len(set(gather_objects(saved.path.name if saved else None))) > 1:
+        raise SharedError(f"runs_dir: {config.runs_dir} differs between ranks; name a folder that all nodes share")
     state = saved.state if saved else TrainState()
-    torch.manual_seed(config.seed)  # equal initial weights on every rank
-    model = FocalCLIP(config.model)
-    loader = _create_loader(config, shards, model, state)
+    model = main_first(lambda: _create_model(config))
+    loader = main_first(lambda: _create_loader(config, shards, model, state))
     total_steps = _total_steps(config, loader)
     deepspeed_engine = _create_engine(config, model, total_steps, saved)
+    main_only(lambda: _write_config(config, anew=saved is None))
     if is_main():
         print(_introduction(config, model, loader, state, total_steps), flush=True)
-    log = TrainLog(config.run_dir, total_steps, state, config.train.log_every)
-    stop = StopRequest(engine.device())
-    try:
+    if state.step >= total_steps:  # the run may have been killed after its last checkpoint, before the export
+        _export(deepspeed_engine, config, state)
+    log = together(lambda: TrainLog(config, total_steps, state, engine.device()))
+    with closing(log), StopRequest(engine.device()) as stop:
         finished = train(Trainer(config, deepspeed_engine, loader, state, total_steps, log, stop, _save))
-    finally:
-        log.close()
     if not finished and is_main():
         signal = f"{stop.received} received: " if stop.received else ""
         print(f"{signal}saved step {state.step} in {config.run_dir}; the same command with --resume goes on from there")
@@ -59,16 +71,25 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool) -> bool:
 def _save(run: Trainer) -> None:
     """Write a checkpoint, and the model in the form that others load."""
     checkpoint.save(run.engine, run.config.run_dir / "checkpoints", run.state, run.config)
-    with engine.full_weights(run.engine):
-        if is_main():
-            provenance = {
-                "focalclip": __version__,
-                "run": run.config.name,
-                "step": run.state.step,
-                "samples": run.state.samples,
-                "config": run.config.model_dump(mode="json"),
-            }
-            store.save(run.engine.module, run.config.run_dir / "model", provenance)
+    _export(run.engine, run.config, run.state)
+
+
+def _export(deepspeed_engine: Any, config: RunConfig, state: TrainState) -> None:
+    provenance = {
+        "focalclip": __version__,
+        "run": config.name,
+        "step": state.step,
+        "samples": state.samples,
+        "config": config.model_dump(mode="json"),
+    }
+    with engine.full_weights(deepspeed_engine):
+        main_only(lambda: store.save(deepspeed_engine.module, config.run_dir / "model", provenance))
+
+
+def _create_model(config: RunConfig) -> FocalCLIP:
+    """The model, with equal initial weights on every rank."""
+    torch.manual_seed(config.seed)
+    return FocalCLIP(config.model)
 
 
 def _create_engine(config: RunConfig, model: FocalCLIP, total_steps: int, saved: Checkpoint | None) -> Any:
@@ -85,9 +106,7 @@ def _create_engine(config: RunConfig, model: FocalCLIP, total_steps: int, saved:
 
 
 def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, state: TrainState) -> TrainLoader:
-    """The loader of this rank; the main rank goes first, since it may have to index the shards."""
-    if not is_main():
-        barrier()
+    """The loader of this rank; the one that comes first may have to index the shards."""
     loader = TrainLoader(
         shards,
         config.data,
@@ -99,9 +118,20 @@ def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, stat
         accumulation=config.train.accumulation,
         start=state.samples,
     )
-    if is_main():
-        barrier()
+    fingerprint = _fingerprint(shards)
+    if state.data not in ("", fingerprint):
+        raise UserError(
+            f"data.train: other shards than {config.run_dir} began with (their names or numbers of samples differ); "
+            "give the same ones, or choose another --name"
+        )
+    state.data = fingerprint
     return loader
+
+
+def _fingerprint(shards: Sequence[Path]) -> str:
+    """What decides the order of samples: the shards' names and sizes in their order, wherever they lie."""
+    lines = [f"{shard.name} {count}" for shard, count in zip(shards, index_shards(shards), strict=True)]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
@@ -113,7 +143,9 @@ def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
 
 def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, state: TrainState, total_steps: int) -> str:
     """The derived numbers of the run, told once."""
-    millions = {name: sum(p.numel() for p in tower.parameters()) / 1e6 for name, tower in model.named_children()}
+    millions = {
+        name: sum(engine.num_elements(p) for p in tower.parameters()) / 1e6 for name, tower in model.named_children()
+    }
     image, batch = config.model.image, config.data.batch_size
     epochs = total_steps * batch / loader.num_samples
     lines = [
@@ -127,57 +159,63 @@ def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, stat
     return "\n".join(lines)
 
 
-def open_run_dir(config: RunConfig, resume: bool) -> Path | None:
-    """Create the run directory, or check that the one there belongs to this configuration.
-
-    Returns:
-        The checkpoint to continue from, or None to start at step 0.
+def _find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
+    """The checkpoint to continue from, if it belongs to this configuration; nothing is written yet.
 
     Raises:
-        UserError: if the directory holds a run and ``resume`` was not asked for, or a run of another model.
+        UserError: if the directory holds a run and ``resume`` was not asked for, or a run of another configuration.
     """
+    engine.check(config)
     folder = config.run_dir
+    if Path(config.runs_dir).exists() and not Path(config.runs_dir).is_dir():
+        raise UserError(f"runs_dir: {config.runs_dir} is a file; name a folder")
     found = checkpoint.newest(folder / "checkpoints")
-    if found and not resume:
+    if found is None:
+        return None
+    if not resume:
         raise UserError(f"{folder}: holds a run at {found.name}; continue it with --resume, or choose another --name")
-    if found:
-        before = load_yaml(RunConfig, folder / "config.yaml")
-        _same_run(before, config)
-    if is_main() and not found:
-        folder.mkdir(parents=True, exist_ok=True)
+    _same_run(load_yaml(RunConfig, folder / "config.yaml"), config)
+    return checkpoint.read(found, config)
+
+
+def _write_config(config: RunConfig, anew: bool) -> None:
+    """Keep what is trained now; only once all parts stand, so that a refused command changes nothing."""
+    folder = config.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    if anew:
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
-    if is_main():
-        temporary = folder / ".config.yaml.tmp"
-        temporary.write_text(dump_yaml(config))
-        temporary.replace(folder / "config.yaml")
-    return found
+    temporary = folder / ".config.yaml.tmp"
+    temporary.write_text(dump_yaml(config))
+    temporary.replace(folder / "config.yaml")
+
+
+_FREE_ON_RESUME: Any = {
+    "name": True,
+    "runs_dir": True,
+    "eval": True,
+    "model": {"image": {"activation_checkpointing"}},
+    "data": {"train", "workers", "max_faults"},  # the shards are compared by their fingerprint
+    "train": {"zero_stage", "log_every", "save_every", "keep_checkpoints"},  # the stage has a message of its own
+}
 
 
 def _same_run(before: RunConfig, now: RunConfig) -> None:
     """A resumed run may save or log more often, but it is the same model, data order and schedule."""
-    fixed = ("model", "data.train", "data.batch_size", "data.window_shards", "optim", "seed", "train.accumulation")
-    for field in (*fixed, "train.steps", "train.epochs", "train.precision"):
-        old, new = _field(before, field), _field(now, field)
-        if old != new:
-            raise UserError(
-                f"{now.run_dir}: is a run with another {field} ({_difference(old, new)}); resume it with "
-                f"--config {now.run_dir / 'config.yaml'}, or choose another --name"
-            )
+    there, here = before.model_dump(exclude=_FREE_ON_RESUME), now.model_dump(exclude=_FREE_ON_RESUME)
+    difference = _difference(there, here)
+    if difference:
+        raise UserError(
+            f"{now.run_dir}: is a run with another {difference}; resume it with "
+            f"--config {now.run_dir / 'config.yaml'}, or choose another --name"
+        )
 
 
-def _field(config: RunConfig, path: str) -> object:
-    value: object = config
-    for part in path.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _difference(old: object, new: object) -> str:
-    """Where two sections differ, down to the first field that does."""
-    if isinstance(old, Strict) and isinstance(new, Strict):
-        for name in type(old).model_fields:
-            before, now = getattr(old, name), getattr(new, name)
-            if before != now:
-                inner = _difference(before, now)
-                return f"{name}.{inner}" if isinstance(before, Strict) else f"{name}: {inner}"
-    return f"{old} there, {new} here"
+def _difference(there: dict[str, Any], here: dict[str, Any], path: str = "") -> str | None:
+    """The first setting in which two equally built dictionaries differ, and both its values."""
+    for name, old in there.items():
+        if isinstance(old, dict):
+            if inner := _difference(old, here[name], f"{path}{name}."):
+                return inner
+        elif old != here[name]:
+            return f"{path}{name} ({old} there, {here[name]} here)"
+    return None

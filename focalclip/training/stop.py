@@ -2,6 +2,7 @@
 
 import signal
 from types import FrameType
+from typing import Any, Self
 
 import torch
 
@@ -9,7 +10,7 @@ from focalclip.distributed import world_size
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag; a second SIGINT interrupts at once, as usual.
+    """Within this context the first SIGINT or SIGTERM becomes a flag; a second SIGINT interrupts at once, as usual.
 
     The launcher signals ranks one after another, so a rank must not save when *it* is signalled: the others would wait
     for it inside a collective. All ranks therefore exchange the flag at every step and stop at the same one.
@@ -19,8 +20,16 @@ class StopRequest:
         self.device = device
         self.received: str | None = None
         self._pending: torch.Tensor | None = None
+        self._usual: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._note)
+            self._usual[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._usual.items():
+            signal.signal(number, handler)
 
     def agreed(self) -> bool:
         """Whether to stop now: true on all ranks at the same step, once any of them was signalled.
