@@ -1,5 +1,6 @@
 """Command lines over a typed configuration: a YAML file, then ``--section.field VALUE`` on top."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -18,11 +19,22 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(str(error))
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("focalclip"):
+            raise
+        _tell(f"the package {error.name} is not installed; run: pip install 'focalclip[all]'")
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _tell(message: str) -> None:
+    """Print an error once on each machine: all ranks come upon it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr)
 
 
 def print_help(base: Strict, description: str) -> None:
@@ -70,6 +82,16 @@ def _split(argv: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def _value(words: list[str], before: Any) -> Any:
-    """What the words mean: text where there was text, else whatever YAML makes of them."""
-    parsed = [word if isinstance(before, str) and word != "null" else yaml.safe_load(word) for word in words]
+    """What the words mean: text where there was text (or a list of texts), else whatever YAML makes of them."""
+    is_text = isinstance(before[0] if isinstance(before, list) and before else before, str)
+    parsed = [word if is_text and word != "null" else _from_yaml(word) for word in words]
     return parsed[0] if len(parsed) == 1 else parsed
+
+
+def _from_yaml(word: str) -> Any:
+    """A number, a truth value, a list; the word itself where it is none, such as a pattern ``{00..03}.tar``."""
+    try:
+        value = yaml.safe_load(word)
+    except yaml.YAMLError:
+        return word
+    return word if isinstance(value, dict) else value

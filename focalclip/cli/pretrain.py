@@ -1,11 +1,12 @@
 """``scripts/pretrain.py``: corpus, training, evaluation."""
 
+import os
 import sys
 from pathlib import Path
 
 from focalclip.cli import args
 from focalclip.config import RunConfig, load_yaml
-from focalclip.errors import UserError
+from focalclip.errors import SharedError, UserError
 from focalclip.models.zoo import config_dir
 
 DEFAULT_CONFIG = "focalclip_pico"
@@ -27,20 +28,21 @@ def main(argv: list[str]) -> int:
     from focalclip.training import engine
 
     shards = _shards(config)
+    _check_benchmark(config)
     engine.boot()
-    from focalclip.distributed import is_main
+    from focalclip.distributed import is_main, rank
     from focalclip.training.run import run_training
 
     try:
         finished = run_training(config, shards, resume)
     except UserError as error:
-        if is_main():
+        if is_main() or isinstance(error, SharedError):
             raise
-        sys.exit(2 if error else 0)
+        print(f"error: rank {rank()}: {error}", file=sys.stderr)  # no other rank knows of it
+        return 2
+    is_evaluated_here = finished and is_main() and config.eval.benchmark
     engine.shut_down()
-    if finished and is_main() and config.eval.benchmark:
-        _evaluate(config)
-    return 0
+    return _evaluate(config) if is_evaluated_here else 0
 
 
 def parse(argv: list[str]) -> tuple[RunConfig, bool]:
@@ -79,10 +81,18 @@ def _shards(config: RunConfig) -> list[Path]:
     return resolve_shards(config.data.train)
 
 
-def _evaluate(config: RunConfig) -> None:
+def _check_benchmark(config: RunConfig) -> None:
+    """A benchmark that is misspelt or cannot be had is known before training, not after it."""
+    if config.eval.benchmark and os.environ.get("RANK", "0") == "0":
+        from focalclip.evaluation.tasks import load_benchmark
+
+        load_benchmark(config.eval.benchmark)
+
+
+def _evaluate(config: RunConfig) -> int:
     from focalclip.cli.zeroshot import main as zeroshot
 
-    zeroshot(["--benchmark", str(config.eval.benchmark), "--model", str(config.run_dir)])
+    return zeroshot(["--benchmark", str(config.eval.benchmark), "--model", str(config.run_dir)])
 
 
 def entry() -> None:
