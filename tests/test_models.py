@@ -17,6 +17,7 @@ from focalclip.errors import UserError
 from focalclip.models import sources
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.norm import GlobalBatchNorm, fold_into
+from focalclip.models.towers import check_image_size
 
 TINY = ModelConfig(
     embed_dim=32,
@@ -283,6 +284,39 @@ def test_a_timm_tower_serves_as_image_tower():
     assert shapes == [
         (dim, 64 // stride, 64 // stride) for dim, stride in zip(tower.feature_dims, tower.strides, strict=True)
     ]
+
+
+def test_a_timm_tower_tells_the_width_of_what_it_returns():
+    tower = focalclip.create_image_tower("timm:mobilenetv3_small_050").eval()
+    assert tower(torch.randn(1, 3, 32, 32)).shape == (1, tower.num_features)
+    with pytest.raises(UserError, match=r"model.image.drop_path=0.1: timm:vgg11 has no stochastic depth"):
+        focalclip.create_image_tower("timm:vgg11", drop_path=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        (
+            "timm:vit_tiny_patch16_224",
+            48,
+            r"image_size=48 does not suit timm:vit_tiny_patch16_224: Input height \(48\)",
+        ),
+        ("timm:swin_tiny_patch4_window7_224", 48, r"image_size=48 does not suit timm:swin"),
+        ("focalnet_tiny_srf", 16, r"image_size=16 does not suit focalnet_tiny_srf: .* this FocalNet needs 32"),
+    ],
+)
+def test_a_size_that_the_tower_refuses_is_known_at_once(name, size, message):
+    with pytest.raises(UserError, match=message):
+        FocalCLIP(TINY.model_copy(update={"image": ImageTowerConfig(name=name, image_size=size)}))
+
+
+def test_a_size_that_the_tower_takes_changes_nothing():
+    tower = focalclip.create_image_tower("timm:swin_tiny_patch4_window7_224", drop_path=0.1)
+    before, state = torch.get_rng_state(), {name: x.clone() for name, x in tower.state_dict().items()}
+    check_image_size(tower, ImageTowerConfig(name="timm:swin_tiny_patch4_window7_224", image_size=224))
+    assert tower.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(x, state[name]) for name, x in tower.state_dict().items())
 
 
 def test_global_batch_norm_equals_batch_norm_and_folds_away():

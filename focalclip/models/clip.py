@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from focalclip.config import ModelConfig
 from focalclip.models.norm import GlobalBatchNorm
 from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer
-from focalclip.models.towers import create_image_tower
+from focalclip.models.towers import TIMM, check_image_size, create_image_tower
 from focalclip.preprocess import eval_transform
 
 
@@ -37,9 +37,10 @@ class ProjectedImageTower(nn.Module):
         super().__init__()
         image = config.image
         options: dict[str, Any] = {"drop_path": image.drop_path}
-        if not image.name.startswith("timm:"):
+        if not image.name.startswith(TIMM):
             options |= {"init": image.init, "activation_checkpointing": image.activation_checkpointing}
         self.trunk: Any = create_image_tower(image.name, **options)
+        check_image_size(self.trunk, image)
         width: int = self.trunk.num_features
         self.norm = GlobalBatchNorm(width) if image.feature_norm == "batch" else nn.Identity()
         self.proj = nn.Linear(width, config.embed_dim)

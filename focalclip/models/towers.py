@@ -2,9 +2,12 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from focalclip.errors import UserError
+from focalclip.config import ImageTowerConfig
+from focalclip.errors import UserError, first_line
 
 TIMM = "timm:"
 
@@ -31,6 +34,25 @@ def create_image_tower(name: str, **options: Any) -> Any:
     return create_focalnet(name, **options)
 
 
+def check_image_size(tower: nn.Module, config: ImageTowerConfig) -> None:
+    """Try one picture of the configured size, on the meta device: many towers take one size alone, or a least size.
+
+    Raises:
+        UserError: if the tower refuses it.
+    """
+    state = {name: x.to("meta") for name, x in [*tower.named_parameters(), *tower.named_buffers()]}
+    picture = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
+    try:
+        with torch.no_grad():
+            functional_call(tower.eval(), state, picture)
+    except (AssertionError, RuntimeError, UserError) as error:
+        raise UserError(
+            f"model.image.image_size={config.image_size} does not suit {config.name}: {first_line(error)}"
+        ) from None
+    finally:
+        tower.train()
+
+
 class TimmTower(nn.Module):
     """A tower of timm: pooled features, and feature maps through timm's ``forward_intermediates``."""
 
@@ -43,13 +65,17 @@ class TimmTower(nn.Module):
             raise UserError(
                 f"timm:{name} is not a model of timm; near it: {near or 'none'} (timm.list_models() has all)"
             )
+        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
         try:
-            options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
             trunk: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        except TypeError as error:
+            if "drop_path_rate" not in str(error):
+                raise
+            raise UserError(f"model.image.drop_path={drop_path}: timm:{name} has no stochastic depth; set 0") from None
         except (OSError, RuntimeError) as error:
-            raise UserError(f"timm:{name}: timm cannot build it: {str(error).splitlines()[0]}") from None
+            raise UserError(f"timm:{name}: timm cannot build it: {first_line(error)}") from None
         self.trunk = trunk
-        self.num_features: int = trunk.num_features
+        self.num_features: int = trunk.head_hidden_size  # of what forward returns; num_features is the last map's
         self.strides: list[int] = [info["reduction"] for info in trunk.feature_info]
         self.feature_dims: list[int] = [info["num_chs"] for info in trunk.feature_info]
 
