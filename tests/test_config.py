@@ -45,6 +45,11 @@ def test_there_is_a_config_for_each_published_size():
         ({"optim": {"lr": "fast"}}, "optim.lr: input should be a valid number"),
         ({"train": {"steps": 1.5}}, "train.steps: input should be a valid integer"),
         ({"train": {"zero_stage": 4, "steps": 1}}, "train.zero_stage: input should be 0, 1, 2 or 3 (got 4)"),
+        ({"train": {"steps": True}}, "train.steps: input should be a number (got True)"),
+        ({"data": {"train": 5}}, "x.yaml: data.train: input should be a valid string (got 5)"),
+        ({"optim": {"betas": [2, 3]}}, "optim: betas=[2.0, 3.0] are no decay rates"),
+        ({"seed": 2**63}, "seed: input should be less than"),
+        ({"name": ""}, "name='' is not the name of one folder"),
         ({"train": {"steps": 1, "epochs": 1}}, "train: give exactly one of steps and epochs"),
         ({"model": {"text": {"width": 30, "heads": 4}}}, "model.text: width=30 is not divisible by heads=4"),
     ],
@@ -61,6 +66,17 @@ def test_a_file_that_is_no_configuration_is_named(text, message, tmp_path):
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(UserError, match=message):
         load_yaml(RunConfig, tmp_path / "x.yaml")
+
+
+def test_a_configuration_in_another_encoding_is_named(tmp_path):
+    (tmp_path / "x.yaml").write_bytes("name: é".encode("latin-1"))
+    with pytest.raises(UserError, match=r"x.yaml: not valid YAML.*utf-8"):
+        load_yaml(RunConfig, tmp_path / "x.yaml")
+
+
+def test_a_pattern_replaces_a_list():
+    base = with_overrides(RunConfig(), ["--data.train", "a.tar", "b.tar"])
+    assert with_overrides(base, ["--data.train", "{00..03}.tar"]).data.train == "{00..03}.tar"
 
 
 def test_overrides_go_on_top_of_the_file():
@@ -99,6 +115,7 @@ def test_overrides_go_on_top_of_the_file():
     [
         (["runs"], "'runs' is not understood"),
         (["--optim.lr"], "--optim.lr needs a value"),
+        (["--optim.betas", "[0.9"], "optim.betas: input should be a valid tuple"),
         (["--optim.lr.x", "1"], "lr is a setting, not a section"),
         (["--optm.lr", "1"], "optm is not a setting; did you mean optim?"),
     ],

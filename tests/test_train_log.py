@@ -1,0 +1,81 @@
+"""The log's promises: faults and losses over all steps, and an end with one sentence where the numbers are no good."""
+
+import json
+from contextlib import closing
+
+import pytest
+import torch
+
+from focalclip.config import RunConfig
+from focalclip.distributed import main_first, main_only
+from focalclip.errors import SharedError, UserError, first_line
+from focalclip.training.checkpoint import TrainState
+from focalclip.training.engine import seed_step
+from focalclip.training.log import TrainLog
+
+
+@pytest.fixture
+def config(tmp_path):
+    values = {"runs_dir": str(tmp_path), "train": {"steps": 6, "log_every": 3}, "data": {"max_faults": 2}}
+    config = RunConfig.model_validate(values)
+    config.run_dir.mkdir()
+    return config
+
+
+def _steps(config, state, losses, faults=()):
+    with closing(TrainLog(config, 6, state, torch.device("cpu"))) as log:
+        for message in faults:
+            log.fault(message)
+        for loss in losses:
+            state.step += 1
+            log.step(state, torch.tensor(loss), torch.ones(1), lr=0.1, grad_norm=None)
+        log.settle(state)
+    return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_losses_and_faults_since_the_last_line_survive_a_stop(config, capsys):
+    state = TrainState()
+    lines = _steps(config, state, [1.0, 2.0, 3.0, 4.0], faults=["00000.tar: 7: no image"])
+    assert [line["loss"] for line in lines] == [2.0]
+    assert state.losses == [4.0]
+    assert "replaced a broken sample: 00000.tar: 7: no image" in capsys.readouterr().err
+
+    lines = _steps(config, TrainState(state.step, state.samples, state.faults, state.losses), [5.0, 6.0])
+    assert [(line["step"], line["loss"], line["faults"]) for line in lines] == [(3, 2.0, 1), (6, 5.0, 1)]
+
+
+def test_too_many_faults_end_the_run(config):
+    with pytest.raises(SharedError, match=r"data.max_faults: 3 broken samples, more than 2; mend the shards"):
+        _steps(config, TrainState(faults=1), [1.0], faults=["a", "b"])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_a_remedy(config):
+    with pytest.raises(SharedError, match=r"the loss became nan at or before step 3; .* lower optim.lr"):
+        _steps(config, TrainState(), [1.0, 2.0, float("nan")])
+
+
+def test_lines_after_the_checkpoint_are_cut(config):
+    path = config.run_dir / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    TrainLog(config, 6, TrainState(step=2), torch.device("cpu")).close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_any_seed_and_step_can_be_seeded():
+    seed_step(2**63 - 1, 10**9)
+
+
+@pytest.mark.parametrize("run", [main_first, main_only])
+def test_work_that_fails_for_the_user_or_the_disk_fails_with_one_sentence(run, tmp_path):
+    def refuse():
+        raise UserError("mend it")
+
+    with pytest.raises(SharedError, match=r"^mend it$"):
+        run(refuse)
+    with pytest.raises(SharedError, match=r"Not a directory: .*; see that this path"):
+        run(lambda: (tmp_path.touch(), (tmp_path / "file").touch(), (tmp_path / "file" / "x").mkdir()))
+
+
+def test_the_first_line_of_an_error_that_says_nothing_is_its_type():
+    assert first_line(ValueError("\n one \ntwo")) == "one"
+    assert first_line(EOFError()) == "EOFError"
