@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from focalclip.errors import UserError
 from focalclip.models import sources
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.norm import GlobalBatchNorm, fold_into
+from focalclip.models.text import create_text_tower, create_tokenizer
 from focalclip.models.towers import check_image_size
 
 TINY = ModelConfig(
@@ -266,6 +268,36 @@ def test_a_hugging_face_text_tower_trains_and_travels(small_bert, tmp_path):
     torch.testing.assert_close(outputs(again)["text"], outputs(model)["text"])
     with pytest.raises(UserError, match="transformers cannot load 'nowhere/nothing'"):
         FocalCLIP(TINY.model_copy(update={"text": TextTowerConfig(name="transformers:nowhere/nothing")}))
+
+
+def test_half_precision_checkpoints_become_float32(small_bert, tmp_path):
+    import transformers
+
+    shutil.copytree(small_bert, tmp_path, dirs_exist_ok=True)
+    transformers.BertModel(transformers.BertConfig.from_pretrained(small_bert)).half().save_pretrained(tmp_path)
+    text = TextTowerConfig(name=f"transformers:{tmp_path}", context_length=8, pretrained=True)
+    model = FocalCLIP(TINY.model_copy(update={"text": text}))
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.encode_text(model.tokenizer(["a cat"])).shape == (1, 32)
+
+
+def test_unsuited_encoders_are_refused_at_once(small_bert, tmp_path):
+    import transformers
+
+    transformers.GPT2Config().save_pretrained(tmp_path / "gpt2")
+    transformers.CLIPConfig().save_pretrained(tmp_path / "clip")
+    for name, message in [
+        ("gpt2", r"gpt2' \(gpt2\) has no pad_token_id"),
+        ("clip", r"clip' \(clip\) has no hidden_size"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            create_text_tower(TextTowerConfig(name=f"transformers:{tmp_path / name}"), 32)
+    with pytest.raises(UserError, match=r"model.text.context_length=600 is more than .* use at most 512"):
+        create_text_tower(TextTowerConfig(name=f"transformers:{small_bert}", context_length=600), 32)
+    shutil.copytree(small_bert, tmp_path / "other")
+    transformers.BertConfig.from_pretrained(small_bert, pad_token_id=3).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="pads with token 0, its encoder masks token 3"):
+        create_tokenizer(TextTowerConfig(name=f"transformers:{tmp_path / 'other'}"))
 
 
 def test_unknown_names_are_errors():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from focalclip.config import TextTowerConfig
-from focalclip.errors import UserError
+from focalclip.errors import UserError, first_line
 
 Tokenizer = Callable[[list[str]], Tensor]
 
@@ -95,10 +95,12 @@ class HuggingFaceTextTower(nn.Module):
 
         source = config.name.removeprefix(HUGGING_FACE)
         self.config = _from_hub(transformers.AutoConfig.from_pretrained, source)
+        _check_fits(self.config, config)
         if config.pretrained:
             encoder = _from_hub(transformers.AutoModel.from_pretrained, source)
         else:
             encoder = transformers.AutoModel.from_config(self.config)
+        encoder = encoder.float()  # transformers keeps the dtype of the checkpoint, which may be of 16 bits
         self.transformer = encoder.get_encoder() if self.config.is_encoder_decoder else encoder
         self.transformer.pooler = None  # BERT's pooler would stay without a gradient under mean pooling
         self.proj = nn.Linear(self.config.hidden_size, embed_dim, bias=False)
@@ -125,6 +127,12 @@ class HuggingFaceTokenizer:
         self.context_length = config.context_length
         source = config.name.removeprefix(HUGGING_FACE)
         self.tokenizer: Any = _from_hub(transformers.AutoTokenizer.from_pretrained, source)
+        masked = getattr(_from_hub(transformers.AutoConfig.from_pretrained, source), "pad_token_id", None)
+        if self.tokenizer.pad_token_id is None or self.tokenizer.pad_token_id != masked:
+            raise UserError(
+                f"model.text.name: the tokenizer of {source!r} pads with token {self.tokenizer.pad_token_id}, its "
+                f"encoder masks token {masked}; use an encoder and tokenizer that agree on a padding token"
+            )
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Tokens (B, context_length), int64."""
@@ -134,13 +142,27 @@ class HuggingFaceTokenizer:
         return out["input_ids"].to(torch.int64)
 
 
+def _check_fits(encoder: Any, config: TextTowerConfig) -> None:
+    """Raise UserError unless a configuration of transformers is that of a text encoder which takes our captions."""
+    for field in ("hidden_size", "pad_token_id"):
+        if getattr(encoder, field, None) is None:
+            raise UserError(
+                f"model.text.name: the configuration of {config.name.removeprefix(HUGGING_FACE)!r} "
+                f"({encoder.model_type}) has no {field}; use a text encoder with a padding token, such as BERT"
+            )
+    longest = getattr(encoder, "max_position_embeddings", None)  # T5 has relative positions and no such bound
+    if longest is not None and longest < config.context_length:
+        raise UserError(
+            f"model.text.context_length={config.context_length} is more than {config.name} takes; use at most {longest}"
+        )
+
+
 def _from_hub(load: Callable[[str], Any], source: str) -> Any:
     """Call a ``from_pretrained``; its many failures become one sentence."""
     try:
         return load(source)
     except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"model.text.name: transformers cannot load {source!r}: {reason} "
+            f"model.text.name: transformers cannot load {source!r}: {first_line(error)} "
             "Give a folder with config.json and tokenizer files, or a hub name on a machine that reaches the hub."
         ) from None
