@@ -40,7 +40,8 @@ def model() -> FocalCLIP:
 
 def outputs(model) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randn(4, 3, 32, 32, generator=generator)
+    size = model.config.image.image_size
+    images = torch.randn(4, 3, size, size, generator=generator)
     tokens = model.tokenizer(["a cat", "two dogs", "zebra", "rain on a window"])
     with torch.no_grad():
         return {"image": model.encode_image(images), "text": model.encode_text(tokens)}
@@ -95,44 +96,86 @@ def test_an_exported_folder_gives_the_same_model(model, tmp_path):
 
 
 OPEN_CLIP_LOADS = """
-import sys, torch
-if sys.argv[2] == "after": import open_clip
-if sys.argv[3] == "ours": import focalclip
+import os, sys, torch, torchvision  # what takes longest to import, once for both orders
+small, named, bert = sys.argv[1:]
+
+def write_outputs(folder, order):
+    os.chdir(folder)
+    model, _, preprocess = open_clip.create_model_and_transforms("local-dir:" + folder)
+    tokens = open_clip.get_tokenizer("local-dir:" + folder)(["a cat", "two dogs", "zebra", "rain on a window"])
+    images = torch.randn(4, 3, *model.visual.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.save({"image": model.eval().encode_image(images), "text": model.encode_text(tokens)}, order + ".pt")
+
+child = os.fork()
+if child == 0:
+    import focalclip
+    import open_clip
+    write_outputs(small, "before")
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
 import open_clip
-model, _, preprocess = open_clip.create_model_and_transforms("local-dir:" + sys.argv[1])
-tokens = open_clip.get_tokenizer("local-dir:" + sys.argv[1])(["a cat", "two dogs", "zebra", "rain on a window"])
-images = torch.randn(4, 3, *model.visual.image_size, generator=torch.Generator().manual_seed(0))
-with torch.no_grad():
-    torch.save([model.eval().encode_image(images), model.encode_text(tokens)], sys.argv[1] + "/out.pt")
+write_outputs(named, "without")
+try:
+    write_outputs(small, "without")
+except RuntimeError as error:
+    assert "Unknown model" in str(error)
+assert "focalclip" not in sys.modules
+import focalclip
+write_outputs(small, "after")
+write_outputs(bert, "after")
 """
 
 
-def open_clip_outputs(folder, order: str, ours: str) -> list[torch.Tensor]:
-    result = subprocess.run(
-        [sys.executable, "-c", OPEN_CLIP_LOADS, str(folder), order, ours], capture_output=True, text=True, check=False
-    )
+@pytest.fixture(scope="module")
+def exports(model, small_bert, tmp_path_factory):
+    """Exported folders of three models, with what open_clip makes of them in ORDER.pt.
+
+    ORDER says when focalclip was imported: before open_clip, after it, or not at all.
+    """
+    image = TINY.image.model_copy(update={"name": "focalnet_tiny_srf", "image_size": 64})
+    text = TextTowerConfig(name=f"transformers:{small_bert}", context_length=8)
+    models = {
+        "small": model,
+        "named": FocalCLIP(TINY.model_copy(update={"image": image})).eval(),
+        "bert": FocalCLIP(TINY.model_copy(update={"text": text})).eval(),
+    }
+    root = tmp_path_factory.mktemp("exports")
+    folders = {name: focalclip.save(exported, root / name) for name, exported in models.items()}
+    command = [sys.executable, "-c", OPEN_CLIP_LOADS, *map(str, folders.values())]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "random" not in result.stderr.lower()
-    return torch.load(folder / "out.pt", weights_only=True)
+    return folders
 
 
-@pytest.mark.parametrize("order", ["before", "after"])
-def test_open_clip_reloads_a_small_tower_once_focalclip_is_imported(order, model, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "order"), [("small", "before"), ("small", "after"), ("named", "without"), ("bert", "after")]
+)
+def test_open_clip_reloads_an_export(name, order, exports):
+    again = focalclip.load(exports[name])
+    written = torch.load(exports[name] / f"{order}.pt", weights_only=True)
+    for key, expected in outputs(again).items():
+        torch.testing.assert_close(written[key], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_export_says_when_it_requires_focalclip(exports):
+    assert not (exports["small"] / "without.pt").exists()
+    said = {name: json.loads((exports[name] / "open_clip_config.json").read_text()).get("requires") for name in exports}
+    assert said == {"small": "import focalclip", "named": None, "bert": "import focalclip"}
+
+
+def test_an_export_keeps_the_hub_name_of_its_text_tower(small_bert, tmp_path):
+    text = TextTowerConfig(name=f"transformers:{small_bert}", context_length=8)
+    model = FocalCLIP(TINY.model_copy(update={"text": text}))
+    hub = text.model_copy(update={"name": "transformers:org/bert"})
+    model.tokenizer  # noqa: B018 - while its files can be found
+    model.config = TINY.model_copy(update={"text": hub})
     folder = focalclip.save(model, tmp_path / "export")
-    image, text = open_clip_outputs(folder, order, "ours")
-    expected = outputs(focalclip.load(folder))
-    torch.testing.assert_close(image, expected["image"], rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(text, expected["text"], rtol=1e-5, atol=1e-5)
-
-
-def test_plain_open_clip_reloads_a_tower_that_timm_names(tmp_path):
-    image = TINY.image.model_copy(update={"name": "focalnet_tiny_srf", "image_size": 64})
-    model = FocalCLIP(TINY.model_copy(update={"image": image})).eval()
-    folder = focalclip.save(model, tmp_path / "export")
-    image, _ = open_clip_outputs(folder, "before", "theirs")
-    with torch.no_grad():
-        expected = model.encode_image(torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
-    torch.testing.assert_close(image, expected, rtol=1e-5, atol=1e-5)
+    written = json.loads((folder / "open_clip_config.json").read_text())
+    assert written["model_cfg"]["text_cfg"]["hf_model_name"] == "org/bert"
+    again = focalclip.load(folder)  # from the files in the folder, without the hub
+    torch.testing.assert_close(outputs(again)["text"], outputs(model.eval())["text"])
 
 
 def test_a_damaged_export_is_named(model, tmp_path):

@@ -5,7 +5,10 @@
     FOLDER/focalclip.json                our own model configuration and the provenance of the weights
 
 The normalisation before the image projection is folded into the projection, so the export is a plain
-``timm tower + linear`` model. Towers that timm does not name need ``import focalclip`` before open_clip builds them.
+``timm tower + linear`` model. Towers that timm does not name need ``import focalclip`` before open_clip builds them;
+the configuration then says so under ``requires``. A Hugging Face text tower travels in the folder with its tokenizer,
+where :func:`read` finds both. open_clip asks the hub for its architecture if the model was trained under a hub name;
+otherwise it looks in the working directory, so it has to be started inside the folder.
 """
 
 import json
@@ -21,6 +24,7 @@ from focalclip.errors import UserError
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.norm import GlobalBatchNorm, fold_into
 from focalclip.models.text import HUGGING_FACE
+from focalclip.models.timm_registry import needs_focalclip
 from focalclip.models.towers import TIMM
 from focalclip.models.weights import from_timm, to_timm
 
@@ -86,7 +90,7 @@ def read(folder: str | Path) -> FocalCLIP:
             f"{folder / OURS}: format {ours.get('format')!r} is not {FORMAT}; use the focalclip that wrote it"
         )
     config = from_dict(ModelConfig, ours.get("model", {}), str(folder / OURS))
-    if config.text.name == f"{HUGGING_FACE}.":
+    if config.text.name.startswith(HUGGING_FACE):
         text = config.text.model_copy(update={"name": f"{HUGGING_FACE}{folder}"})
         config = config.model_copy(update={"text": text})
     model = FocalCLIP(config)
@@ -116,7 +120,7 @@ def _exported_config(config: ModelConfig) -> ModelConfig:
         update={"feature_norm": "none", "drop_path": 0.0, "activation_checkpointing": False}
     )
     text = config.text.model_copy(update={"pretrained": False})
-    if text.name.startswith(HUGGING_FACE):
+    if text.name.startswith(HUGGING_FACE) and Path(text.name.removeprefix(HUGGING_FACE)).is_dir():
         text = text.model_copy(update={"name": f"{HUGGING_FACE}."})  # its files travel in the folder
     return config.model_copy(update={"image": image, "text": text})
 
@@ -125,12 +129,15 @@ def _open_clip_config(config: ModelConfig) -> dict[str, Any]:
     image, text = config.image, config.text
     if text.name.startswith(HUGGING_FACE):
         text_cfg: dict[str, Any] = {
-            "hf_model_name": ".", "hf_tokenizer_name": ".", "hf_model_pretrained": False,
+            "hf_model_name": text.name.removeprefix(HUGGING_FACE), "hf_model_pretrained": False,
+            "hf_tokenizer_name": ".",  # open_clip reads the tokenizer of a local folder from that folder
             "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler",
         }  # fmt: skip
     else:
         text_cfg = {"width": text.width, "heads": text.heads, "layers": text.layers, "no_causal_mask": not text.causal}
+    requires = {"requires": "import focalclip"} if needs_focalclip(image.name.removeprefix(TIMM)) else {}
     return {
+        **requires,  # for the reader; open_clip passes over it
         "model_cfg": {
             "embed_dim": config.embed_dim,
             "custom_text": True,

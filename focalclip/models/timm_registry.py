@@ -4,6 +4,7 @@
 are added at once where timm's ``focalnet`` module is loaded already, else right after it is loaded.
 """
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 TIMM_MODULE = "timm.models.focalnet"
+_added: set[str] = set()
 
 
 def register_with_timm() -> None:
@@ -21,6 +23,12 @@ def register_with_timm() -> None:
         _register(sys.modules[TIMM_MODULE])
     else:
         sys.meta_path.insert(0, _AfterTimm())
+
+
+def needs_focalclip(name: str) -> bool:
+    """Whether timm can build ``name`` only where focalclip is imported too."""
+    importlib.import_module(TIMM_MODULE)
+    return name in _added
 
 
 class _AfterTimm(MetaPathFinder):
@@ -53,6 +61,7 @@ def _register(timm_focalnet: Any) -> None:
         if not _registry.is_model(name):
             timm_focalnet.default_cfgs.update(_registry.generate_default_cfgs({name: timm_focalnet._cfg()}))
             setattr(timm_focalnet, name, _registry.register_model(_entry_point(timm_focalnet, name)))
+            _added.add(name)
 
 
 def _entry_point(timm_focalnet: Any, name: str) -> Any:
