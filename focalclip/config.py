@@ -32,6 +32,14 @@ class Strict(BaseModel):
             raise ValueError("input should be a number")
         return value
 
+    def _refuse_ignored(self, by: str, *names: str) -> None:
+        """Raise ValueError if one of these settings, which the tower ``by`` does not use, was changed."""
+        defaults = {name: type(self).model_fields[name].default for name in names}
+        changed = {name: default for name, default in defaults.items() if getattr(self, name) != default}
+        if changed:
+            values = ", ".join(f"{name}={default}" for name, default in changed.items())
+            raise ValueError(f"{', '.join(changed)} would be ignored by {by}; leave out, or set {values}")
+
 
 class ImageTowerConfig(Strict):
     """The image tower and the preprocessing that its weights belong to."""
@@ -43,11 +51,12 @@ class ImageTowerConfig(Strict):
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth: the rate of the last block; it grows linearly from 0 at the first."""
     init: Literal["official", "timm", "fan_in"] = "official"
-    """Initialisation of a FocalNet: as in the authors' code, as in timm, or scaled by fan-in (for narrow nets)."""
+    """Initialisation (FocalNet only): as in the authors' code, as in timm, or scaled by fan-in (for narrow nets)."""
     feature_norm: Literal["none", "batch"] = "none"
     """Normalise pooled features over the global batch before the projection; folded into it at export."""
     activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more arithmetic."""
+    """Recompute each block of both towers in the backward pass: less memory, about a third more arithmetic (FocalNet
+    only)."""
     mean: tuple[float, float, float] = IMAGENET_MEAN
     """Per-channel mean of the input, in [0, 1] pixel units."""
     std: tuple[float, float, float] = IMAGENET_STD
@@ -56,6 +65,12 @@ class ImageTowerConfig(Strict):
     """Evaluation resize, by open_clip's names: shorter side then centre crop; squash; longer side then pad."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Interpolation of the resize."""
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.name.startswith("timm:"):
+            self._refuse_ignored(self.name, "init", "activation_checkpointing")
+        return self
 
 
 class TextTowerConfig(Strict):
@@ -82,6 +97,14 @@ class TextTowerConfig(Strict):
             raise ValueError(
                 f"width={self.width} is not divisible by heads={self.heads}; use a multiple of {self.heads}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.name == "open_clip":
+            self._refuse_ignored(self.name, "pretrained")
+        elif self.name.startswith("transformers:"):
+            self._refuse_ignored(self.name, "width", "heads", "layers", "causal")
         return self
 
 

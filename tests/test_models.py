@@ -13,7 +13,7 @@ from helpers import run_ranks
 from torch import nn
 
 import focalclip
-from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig, from_dict
 from focalclip.errors import UserError
 from focalclip.models import sources
 from focalclip.models.clip import FocalCLIP
@@ -350,6 +350,28 @@ def test_unknown_names_are_errors():
         focalclip.create_model("focalclip_none")
     with pytest.raises(UserError, match="is not a model of timm"):
         focalclip.create_image_tower("timm:swin_none")
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        ("image", {"name": "timm:resnet18", "init": "fan_in"}, r"image: init would be ignored .* set init=official"),
+        ("image", {"name": "timm:resnet18", "activation_checkpointing": True}, "set activation_checkpointing=False"),
+        (
+            "text",
+            {"pretrained": True},
+            "text: pretrained would be ignored by open_clip; leave out, or set pretrained=False",
+        ),
+        (
+            "text",
+            {"name": "transformers:bert-base-uncased", "width": 64, "heads": 2, "causal": False},
+            "text: width, heads, causal would be ignored by .*; leave out, or set width=512, heads=8, causal=True",
+        ),
+    ],
+)
+def test_settings_that_a_tower_would_ignore_are_refused(section, values, message):
+    with pytest.raises(UserError, match=message):
+        from_dict(ModelConfig, {section: values}, "config.yaml")
 
 
 def test_a_timm_tower_serves_as_image_tower():
