@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from focalclip.cli.args import guarded
-from focalclip.errors import UserError
+from focalclip.errors import UserError, first_line
 
 EXAMPLES = """\
 examples:
@@ -94,8 +94,7 @@ def _device(name: str | None) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        first = str(error).split("\n")[0]
-        raise UserError(f"--device {name}: cannot be used ({first}); leave it away or give cpu") from None
+        raise UserError(f"--device {name}: cannot be used ({first_line(error)}); leave it away or give cpu") from None
     return name
 
 

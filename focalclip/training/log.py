@@ -72,9 +72,10 @@ class TrainLog:
                 f"data.max_faults: {state.faults} broken samples, more than {limit}; "
                 "mend the shards named above or raise data.max_faults"
             )
-        if not all(math.isfinite(loss) for loss in state.losses):  # equal on all ranks: all stop together
+        broken = [loss for loss in state.losses if not math.isfinite(loss)]
+        if broken:  # losses are equal on all ranks, so all stop together
             raise SharedError(
-                f"the loss became {state.losses[-1]} at or before step {state.step}; "
+                f"the loss became {broken[0]} at or before step {state.step}; "
                 "train anew under another --name with a lower optim.lr or more optim.warmup_steps"
             )
 
