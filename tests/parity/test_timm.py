@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from random_weights import randomise
 
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.variants import FOCALNETS, create_focalnet
@@ -16,19 +17,6 @@ EVERYTHING = FocalNetConfig(
     **MINI, use_post_norm=True, use_post_norm_in_modulation=True, normalize_modulator=True, focal_levels=(4, 3, 2, 0)
 )
 PRE_NORM = FocalNetConfig(**MINI, use_post_norm_in_modulation=True, focal_windows=(5, 5, 3, 3))
-
-
-def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    """Give every parameter, norms, biases and scales included, a value that matters."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1:
-                parameter.copy_(noise / parameter[0].numel() ** 0.5)
-            else:
-                parameter.copy_(0.2 * noise + (0.0 if name.endswith("bias") else 0.5))
-    return model.eval()
 
 
 def timm_focalnet(config: FocalNetConfig) -> torch.nn.Module:

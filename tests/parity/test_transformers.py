@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from random_weights import randomise
 
 from focalclip.errors import UserError
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
@@ -37,16 +38,7 @@ def theirs_like(config: FocalNetConfig, kind: str = "FocalNetModel") -> torch.nn
         use_layerscale=config.layer_scale is not None,
         num_labels=config.num_classes or 2,
     )
-    model = getattr(transformers, kind)(hf_config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim > 1:
-                parameter.copy_(noise / parameter[0].numel() ** 0.5)
-            else:
-                parameter.copy_(0.2 * noise + (0.0 if name.endswith("bias") else 0.5))
-    return model.eval()
+    return randomise(getattr(transformers, kind)(hf_config))
 
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 160)])
