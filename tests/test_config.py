@@ -7,7 +7,8 @@ import yaml
 from focalclip.cli.args import with_overrides
 from focalclip.config import RunConfig, dump_yaml, from_dict, load_yaml
 from focalclip.errors import UserError
-from focalclip.models.zoo import config_dir, config_names, create_model
+from focalclip.models.zoo import create_model
+from focalclip.shipped import config_dir, config_names
 
 ROOT = config_dir()
 

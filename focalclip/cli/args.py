@@ -16,6 +16,9 @@ C = TypeVar("C", bound=Strict)
 
 def guarded(command: Callable[[], int]) -> int:
     """Exit status of ``command``; a mistake of the user's becomes one line on stderr and status 2."""
+    # Read when torch is loaded, which no command does before this point. Waiting OpenMP threads spin otherwise: where a
+    # loader or another program shares the cores, a step then takes 5 to 10 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return command()
     except UserError as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 from focalclip.cli import args
 from focalclip.config import RunConfig, load_yaml
 from focalclip.errors import SharedError, UserError
-from focalclip.models.zoo import config_dir
+from focalclip.shipped import config_dir
 
 DEFAULT_CONFIG = "focalclip_pico"
 DESCRIPTION = f"""Pretrain a FocalNet image tower and a text tower with a contrastive loss, then evaluate zero-shot.

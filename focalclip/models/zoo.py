@@ -1,22 +1,11 @@
 """Models by name. A two-tower model is the ``model`` section of a complete configuration file in ``configs/``."""
 
 import fnmatch
-from pathlib import Path
 
 from focalclip.config import ModelConfig, RunConfig, load_yaml
 from focalclip.errors import UserError
 from focalclip.models.clip import FocalCLIP
-
-
-def config_dir() -> Path:
-    """Folder of the shipped configurations: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-
-
-def config_names() -> list[str]:
-    """Names of the shipped configurations."""
-    return sorted(path.stem for path in config_dir().glob("*.yaml"))
+from focalclip.shipped import config_dir, config_names
 
 
 def list_models(pattern: str = "*") -> list[str]:
