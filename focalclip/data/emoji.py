@@ -23,7 +23,7 @@ from focalclip.errors import UserError
 if TYPE_CHECKING:
     from focalclip.data.emoji_names import Concept, Icon
 
-VERSION = 1  # raise it whenever the pictures, captions, labels or tasks could change: everyone then builds anew
+VERSION = 2  # raise it whenever the pictures, captions, labels or tasks could change: everyone then builds anew
 SAMPLES_PER_SHARD = 1024
 STAMP = "corpus.json"
 
