@@ -1,13 +1,19 @@
 """The pretraining command as a user runs it, on one rank: resume, signals, and mistakes."""
 
+import itertools
 import os
+import re
+import shutil
 import signal
+import statistics
 
 import helpers_run
 import pytest
 import torch
 
 import focalclip
+from focalclip.models import store
+from focalclip.training.stop import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -19,24 +25,39 @@ def whole_run(tmp_path_factory, shards):
     return folder / "runs" / "tiny"
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_stopped_run_resumes_bit_for_bit(name, tmp_path, shards, whole_run):
-    process = helpers_run.start(tmp_path, shards, "--train.save-every", "100")
+@pytest.mark.parametrize(("name", "log_every"), [("SIGTERM", 1), ("SIGINT", 3)])
+def test_a_stopped_run_resumes_bit_for_bit(name, log_every, tmp_path, shards, whole_run):
+    args = ["--train.log-every", str(log_every)]
+    process = helpers_run.start(tmp_path, shards, "--train.save-every", "100", *args)
     run_dir = tmp_path / "runs" / "tiny"
-    helpers_run.wait_for_lines(run_dir, 2)
+    helpers_run.wait_for_lines(run_dir, 1)
     os.killpg(process.pid, getattr(signal, name))
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert f"{name} received: saved step" in out
-    assert "--resume" in out
+    stopped = re.search(f"{name} received: saved step (\\d+) .* --resume", out)
+    assert stopped is not None, out
     assert "Traceback" not in err
-    steps_done = len(helpers_run.losses(run_dir))
-    assert 2 <= steps_done < 8
+    assert log_every <= int(stopped[1]) < 8
 
-    result = helpers_run.run(tmp_path, shards, "--resume")
+    result = helpers_run.run(tmp_path, shards, "--resume", *args)
     assert result.returncode == 0, result.stderr
-    assert f"continued from step {steps_done}" in result.stdout
-    assert helpers_run.losses(run_dir) == helpers_run.losses(whole_run)
+    assert f"continued from step {stopped[1]}" in result.stdout
+    # a line tells the mean loss since the line before, also where the run was stopped between them
+    steps = [*range(log_every, 8, log_every), 8]
+    whole = helpers_run.losses(whole_run)
+    means = [statistics.fmean(whole[start:end]) for start, end in itertools.pairwise([0, *steps])]
+    lines = helpers_run.metrics(run_dir)
+    assert [line["step"] for line in lines] == steps
+    assert [line["loss"] for line in lines] == means
+
+
+def test_handlers_of_signals_are_put_back():
+    usual = signal.getsignal(signal.SIGTERM)
+    with StopRequest(torch.device("cpu")) as stop:
+        assert not stop.agreed()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.agreed()
+    assert signal.getsignal(signal.SIGTERM) is usual
 
 
 def test_checkpoints_and_model_of_a_finished_run(whole_run):
@@ -58,9 +79,19 @@ def test_a_finished_run_is_not_overwritten(whole_run, shards):
     )
 
 
-def test_a_truncated_checkpoint_is_named(tmp_path, shards):
+def test_what_a_killed_run_leaves_is_mended_and_what_is_damaged_is_named(tmp_path, shards):
     assert helpers_run.run(tmp_path, shards, "--train.steps", "4").returncode == 0
-    shard = next((tmp_path / "runs/tiny/checkpoints/step-4").glob("zero*"))
+    run_dir = tmp_path / "runs/tiny"
+    # as if killed while the exported model was replaced; meanwhile the data have moved
+    (run_dir / "model").rename(run_dir / ".model.old.tmp")
+    moved = shutil.copytree(shards, tmp_path / "moved")
+    free = ["--model.image.activation-checkpointing", "--data.workers", "0"]
+    result = helpers_run.run(tmp_path, moved, "--train.steps", "4", "--resume", *free)
+    assert result.returncode == 0, result.stderr
+    assert store.provenance(run_dir / "model")["step"] == 4
+    assert not list(run_dir.rglob("*.tmp"))
+
+    shard = next((run_dir / "checkpoints/step-4").glob("zero*"))
     size = shard.stat().st_size
     os.truncate(shard, size // 2)
     result = helpers_run.run(tmp_path, shards, "--train.steps", "4", "--resume")
@@ -73,18 +104,24 @@ def test_a_truncated_checkpoint_is_named(tmp_path, shards):
     ("args", "message"),
     [
         (["--optim.wieght-decay", "1"], "optim.wieght_decay is not a setting; did you mean weight_decay?"),
-        (["--optim.lr", "fast"], "optim.lr: input should be a valid number"),
-        (["--data.batch-size", "15", "--train.accumulation", "2"], "data.batch_size=15 is not divisible by 1 ranks x"),
+        (["--eval.benchmark", "dmeo"], "--benchmark dmeo: not one of"),
+        (["--data.batch-size", "15", "--train.accumulation", "2", "--name", "new"], "15 is not divisible by 1 ranks"),
         (["--data.train", "nowhere/{00..03}.tar"], "data.train: 4 of 4 shards do not exist (nowhere/00.tar"),
-        (["--model.embed-dim", "64", "--resume"], "another model (embed_dim: 32 there, 64 here)"),
+        (["--data.train", "ONE", "--resume"], "data.train: other shards than"),
+        (["--model.embed-dim", "64", "--resume"], "another model.embed_dim (32 there, 64 here)"),
+        (["--data.augment.flip", "0.5", "--resume"], "another data.augment.flip (0.0 there, 0.5 here)"),
         (["--train.zero-stage", "2", "--resume"], "written with train.zero_stage=1, this run has 2"),
         (["--train.precision", "fp16"], "train.precision=fp16 needs a GPU"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml: no such configuration file"),
-        (["--model.image.name", "focalnet_nono"], "focalnet_nono is not a FocalNet variant"),
+        (["--runs-dir", "ONE"], "00000.tar is a file; name a folder"),
+        (["--model.image.name", "focalnet_nono", "--name", "new"], "focalnet_nono is not a FocalNet variant"),
     ],
 )
 def test_mistakes_get_one_sentence(args, message, whole_run, shards):
+    config = (whole_run / "config.yaml").read_bytes()
+    args = [str(shards / "00000.tar") if arg == "ONE" else arg for arg in args]
     result = helpers_run.run(whole_run.parents[1], shards, *args)
     assert result.returncode == 2
     assert message in result.stderr.strip().splitlines()[-1]
     assert "Traceback" not in result.stderr
+    assert (whole_run / "config.yaml").read_bytes() == config
+    assert [path.name for path in whole_run.parent.iterdir()] == ["tiny"]
