@@ -165,7 +165,7 @@ class DataConfig(Strict):
     window_shards: int = Field(16, ge=1)
     """Samples are shuffled within windows of so many shards (shards are shuffled first)."""
     max_faults: int = Field(1000, ge=0)
-    """Stop with an error after so many broken samples; each is replaced, counted and named in the log."""
+    """Stop with an error after so many broken samples on all ranks; each is replaced, counted and named in the log."""
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")
