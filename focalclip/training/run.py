@@ -63,8 +63,8 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool) -> bool:
     with closing(log), StopRequest(engine.device()) as stop:
         finished = train(Trainer(config, deepspeed_engine, loader, state, total_steps, log, stop, _save))
     if not finished and is_main():
-        signal = f"{stop.received} received: " if stop.received else ""
-        print(f"{signal}saved step {state.step} in {config.run_dir}; the same command with --resume goes on from there")
+        reason = f"{stop.reason}: " if stop.reason else ""
+        print(f"{reason}saved step {state.step} in {config.run_dir}; the same command with --resume goes on from there")
     return finished
 
 

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM: noted when they come, agreed among ranks, obeyed between two steps."""
 
+import os
 import signal
 from types import FrameType
 from typing import Any, Self
@@ -14,13 +15,17 @@ class StopRequest:
 
     The launcher signals ranks one after another, so a rank must not save when *it* is signalled: the others would wait
     for it inside a collective. All ranks therefore exchange the flag at every step and stop at the same one.
+
+    ``deepspeed`` itself passes no SIGTERM on: killed alone it leaves its ranks training, so its end is noticed too.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.received: str | None = None
+        self.reason: str | None = None
+        """What was received, or whose end was noticed."""
         self._pending: torch.Tensor | None = None
         self._usual: dict[int, Any] = {}
+        self._starter = _deepspeed_command()
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -36,13 +41,28 @@ class StopRequest:
 
         With several ranks the answer is that of the exchange begun one step earlier, so that no device waits for it.
         """
+        if self._starter != _deepspeed_command():
+            self.reason = self.reason or "deepspeed has ended"
         if world_size() == 1:
-            return self.received is not None
-        pending, self._pending = self._pending, torch.tensor([float(self.received is not None)], device=self.device)
+            return self.reason is not None
+        pending, self._pending = self._pending, torch.tensor([float(self.reason is not None)], device=self.device)
         torch.distributed.all_reduce(self._pending, op=torch.distributed.ReduceOp.MAX)
         return pending is not None and bool(pending.item())
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.received == "SIGINT" and number == signal.SIGINT:
+        reason = f"{signal.Signals(number).name} received"
+        if reason == self.reason and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.received = signal.Signals(number).name
+        self.reason = reason
+
+
+def _deepspeed_command() -> int | None:
+    """Process id of the ``deepspeed`` command, which starts a launcher, which starts the ranks; None without it."""
+    if "LOCAL_SIZE" not in os.environ:  # set by that launcher alone
+        return None
+    import psutil
+
+    try:
+        return psutil.Process(os.getppid()).ppid()
+    except psutil.Error:
+        return 0  # the launcher has gone

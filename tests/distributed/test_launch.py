@@ -7,6 +7,7 @@ import signal
 import helpers_run
 import pytest
 import torch
+from tiny_shards import picture, write_tar
 
 import focalclip
 
@@ -39,9 +40,12 @@ def test_two_ranks_stop_together_and_resume_bit_for_bit(two_ranks, tmp_path, sha
     process = helpers_run.start(tmp_path, shards, *args, ranks=2)
     run_dir = tmp_path / "runs" / "tiny"
     helpers_run.wait_for_lines(run_dir, 2)
-    os.killpg(process.pid, signal.SIGTERM)
+    if stage == 1:
+        os.killpg(process.pid, signal.SIGTERM)
+    else:
+        process.terminate()  # the `deepspeed` command alone
     out, err = process.communicate(timeout=60)
-    assert "SIGTERM received: saved step" in out, out + err
+    assert ("SIGTERM received: saved step" if stage == 1 else "deepspeed has ended: saved step") in out, out + err
     assert len(helpers_run.losses(run_dir)) < len(expected)
 
     result = helpers_run.run(tmp_path, shards, *args, "--resume", ranks=2)
@@ -64,3 +68,23 @@ def test_a_run_continues_on_another_number_of_ranks(tmp_path, shards, one_proces
     # not only the losses: the exported weights, with the normalisation's statistics folded in, agree too
     for name, expected in whole.state_dict().items():
         torch.testing.assert_close(focalclip.load(run_dir).state_dict()[name], expected, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_faults_and_bad_shards_of_two_ranks_end_in_one_sentence(tmp_path):
+    # one epoch in 8 steps; the three broken samples are counted wherever they fall
+    samples = [[(f"{i:03d}.png", b"broken" if i in (5, 60, 61) else picture(i)), (f"{i:03d}.txt", b"thing")]
+               for i in range(128)]  # fmt: skip
+    shard = write_tar(tmp_path / "0.tar", [member for sample in samples for member in sample])
+    args = ["--data.max-faults", "2", "--train.log-every", "100"]
+    result = helpers_run.run(tmp_path, shard, *args, ranks=2)
+    assert result.returncode != 0
+    assert result.stderr.count("replaced a broken sample: 0.tar: ") == 3
+    assert result.stderr.count("error: data.max_faults: 3 broken samples, more than 2") == 1
+    assert "Traceback" not in result.stdout + result.stderr
+
+    os.truncate(shard, shard.stat().st_size // 2)
+    result = helpers_run.run(tmp_path, shard, "--name", "cut", ranks=2)
+    assert result.returncode != 0
+    assert result.stderr.count(f"error: {shard}: ") == 1
+    assert "Traceback" not in result.stdout + result.stderr
+    assert not (tmp_path / "runs" / "cut").exists()
