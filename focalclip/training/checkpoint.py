@@ -2,6 +2,7 @@
 
     checkpoints/step-N/
         manifest.json            TrainState, ranks, ZeRO stage, and the size of every file
+        buffers.pt               running statistics
         *.pt                     DeepSpeed's shards: weights, AdamW's moments, the schedule
 
 A checkpoint is written under a temporary name; once all ranks have finished, the manifest is added and the folder
@@ -18,11 +19,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from focalclip.config import RunConfig
 from focalclip.distributed import barrier, main_only, world_size
 from focalclip.errors import UserError, first_line
 
-MANIFEST = "manifest.json"
+MANIFEST, BUFFERS = "manifest.json", "buffers.pt"
 
 
 @dataclass
@@ -58,6 +61,8 @@ def save(engine: Any, folder: Path, state: TrainState, config: RunConfig) -> Pat
     main_only(lambda: _make_room(folder))
     engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)  # DeepSpeed moves `latest` too early
     barrier()
+    buffers = {name: buffer.cpu() for name, buffer in engine.module.named_buffers()}
+    main_only(lambda: torch.save(buffers, temporary / BUFFERS))
     facts = {"state": asdict(state), "ranks": world_size(), "zero_stage": config.train.zero_stage}
     main_only(lambda: _complete_with(facts, temporary, final, config.train.keep_checkpoints))
     return final
@@ -94,8 +99,8 @@ def read(path: Path, config: RunConfig) -> Checkpoint:
     return saved
 
 
-def load(engine: Any, path: Path) -> None:
-    """Restore the engine from a checkpoint that :func:`read` accepted, or from its universal form.
+def load(engine: Any, saved: Checkpoint, path: Path) -> None:
+    """Restore the engine from ``path``: the checkpoint that :func:`read` accepted, or its universal form.
 
     Raises:
         UserError: if DeepSpeed cannot read it.
@@ -106,6 +111,10 @@ def load(engine: Any, path: Path) -> None:
         raise UserError(f"{path}: cannot be loaded ({first_line(error)}); {_remedy(path)}") from None
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed found no checkpoint in it; {_remedy(path)}")
+    # DeepSpeed's universal form has parameters only: running statistics would start anew, without an error.
+    buffers = torch.load(saved.path / BUFFERS, weights_only=True)
+    for name, buffer in engine.module.named_buffers():
+        buffer.copy_(buffers[name])
 
 
 def _make_room(folder: Path) -> None:

@@ -98,7 +98,7 @@ def _create_engine(config: RunConfig, model: FocalCLIP, total_steps: int, saved:
         return engine.create_engine(model, config, total_steps)
     path, is_universal = elastic.loadable(saved, world_size())
     restored = engine.create_engine(model, config, total_steps, load_universal=is_universal)
-    checkpoint.load(restored, path)
+    checkpoint.load(restored, saved, path)
     barrier()
     if is_universal and is_main():
         elastic.clean_up(path)

@@ -34,6 +34,7 @@ def test_two_ranks_give_the_losses_of_one(two_ranks, one_process):
     assert two_ranks[1] == pytest.approx(one_process, rel=2e-5)
 
 
+@pytest.mark.parametrize("two_ranks", [2], ids=["zero2"], indirect=True)
 def test_two_ranks_stop_together_and_resume_bit_for_bit(two_ranks, tmp_path, shards):
     stage, expected = two_ranks
     args = ["--train.zero-stage", str(stage), "--train.save-every", "100"]
