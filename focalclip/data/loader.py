@@ -85,7 +85,8 @@ class TrainLoader:
                 f"data.batch_size={data.batch_size} is not divisible by {world_size} ranks times "
                 f"train.accumulation={accumulation}; use a multiple of {parts}"
             )
-        counts = index_shards(shards)
+        self.counts = counts = index_shards(shards)
+        """Samples per shard, int64 (len(shards),)."""
         self.num_samples = int(counts.sum())
         """Samples per epoch."""
         if data.batch_size > self.num_samples:

@@ -10,7 +10,6 @@ import torch
 
 from focalclip import __version__
 from focalclip.config import RunConfig, dump_yaml, load_yaml
-from focalclip.data.index import index_shards
 from focalclip.data.loader import TrainLoader
 from focalclip.distributed import (
     barrier,
@@ -118,7 +117,7 @@ def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, stat
         accumulation=config.train.accumulation,
         start=state.samples,
     )
-    fingerprint = _fingerprint(shards)
+    fingerprint = _fingerprint(shards, loader.counts.tolist())
     if state.data not in ("", fingerprint):
         raise UserError(
             f"data.train: other shards than {config.run_dir} began with (their names or numbers of samples differ); "
@@ -128,9 +127,9 @@ def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, stat
     return loader
 
 
-def _fingerprint(shards: Sequence[Path]) -> str:
+def _fingerprint(shards: Sequence[Path], counts: Sequence[int]) -> str:
     """What decides the order of samples: the shards' names and sizes in their order, wherever they lie."""
-    lines = [f"{shard.name} {count}" for shard, count in zip(shards, index_shards(shards), strict=True)]
+    lines = [f"{shard.name} {count}" for shard, count in zip(shards, counts, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
