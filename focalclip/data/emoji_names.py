@@ -121,19 +121,20 @@ def _name_table(sets: list[IconSet], by_code: Mapping[str, Concept]) -> tuple[di
     return names, {name for name, codes in meanings.items() if len(codes) > 1}
 
 
-def read_concepts(unicode_emoji: Path, emojilib: Path) -> list[Concept]:
-    """All emoji of the packages unicode-emoji-json (names, groups) and emojilib (keywords), in Unicode's order."""
+def read_concepts(unicode_emoji: Path, emojilib: Path, emojibase: Path) -> list[Concept]:
+    """All emoji in Unicode's order: names, groups (unicode-emoji-json) and keywords (emojilib, emojibase-data)."""
     emoji = json.loads((unicode_emoji / "data-by-emoji.json").read_text())
     keywords = json.loads((emojilib / "dist" / "emoji-en-US.json").read_text())
-    return [
-        Concept(
-            name=entry["name"],
-            codepoint=_codepoint(f"{ord(character):x}" for character in symbol),
-            group=entry["group"],
-            keywords=_clean_keywords(keywords.get(symbol, [])[1:], entry["name"]),  # the first repeats the name
-        )
-        for symbol, entry in emoji.items()
-    ]
+    tags = {
+        _codepoint(entry["hexcode"].split("-")): entry.get("tags", [])
+        for entry in json.loads((emojibase / "en" / "data.json").read_text())
+    }
+    concepts = []
+    for symbol, entry in emoji.items():
+        codepoint = _codepoint(f"{ord(character):x}" for character in symbol)
+        words = [*keywords.get(symbol, [])[1:], *tags.get(codepoint, [])]  # emojilib's first repeats the name
+        concepts.append(Concept(entry["name"], codepoint, entry["group"], _clean_keywords(words, entry["name"])))
+    return concepts
 
 
 def _clean_keywords(words: Iterable[str], name: str) -> tuple[str, ...]:
