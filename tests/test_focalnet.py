@@ -83,6 +83,19 @@ def test_shapes_and_every_parameter_learns(options, size):
         assert parameter.is_contiguous(), f"{name}: DeepSpeed flattens parameters and needs them contiguous"
 
 
+@pytest.mark.parametrize(
+    ("patch_size", "use_overlap", "kernel", "padding"),
+    [(4, False, 4, 0), (4, True, 7, 2), (2, False, 2, 0), (2, True, 3, 1), (16, False, 16, 0), (1, False, 1, 0)],
+)
+def test_the_stem_follows_the_patch_size(patch_size, use_overlap, kernel, padding):
+    tower = FocalNet(FocalNetConfig(**SMALL, patch_size=patch_size, use_overlap=use_overlap))
+    conv = tower.stem.proj
+    assert (conv.kernel_size[0], conv.stride[0], conv.padding[0]) == (kernel, patch_size, padding)
+    assert tower.strides == [patch_size, 2 * patch_size, 4 * patch_size]
+    side = 8 * patch_size
+    assert [m.shape[2] for m in tower.feature_maps(torch.randn(1, 3, side, side))] == [side // s for s in tower.strides]
+
+
 def test_memory_layout_of_the_input_does_not_matter():
     tower = FocalNet(FocalNetConfig(**SMALL)).eval()
     images = torch.randn(2, 3, 48, 32)
@@ -202,6 +215,8 @@ def test_initialisations_follow_the_table(init):
         ({"focal_levels": (2, 2)}, "focal_levels"),
         ({"focal_windows": 4}, "focal_windows"),
         ({"depths": ()}, "depths"),
+        ({"patch_size": 16, "use_overlap": True}, "patch_size=16 .* 2 or 4 where use_overlap"),
+        ({"patch_size": 0}, "patch_size=0"),
         ({"drop_path": 1.0}, "drop_path"),
         ({"dropout": -0.1}, "dropout"),
         ({"init": "xavier"}, "init"),

@@ -151,7 +151,7 @@ def edit(change) -> dict[str, torch.Tensor]:
         (lambda w: w.update({"norm.extra": torch.zeros(1)}), r"1 unexpected: norm\.extra"),
         (lambda w: w.update({"pos_embed": torch.zeros(1)}), r"pos_embed not part of a FocalNet"),
         (lambda w: w.update({"norm.bias": torch.zeros(3)}), r"1 of another shape: norm\.bias"),
-        (lambda w: w.update({"patch_embed.proj.weight": torch.zeros(8, 3, 16, 16)}), r"patches of \[16, 16\] pixels"),
+        (lambda w: w.update({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 8)}), r"patches of \[4, 8\] pixels"),
         (lambda w: w.update({"epoch": 3}), r"expected named tensors"),
     ],
 )

@@ -17,7 +17,8 @@ from focalclip.errors import UserError
 from focalclip.models.focal_modulation import FocalModulation
 
 Init = Literal["official", "timm", "fan_in"]
-STEM_STRIDE = 4
+# (kernel size, padding) of overlapping patch embeddings by stride: the authors' for 4 and 2.
+OVERLAP = {4: (7, 2), 2: (3, 1)}
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class FocalNetConfig:
     focal_windows: int | tuple[int, ...] = 3
     """Kernel size of the first focal level (odd); one number for all stages or one per stage."""
     mlp_ratio: float = 4.0
+    patch_size: int = 4
+    """Stride of the stem in pixels: 4 in the hierarchical nets, 16 in the isotropic ones."""
     use_overlap: bool = False
-    """Overlapping patch embeddings: stem 7x7/4 and 3x3/2 between stages, instead of 4x4/4 and 2x2/2."""
+    """Overlapping patch embeddings: kernel 7 at stride 4, 3 at stride 2, instead of kernels as wide as the stride."""
     use_post_norm: bool = False
     """LayerNorm after modulation and MLP, before the residual sum, instead of before them."""
     use_post_norm_in_modulation: bool = False
@@ -62,6 +65,10 @@ class FocalNetConfig:
     def __post_init__(self) -> None:
         if not self.depths or min(self.embed_dim, *self.depths) < 1:
             raise UserError(f"embed_dim={self.embed_dim}, depths={self.depths}: each must be at least 1")
+        if self.patch_size < 1 or (self.use_overlap and self.patch_size not in OVERLAP):
+            raise UserError(
+                f"patch_size={self.patch_size} must be at least 1, and 2 or 4 where use_overlap=True; choose another"
+            )
         for field in ("focal_levels", "focal_windows"):
             value = getattr(self, field)
             if not isinstance(value, int) and len(value) != self.num_stages:
@@ -106,11 +113,11 @@ class FocalNetConfig:
 
 
 class PatchEmbed(nn.Module):
-    """Strided convolution and LayerNorm: the stem (stride 4) and the downsampling between stages (stride 2)."""
+    """Strided convolution and LayerNorm: the stem (stride ``patch_size``) and the downsampling between stages (2)."""
 
     def __init__(self, in_dim: int, dim: int, *, stride: int, use_overlap: bool) -> None:
         super().__init__()
-        kernel_size, padding = {2: (3, 1), 4: (7, 2)}[stride] if use_overlap else (stride, 0)
+        kernel_size, padding = OVERLAP[stride] if use_overlap else (stride, 0)
         self.proj = nn.Conv2d(in_dim, dim, kernel_size, stride=stride, padding=padding)
         self.norm = nn.LayerNorm(dim)
 
@@ -251,8 +258,10 @@ class FocalNet(nn.Module):
         self.config = config
         self.feature_dims = list(config.dims)
         self.num_features = config.dims[-1]
-        self.strides = [STEM_STRIDE * 2**i for i in range(config.num_stages)]
-        self.stem = PatchEmbed(config.in_channels, config.embed_dim, stride=STEM_STRIDE, use_overlap=config.use_overlap)
+        self.strides = [config.patch_size * 2**i for i in range(config.num_stages)]
+        self.stem = PatchEmbed(
+            config.in_channels, config.embed_dim, stride=config.patch_size, use_overlap=config.use_overlap
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Stage(config, stage) for stage in range(config.num_stages))
         self.norm = nn.LayerNorm(self.num_features)

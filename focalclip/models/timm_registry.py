@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -64,6 +65,25 @@ def _register(timm_focalnet: Any) -> None:
             _added.add(name)
 
 
+def _with_stem(timm_focalnet: Any, patch_size: int) -> Any:
+    """Timm's FocalNet with a stem of this stride; timm's own is fixed to 4."""
+    if patch_size == 4:
+        return timm_focalnet.FocalNet
+
+    class FocalNet(timm_focalnet.FocalNet):
+        def __init__(self, in_chans: int = 3, use_overlap_down: bool = False, **options: Any) -> None:
+            super().__init__(in_chans=in_chans, use_overlap_down=use_overlap_down, **options)
+            dim, norm_layer = self.embed_dim[0], type(self.stem.norm)
+            self.stem = timm_focalnet.Downsample(
+                in_chans, dim, stride=patch_size, overlap=use_overlap_down, norm_layer=partial(norm_layer, eps=1e-5)
+            )
+            timm_focalnet.named_apply(timm_focalnet._init_weights, self.stem)
+            for info in self.feature_info:
+                info["reduction"] = info["reduction"] // 4 * patch_size
+
+    return FocalNet
+
+
 def _entry_point(timm_focalnet: Any, name: str) -> Any:
     from focalclip.models.variants import FOCALNETS
 
@@ -83,7 +103,16 @@ def _entry_point(timm_focalnet: Any, name: str) -> Any:
     }
 
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
-        return timm_focalnet._create_focalnet(name, pretrained=pretrained, **(options | kwargs))
+        from timm.models._builder import build_model_with_cfg
+
+        stages = tuple(range(config.num_stages))
+        return build_model_with_cfg(
+            _with_stem(timm_focalnet, config.patch_size),
+            name,
+            pretrained,
+            feature_cfg={"flatten_sequential": True, "out_indices": kwargs.pop("out_indices", stages)},
+            **(options | kwargs),
+        )
 
     create.__name__, create.__module__ = name, TIMM_MODULE  # timm files a model under the module of its function
     return create

@@ -11,6 +11,12 @@ from focalclip.models.focalnet import FocalNet, FocalNetConfig
 _LARGE = FocalNetConfig(depths=(2, 2, 18, 2), use_overlap=True, use_post_norm=True, layer_scale=1e-4)
 _HUGE = replace(_LARGE, embed_dim=352, use_post_norm_in_modulation=True)
 
+
+def _isotropic(embed_dim: int, **options: Any) -> FocalNetConfig:
+    """One stage on patches of 16 pixels, as wide and deep as the ViT of the same name (paper, section 4.1)."""
+    return FocalNetConfig(embed_dim=embed_dim, depths=(12,), focal_levels=3, patch_size=16, **options)
+
+
 FOCALNETS: dict[str, FocalNetConfig] = {
     "focalnet_pico": FocalNetConfig(embed_dim=48, depths=(1, 2, 4), use_overlap=True),
     "focalnet_nano": FocalNetConfig(embed_dim=64, depths=(2, 2, 4), use_overlap=True),
@@ -20,6 +26,9 @@ FOCALNETS: dict[str, FocalNetConfig] = {
     "focalnet_small_lrf": FocalNetConfig(embed_dim=96, depths=(2, 2, 18, 2), focal_levels=3),
     "focalnet_base_srf": FocalNetConfig(embed_dim=128, depths=(2, 2, 18, 2), focal_levels=2),
     "focalnet_base_lrf": FocalNetConfig(embed_dim=128, depths=(2, 2, 18, 2), focal_levels=3),
+    "focalnet_tiny_iso": _isotropic(192),
+    "focalnet_small_iso": _isotropic(384),
+    "focalnet_base_iso": _isotropic(768, layer_scale=1e-4, use_post_norm_in_modulation=True),
     "focalnet_large_fl3": replace(_LARGE, embed_dim=192, focal_levels=3, focal_windows=5),
     "focalnet_large_fl4": replace(_LARGE, embed_dim=192, focal_levels=4),
     "focalnet_xlarge_fl3": replace(_LARGE, embed_dim=256, focal_levels=3, focal_windows=5),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from focalclip.errors import UserError, first_line
-from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.focalnet import OVERLAP, FocalNet, FocalNetConfig
 from focalclip.models.variants import FOCALNETS
 from focalclip.models.weight_names import (
     MATRIX,
@@ -151,11 +151,11 @@ def _implied_config(ours: Weights, where: str) -> FocalNetConfig:
     blocks = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in ours]
     indices = {(int(m[1]), int(m[2])) for m in blocks if m}
     num_stages = 1 + max(stage for stage, _ in indices)
-    embed_dim, in_channels, *kernel_size = ours["stem.proj.weight"].shape
-    if kernel_size not in ([4, 4], [7, 7]):
-        raise UserError(
-            f"{where}: patches of {kernel_size} pixels; only hierarchical FocalNets (4, or 7 overlapping) are known"
-        )
+    embed_dim, in_channels, *kernel = ours["stem.proj.weight"].shape
+    if len(kernel) != 2 or kernel[0] != kernel[1]:
+        raise UserError(f"{where}: patches of {kernel} pixels; a FocalNet's are square")
+    kernel_size = kernel[0]
+    overlapping = {kernel: stride for stride, (kernel, _) in OVERLAP.items()}  # no published net has patches of 3 or 7
     levels, windows = [], []
     for stage in range(num_stages):
         kernels = [
@@ -170,7 +170,8 @@ def _implied_config(ours: Weights, where: str) -> FocalNetConfig:
         focal_levels=levels[0] if len(set(levels)) == 1 else tuple(levels),
         focal_windows=windows[0] if len(set(windows)) == 1 else tuple(windows),
         mlp_ratio=ours[first + "mlp.fc1.weight"].shape[0] / embed_dim,
-        use_overlap=kernel_size == [7, 7],
+        patch_size=overlapping.get(kernel_size, kernel_size),
+        use_overlap=kernel_size in overlapping,
         use_post_norm_in_modulation=first + "modulation.norm.weight" in ours,
         layer_scale=1e-4 if first + "ls1.gamma" in ours else None,
         in_channels=in_channels,

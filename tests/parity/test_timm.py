@@ -5,6 +5,7 @@ import torch
 from random_weights import randomise
 
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.timm_registry import _with_stem
 from focalclip.models.variants import FOCALNETS, create_focalnet
 from focalclip.models.weights import from_timm, to_timm
 
@@ -63,6 +64,20 @@ def test_options_of_the_block(config, size):
     ours = FocalNet(config).eval()
     ours.load_state_dict(from_timm(theirs.state_dict()))
     assert_same_features(ours, theirs, size)
+
+
+@pytest.mark.parametrize(("patch_size", "use_overlap"), [(2, True), (16, False)])
+def test_registered_towers_with_other_patches(patch_size, use_overlap):
+    """What open_clip builds by name after ``import focalclip``."""
+    config = FocalNetConfig(embed_dim=16, depths=(1, 1), patch_size=patch_size, use_overlap=use_overlap)
+    theirs = randomise(_with_stem(timm.models.focalnet, patch_size)(
+        num_classes=0, embed_dim=16, depths=(1, 1), focal_levels=(2, 2), focal_windows=(3, 3),
+        use_overlap_down=use_overlap,
+    ))  # fmt: skip
+    ours = FocalNet(config).eval()
+    ours.load_state_dict(from_timm(theirs.state_dict()))
+    assert_same_features(ours, theirs, (64, 96))
+    assert [info["reduction"] for info in theirs.feature_info] == ours.strides
 
 
 def test_logits_with_a_head():
