@@ -77,7 +77,8 @@ def test_modulation_counts(dim, levels, window, expected):
 
 def closed_form(c: FocalNetConfig) -> int:
     """Sum of the weights written out by layer, for an MLP ratio of 4."""
-    total = (3 * 49 if c.use_overlap else 3 * c.patch_size**2) * c.embed_dim + 3 * c.embed_dim
+    kernel_size = {4: 7, 2: 3}[c.patch_size] if c.use_overlap else c.patch_size
+    total = 3 * kernel_size**2 * c.embed_dim + 3 * c.embed_dim
     for stage, depth in enumerate(c.depths):
         dim, levels = c.embed_dim * 2**stage, c.focal_levels
         squares = sum((c.focal_windows + 2 * level) ** 2 for level in range(levels))
@@ -93,7 +94,7 @@ def closed_form(c: FocalNetConfig) -> int:
 @pytest.mark.parametrize("name", FOCALNETS)
 def test_parameter_counts_equal_the_closed_form(name):
     variant = FOCALNETS[name]
-    changed = replace(variant, use_overlap=variant.patch_size == 4, num_classes=7, layer_scale=0.1)
+    changed = replace(variant, use_overlap=variant.patch_size in (2, 4), num_classes=7, layer_scale=0.1)
     for config in (variant, changed):
         with torch.device("meta"):
             assert count(FocalNet(config)) == closed_form(config)

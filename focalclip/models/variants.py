@@ -18,8 +18,9 @@ def _isotropic(embed_dim: int, **options: Any) -> FocalNetConfig:
 
 
 FOCALNETS: dict[str, FocalNetConfig] = {
-    "focalnet_pico": FocalNetConfig(embed_dim=48, depths=(1, 2, 4), use_overlap=True),
-    "focalnet_nano": FocalNetConfig(embed_dim=64, depths=(2, 2, 4), use_overlap=True),
+    # For pictures of 32 to 96 pixels: patches of 2, so that all four stages see more than one position.
+    "focalnet_pico": FocalNetConfig(patch_size=2, embed_dim=24, depths=(1, 1, 2, 4), use_overlap=True),
+    "focalnet_nano": FocalNetConfig(patch_size=2, embed_dim=32, depths=(1, 2, 2, 4), use_overlap=True),
     "focalnet_tiny_srf": FocalNetConfig(embed_dim=96, depths=(2, 2, 6, 2), focal_levels=2),
     "focalnet_tiny_lrf": FocalNetConfig(embed_dim=96, depths=(2, 2, 6, 2), focal_levels=3),
     "focalnet_small_srf": FocalNetConfig(embed_dim=96, depths=(2, 2, 18, 2), focal_levels=2),
