@@ -40,6 +40,7 @@ BROKEN = {
     "empty-image": ([("webp", b""), ("txt", TEXT)], "undecodable image"),
     "16-bit": ([("png", deep_png()), ("txt", TEXT)], "more than 8 bits"),
     "class-name": ([("png", IMAGE), ("txt", TEXT), ("cls", b"cat")], "class number b'cat' is not an integer"),
+    "class-size": ([("png", IMAGE), ("txt", TEXT), ("cls", b"9223372036854775808")], "is not an integer of 64 bits"),
 }
 
 

@@ -75,6 +75,8 @@ def _break(folder, what):
             (folder / "classnames.txt").unlink()
         case "empty name":
             (folder / "classnames.txt").write_text("red\n\nblue\n")
+        case "not UTF-8":
+            (folder / "classnames.txt").write_bytes("red\nbière\nblue\n".encode("latin-1"))
         case "no placeholder":
             (folder / "zeroshot_classification_templates.txt").write_text("a {c}.\na photo of {}.\n")
         case "retrieval":
@@ -110,6 +112,7 @@ def _break(folder, what):
     [
         ("no names", r"classnames\.txt: missing"),
         ("empty name", r"classnames\.txt: line 2 is empty"),
+        ("not UTF-8", r"classnames\.txt: not UTF-8 \(byte 6\); save it as UTF-8"),
         ("no placeholder", r"templates\.txt: the prompt 'a photo of \{\}\.' has no \{c\}"),
         ("retrieval", r"dataset_type\.txt: 'retrieval' is neither"),
         ("shard missing", r"test: 2 of 3 shards are missing \(1\.tar"),
