@@ -13,7 +13,8 @@ from focalclip.errors import UserError
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.sources import load_image_encoder
 from focalclip.models.variants import FOCALNETS
-from focalclip.models.weights import from_official, variant_of
+from focalclip.models.weight_config import variant_of
+from focalclip.models.weights import from_official, load_focalnet, to_official, to_timm, to_transformers
 
 timm = pytest.importorskip("timm")
 
@@ -149,7 +150,7 @@ def edit(change) -> dict[str, torch.Tensor]:
         (lambda w: w.pop("norm.bias"), r"1 missing: norm\.bias"),
         (lambda w: w.pop("layers.1.blocks.1.mlp.fc2.weight"), r"1 missing: layers\.1\.blocks\.1\.mlp\.fc2\.weight"),
         (lambda w: w.update({"norm.extra": torch.zeros(1)}), r"1 unexpected: norm\.extra"),
-        (lambda w: w.update({"pos_embed": torch.zeros(1)}), r"pos_embed not part of a FocalNet"),
+        (lambda w: w.update({"pos_embed": torch.zeros(1)}), r"no part of a FocalNet: pos_embed;"),
         (lambda w: w.update({"norm.bias": torch.zeros(3)}), r"1 of another shape: norm\.bias"),
         (lambda w: w.update({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 8)}), r"patches of \[4, 8\] pixels"),
         (lambda w: w.update({"epoch": 3}), r"expected named tensors"),
@@ -162,12 +163,88 @@ def test_weights_are_loaded_strictly(change, message):
 
 def test_other_models_are_refused():
     vit = timm.create_model("vit_tiny_patch16_224", num_classes=0).state_dict()
-    with pytest.raises(UserError, match=r"not a FocalNet of the authors: no layers\.0\.blocks\.0\.modulation"):
+    with pytest.raises(UserError, match=r"no part of a FocalNet: blocks\.0\.attn.* and 14\d more; .*another model's"):
         from_official(vit)
-    with pytest.raises(UserError, match="timm's names; use from_timm"):
+    with pytest.raises(UserError, match="not the weights of a FocalNet: no patch embedding; they begin with bn1"):
+        load_focalnet(timm.create_model("resnet18", num_classes=0).state_dict())
+    with pytest.raises(UserError, match="timm's names; use from_timm or load_focalnet"):
         from_official(random_tower(PLAIN).state_dict())
-    with pytest.raises(UserError, match="transformers' names; use from_transformers"):
+    with pytest.raises(UserError, match="transformers's names; use from_transformers or load_focalnet"):
         from_official({"focalnet.embeddings.patch_embeddings.projection.weight": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"not the weights of a FocalNet: no layers\.0\.blocks\.0\.modulation"):
+        from_official({"patch_embed.proj.weight": torch.zeros(8, 3, 4, 4)})
+
+
+@pytest.mark.parametrize("prefix", ["vision.", "module.", "backbone.", "module.image_encoder."])
+def test_a_common_prefix_comes_off_and_is_told(prefix):
+    tower = random_tower(PLAIN)
+    weights = {prefix + name: x for name, x in official_weights(tower).items()}
+    with pytest.warns(UserWarning, match=f"without their prefix '{re.escape(prefix)}'"):
+        loaded = from_official({"model": weights}, with_head=True)
+    assert all(torch.equal(x, tower.state_dict()[name]) for name, x in loaded.state_dict().items())
+    with pytest.raises(UserError, match=rf"under '{re.escape(prefix)}' there are others \(neck\.conv\.weight\)"):
+        from_official(weights | {"neck.conv.weight": torch.zeros(1)})
+
+
+DIALECTS = {"official": to_official, "timm": to_timm, "transformers": to_transformers}
+
+
+@pytest.mark.parametrize("config", [PLAIN, LARGE_LIKE], ids=["plain", "large-like"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("prefix", ["", "vision."])
+@pytest.mark.filterwarnings("ignore:.*without their prefix")
+def test_the_names_tell_whose_they_are(dialect, config, prefix):
+    tower = random_tower(config)
+    weights = {prefix + name: x for name, x in DIALECTS[dialect](tower.state_dict()).items()}
+    flags = {} if dialect == "timm" else {"post_norm": config.use_post_norm}  # timm's names tell it
+    loaded = load_focalnet({"state_dict": weights}, with_head=True, **flags)
+    assert loaded.config == replace(config, layer_scale=config.layer_scale and 1e-4)
+    assert all(torch.equal(x, tower.state_dict()[name]) for name, x in loaded.state_dict().items())
+
+
+def test_to_official_is_what_the_authors_would_have_saved():
+    tower = random_tower(LARGE_LIKE)
+    ours, expected = to_official(tower.state_dict()), official_weights(tower)
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(x, expected[name]) for name, x in ours.items())
+
+
+def test_post_norm_is_refused_where_the_names_contradict_it():
+    with pytest.raises(UserError, match="use_post_norm=False contradicts the weights, which imply True"):
+        load_focalnet(to_timm(random_tower(LARGE_LIKE).state_dict()), post_norm=False)
+    assert load_focalnet(to_timm(random_tower(LARGE_LIKE).state_dict()), post_norm=True).config.use_post_norm
+
+
+def test_another_number_of_classes_is_told():
+    weights = official_weights(random_tower(PLAIN))
+    with pytest.raises(
+        UserError, match=r"num_classes=7 contradicts the weights, whose head has 3; with_head=True keeps"
+    ):
+        from_official(weights, with_head=True, num_classes=7)
+    assert from_official(weights, with_head=True, num_classes=3).config.num_classes == 3
+    headless = {name: x for name, x in weights.items() if not name.startswith("head.")}
+    with pytest.raises(UserError, match="with_head=True, but the weights have no classification head"):
+        from_official(headless, with_head=True)
+    with pytest.raises(UserError, match=r"1 missing: head\.fc\.bias"):
+        from_official({name: x for name, x in weights.items() if name != "head.bias"}, with_head=True)
+
+
+def test_no_fine_tuning_is_needed_for_another_resolution():
+    """The same weights take any picture: nothing in them depends on its size."""
+    tower = from_official(official_weights(random_tower(PLAIN)))
+    assert not any("pos" in name for name in tower.state_dict())
+    for size in [(32, 32), (96, 64), (50, 130)]:
+        images = torch.randn(2, 3, *size)
+        features = tower(images)
+        assert features.shape == (2, tower.num_features)
+        assert [tuple(x.shape[2:]) for x in tower.feature_maps(images)] == [
+            (size[0] // stride, size[1] // stride) for stride in tower.strides
+        ]
+    before = [p.clone() for p in tower.parameters()]
+    optimizer = torch.optim.SGD(tower.parameters(), lr=0.1)
+    tower(torch.randn(2, 3, 96, 64)).square().mean().backward()
+    optimizer.step()
+    assert all(not torch.equal(p, q) for p, q in zip(tower.parameters(), before, strict=True))
 
 
 class Payload:
@@ -176,7 +253,9 @@ class Payload:
 
 def test_pickled_objects_are_not_unpickled(tmp_path):
     torch.save({"model": Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(UserError, match=r"evil\.pth: not a file of plain tensors"):
+    with pytest.raises(
+        UserError, match=r"evil\.pth: not a file of plain tensors \(test_weights\.Payload\), and nothing"
+    ):
         from_official(tmp_path / "evil.pth")
 
 
@@ -193,11 +272,17 @@ def test_damaged_files_are_named(suffix, tmp_path):
     with pytest.raises(UserError, match=rf"focalnet{re.escape(suffix)}: damaged or truncated"):
         from_official(path)
     path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"damaged or truncated"):
+    with pytest.raises(UserError, match=r"damaged"):
         from_official(path)
     path.unlink()
     with pytest.raises(UserError, match="no such file"):
         from_official(path)
+
+
+def test_a_page_saved_in_place_of_the_file_is_refused(tmp_path):
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html><html>not found</html>")
+    with pytest.raises(UserError, match=r"page\.pth: damaged, truncated or no file of torch\.save"):
+        from_official(tmp_path / "page.pth")
 
 
 def test_a_file_that_holds_no_state_dict_is_refused(tmp_path):

@@ -70,7 +70,8 @@ def load_image_encoder(
             f"{name}: only focalclip.load takes open_clip's models; use its encode_image, or timm:NAME here"
         )
     if name.endswith(FILES):
-        from focalclip.models.weights import from_official, variant_of
+        from focalclip.models.weight_config import variant_of
+        from focalclip.models.weights import from_official
 
         tower = from_official(name, **flags)
         variant = variant_of(tower.config)

@@ -12,26 +12,48 @@ from focalclip.errors import UserError, first_line
 TIMM = "timm:"
 
 
-def create_image_tower(name: str, **options: Any) -> Any:
-    """Build an image tower with fresh weights.
+def create_image_tower(name: str, *, pretrained: bool = False, **options: Any) -> Any:
+    """Build an image tower.
 
     Args:
         name: a FocalNet variant (``focalclip.list_models("focalnet*")``), or ``timm:NAME``.
+        pretrained: start from the weights that timm publishes under this name, else from fresh ones. FocalNet's are the
+            authors' ImageNet weights; the first use needs a connection to the Hugging Face hub, later ones its cache.
         **options: for FocalNets the fields of :class:`~focalclip.models.focalnet.FocalNetConfig`; for timm's towers
-            ``drop_path`` and ``pretrained``.
+            ``drop_path``.
 
     Returns:
         A module ``tower(images) -> (B, num_features)`` with ``feature_maps(images)``, ``strides``, ``feature_dims`` and
         ``num_features``.
 
     Raises:
-        UserError: if the name is not known.
+        UserError: if the name is not known, has no published weights, or they cannot be had.
     """
     if name.startswith(TIMM):
-        return TimmTower(name.removeprefix(TIMM), **options)
+        return create_timm_tower(name.removeprefix(TIMM), pretrained=pretrained, **options)
     from focalclip.models.variants import create_focalnet
 
-    return create_focalnet(name, **options)
+    return _published_focalnet(name, options) if pretrained else create_focalnet(name, **options)
+
+
+def _published_focalnet(name: str, options: dict[str, Any]) -> nn.Module:
+    """The named FocalNet with timm's copy of the authors' weights, in timm's reading of the disputed flags."""
+    import timm
+
+    from focalclip.models.variants import FOCALNETS, create_focalnet
+    from focalclip.models.weight_config import check_published
+    from focalclip.models.weights import from_timm, load_strictly
+
+    with torch.device("meta"):
+        tower = create_focalnet(name, **options)
+    published = {known: timm.get_pretrained_cfg(known) for known in FOCALNETS if timm.is_model(known)}
+    published = {known: config for known, config in published.items() if config and config.has_weights}
+    if name not in published:
+        raise UserError(f"{name}: there are no published weights; there are for {', '.join(published)}")
+    check_published(tower.config, name, published[name].num_classes)
+    theirs = _create_in_timm(name, pretrained=True, num_classes=tower.config.num_classes)
+    load_strictly(tower, from_timm(theirs.state_dict()), f"timm's {name}")
+    return tower
 
 
 def check_image_size(tower: nn.Module, config: ImageTowerConfig) -> None:
@@ -53,27 +75,47 @@ def check_image_size(tower: nn.Module, config: ImageTowerConfig) -> None:
         tower.train()
 
 
+def create_timm_tower(name: str, *, drop_path: float = 0.0, pretrained: bool = False) -> "TimmTower":
+    """Build the tower that timm names.
+
+    Raises:
+        UserError: if timm does not know the name, cannot build it, or its weights cannot be had.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
+        raise UserError(f"timm:{name} is not a model of timm; near it: {near or 'none'} (timm.list_models() has all)")
+    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    try:
+        return TimmTower(_create_in_timm(name, pretrained=pretrained, num_classes=0, **options))
+    except TypeError as error:
+        if "drop_path_rate" not in str(error):
+            raise
+        raise UserError(f"model.image.drop_path={drop_path}: timm:{name} has no stochastic depth; set 0") from None
+
+
+def _create_in_timm(name: str, **options: Any) -> Any:
+    """``timm.create_model``, its failures told in one sentence."""
+    import timm
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        return timm.create_model(name, **options)
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError):
+        raise UserError(
+            f"timm:{name}: its weights are not in the Hugging Face cache and the hub cannot be reached; connect once, "
+            "or copy the cache of a machine that has them (HF_HUB_CACHE says where it is)"
+        ) from None
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"timm:{name}: timm cannot build it: {first_line(error)}") from None
+
+
 class TimmTower(nn.Module):
     """A tower of timm: pooled features, and feature maps through timm's ``forward_intermediates``."""
 
-    def __init__(self, name: str, *, drop_path: float = 0.0, pretrained: bool = False) -> None:
+    def __init__(self, trunk: Any) -> None:
         super().__init__()
-        import timm
-
-        if not timm.is_model(name):
-            near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
-            raise UserError(
-                f"timm:{name} is not a model of timm; near it: {near or 'none'} (timm.list_models() has all)"
-            )
-        options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-        try:
-            trunk: Any = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-        except TypeError as error:
-            if "drop_path_rate" not in str(error):
-                raise
-            raise UserError(f"model.image.drop_path={drop_path}: timm:{name} has no stochastic depth; set 0") from None
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"timm:{name}: timm cannot build it: {first_line(error)}") from None
         self.trunk = trunk
         self.num_features: int = trunk.head_hidden_size  # of what forward returns; num_features is the last map's
         self.strides: list[int] = [info["reduction"] for info in trunk.feature_info]

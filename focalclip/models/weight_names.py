@@ -5,6 +5,7 @@ Ours are timm's names, with matrices where timm has 1x1 convolutions.
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,8 +16,22 @@ Weights = dict[str, Tensor]
 # transformers keep the downsampling at the end of the stage before.
 Rules = list[tuple[str, str]]
 
+
+class Dialect(NamedTuple):
+    """How one code base names the weights of a FocalNet."""
+
+    owner: str
+    stem: str
+    """A name that every FocalNet of theirs has, and none in the other dialects."""
+    rules: Rules
+    base: str = ""
+    """Prefix of all names but the head's in a model with a head."""
+    tells_post_norm: bool = False
+    """Whether post-norm blocks have other names than pre-norm ones."""
+
+
 _BLOCK = "layers.{i}.blocks.{j}."
-OFFICIAL: Rules = [
+_OFFICIAL: Rules = [
     ("stem.", "patch_embed."),
     ("layers.{i}.downsample.", "layers.{prev}.downsample."),
     (_BLOCK + "ls1.gamma", _BLOCK + "gamma_1"),
@@ -27,7 +42,7 @@ OFFICIAL: Rules = [
     ("head.fc.", "head."),
 ]
 _HF_BLOCK = "encoder.stages.{i}.layers.{j}."
-TRANSFORMERS: Rules = [
+_TRANSFORMERS: Rules = [
     ("stem.proj.", "embeddings.patch_embeddings.projection."),
     ("stem.norm.", "embeddings.norm."),
     ("layers.{i}.downsample.proj.", "encoder.stages.{prev}.downsample.projection."),
@@ -42,35 +57,42 @@ TRANSFORMERS: Rules = [
     ("norm.", "layernorm."),
     ("head.fc.", "classifier."),
 ]
+_TIMM: Rules = [(name, name) for name in ("stem.", "layers.{i}.downsample.", _BLOCK, "norm.", "head.fc.")]
+OFFICIAL = Dialect("official", "patch_embed.proj.weight", _OFFICIAL)
+TIMM = Dialect("timm", "stem.proj.weight", _TIMM, tells_post_norm=True)
+TRANSFORMERS = Dialect("transformers", "embeddings.patch_embeddings.projection.weight", _TRANSFORMERS, base="focalnet.")
+DIALECTS = (OFFICIAL, TIMM, TRANSFORMERS)
 # Matrices for us, 1x1 convolutions for timm; the authors and transformers have a convolution for h alone.
 MATRIX = re.compile(r"(modulation\.(f|h|proj)|mlp\.fc[12])\.weight$")
 
 
-def to_ours(weights: Mapping[str, Tensor], rules: Rules, *, post_norm: bool, where: str) -> Weights:
+def to_ours(weights: Mapping[str, Tensor], dialect: Dialect, *, post_norm: bool, where: str) -> Weights:
     """Our state dict from theirs.
 
     Args:
         weights: theirs.
-        rules: what they call things.
-        post_norm: whether blocks are post-norm: we, like timm, tell it by the name of the norms, others do not.
+        dialect: what they call things.
+        post_norm: whether blocks are post-norm, where the dialect does not tell.
         where: source of the weights, for the message.
 
     Raises:
         UserError: if a name is not one of theirs.
     """
-    rules = _post_norm_rules(rules) + rules if post_norm else rules
-    ours = _rename(weights, [(theirs, ours) for ours, theirs in rules], where)
+    is_told = dialect.tells_post_norm or not post_norm
+    rules = dialect.rules if is_told else _post_norm_rules(dialect.rules) + dialect.rules
+    unprefixed = {name.removeprefix(dialect.base): x for name, x in weights.items()}
+    ours = _rename(unprefixed, [(theirs, ours) for ours, theirs in rules], where)
     return {name: as_matrix(name, x) for name, x in ours.items()}
 
 
-def to_theirs(weights: Mapping[str, Tensor], rules: Rules) -> Weights:
-    """Their state dict from ours.
+def to_theirs(weights: Mapping[str, Tensor], dialect: Dialect) -> Weights:
+    """Their state dict (of the authors or transformers) from ours.
 
     Raises:
         UserError: if a name is not one of ours.
     """
     shaped = {name: as_conv(x) if name.endswith("modulation.h.weight") else x for name, x in weights.items()}
-    return _rename(shaped, _post_norm_rules(rules) + rules, "the given weights")
+    return _rename(shaped, _post_norm_rules(dialect.rules) + dialect.rules, "the given weights")
 
 
 def _post_norm_rules(rules: Rules) -> Rules:
@@ -92,7 +114,9 @@ def _rename(weights: Mapping[str, Tensor], rules: Rules, where: str) -> Weights:
         else:
             unknown.append(name)
     if unknown:
-        raise UserError(f"{where}: {some(unknown)} not part of a FocalNet; are these the weights of another model?")
+        raise UserError(
+            f"{where}: no part of a FocalNet: {some(unknown)}; the weights are another model's, or more than a tower's"
+        )
     return renamed
 
 

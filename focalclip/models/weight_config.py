@@ -1,0 +1,111 @@
+"""Which FocalNet a set of weights is: what their names and shapes imply, and what they cannot tell."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from focalclip.errors import UserError
+from focalclip.models.focalnet_config import OVERLAP, FocalNetConfig
+from focalclip.models.variants import FOCALNETS
+from focalclip.models.weight_names import Weights
+
+# Published configurations disagree on normalize_modulator (the authors' set it, timm's do not); weights cannot tell.
+_DISPUTED = ("focalnet_large_fl4", "focalnet_xlarge_fl4")
+_FREE = ("dropout", "drop_path", "activation_checkpointing", "init")  # of training alone, whatever the weights
+_UNTOLD = ("use_post_norm", "normalize_modulator")
+
+
+def implied_config(ours: Weights, *, num_classes: int, where: str) -> FocalNetConfig:
+    """What names and shapes of a state dict of ours tell: all but the normalised modulator.
+
+    Raises:
+        UserError: if they are not those of a FocalNet.
+    """
+    first = "layers.0.blocks.0."
+    needed = ["stem.proj.weight", first + "modulation.f.weight", first + "mlp.fc1.weight"]
+    if absent := [name for name in needed if name not in ours]:
+        raise UserError(f"{where}: not the weights of a FocalNet: no {absent[0]} (timm's name); choose another file")
+    blocks = [re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", name) for name in ours]
+    indices = {(int(m[1]), int(m[2])) for m in blocks if m}
+    num_stages = 1 + max(stage for stage, _ in indices)
+    embed_dim, in_channels, *kernel = ours["stem.proj.weight"].shape
+    if len(kernel) != 2 or kernel[0] != kernel[1]:
+        raise UserError(f"{where}: patches of {kernel} pixels; a FocalNet's are square")
+    overlapping = {size: stride for stride, (size, _) in OVERLAP.items()}  # no published net has patches of 3 or 7
+    levels, windows = zip(*(_levels_and_window(ours, stage) for stage in range(num_stages)), strict=True)
+    try:
+        return FocalNetConfig(
+            embed_dim=embed_dim,
+            depths=tuple(sum(stage == i for stage, _ in indices) for i in range(num_stages)),
+            focal_levels=levels[0] if len(set(levels)) == 1 else levels,
+            focal_windows=windows[0] if len(set(windows)) == 1 else windows,
+            mlp_ratio=ours[first + "mlp.fc1.weight"].shape[0] / embed_dim,
+            patch_size=overlapping.get(kernel[0], kernel[0]),
+            use_overlap=kernel[0] in overlapping,
+            use_post_norm=first + "norm1_post.weight" in ours,
+            use_post_norm_in_modulation=first + "modulation.norm.weight" in ours,
+            layer_scale=1e-4 if first + "ls1.gamma" in ours else None,
+            in_channels=in_channels,
+            num_classes=num_classes,
+        )
+    except UserError as error:
+        raise UserError(f"{where}: the weights imply a FocalNet that cannot be: {error}") from None
+
+
+def complete(
+    implied: FocalNetConfig, flags: Mapping[str, Any], *, where: str, is_post_norm_told: bool
+) -> FocalNetConfig:
+    """``implied`` with what the weights cannot tell: as given, else as in the variant of this architecture.
+
+    Raises:
+        UserError: if a flag is unknown, contradicts the weights, or must be given.
+    """
+    known = sorted({field.name for field in fields(FocalNetConfig)} - set(_UNTOLD))
+    free = {*_FREE, "normalize_modulator"} | (set() if is_post_norm_told else {"use_post_norm"})
+    for name, value in flags.items():
+        if name not in (*known, *_UNTOLD):
+            raise UserError(
+                f"{name} is not a flag of weights; known are post_norm, normalize_modulator, {', '.join(known)}"
+            )
+        told = getattr(implied, name)
+        agrees = (value is None) == (told is None) if name == "layer_scale" else value == told
+        if name not in free and not agrees:
+            raise UserError(f"{where}: {name}={value} contradicts the weights, which imply {told}; leave it out")
+    variant = variant_of(implied)
+    if variant in _DISPUTED and "normalize_modulator" not in flags:
+        raise UserError(
+            f"{where}: give normalize_modulator, on which published configurations of {variant} disagree: "
+            "the authors' True or timm's False"
+        )
+    post_norm = implied.use_post_norm if is_post_norm_told or variant is None else FOCALNETS[variant].use_post_norm
+    return replace(implied, **({"use_post_norm": post_norm} | dict(flags)))
+
+
+def check_published(config: FocalNetConfig, name: str, num_classes: int) -> None:
+    """Raise UserError unless the published weights of the variant ``name`` fit a net that was asked for under it."""
+    if config.num_classes not in (0, num_classes):
+        raise UserError(
+            f"{name}: num_classes={config.num_classes}, but the published weights have a head of {num_classes}; "
+            "leave it out and put a head of your own on the features"
+        )
+    if variant_of(config) != name or config.use_post_norm != FOCALNETS[name].use_post_norm:
+        raise UserError(f"{name}: these options make another network of it than the one with published weights")
+
+
+def variant_of(config: FocalNetConfig) -> str | None:
+    """Name of the variant with this architecture, or None."""
+    return next((name for name, variant in FOCALNETS.items() if _same_shapes(variant, config)), None)
+
+
+def _same_shapes(one: FocalNetConfig, other: FocalNetConfig) -> bool:
+    """Whether two configurations differ at most in what weights cannot tell, and in the head."""
+    default = FocalNetConfig()
+    same: dict[str, Any] = {name: getattr(default, name) for name in (*_FREE, *_UNTOLD, "num_classes")}
+    return replace(one, **same) == replace(other, **same)
+
+
+def _levels_and_window(ours: Weights, stage: int) -> tuple[int, int]:
+    """Focal levels of a stage and the kernel size of its first one (3 where it has none)."""
+    kernels = [x for name, x in ours.items() if name.startswith(f"layers.{stage}.blocks.0.modulation.focal_layers.")]
+    return len(kernels), min((x.shape[-1] for x in kernels), default=3)
