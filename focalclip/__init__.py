@@ -7,11 +7,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from focalclip.models.timm_registry import register_with_timm
+from focalclip.models.transformers_registry import register_with_transformers
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from focalclip import losses
+    from focalclip.explain_maps import explain
     from focalclip.models import weights
     from focalclip.models.sources import load, load_image_encoder
     from focalclip.models.store import save
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "create_image_tower": "focalclip.models.towers",
     "create_model": "focalclip.models.zoo",
+    "explain": "focalclip.explain_maps",
     "list_models": "focalclip.models.zoo",
     "load": "focalclip.models.sources",
     "load_image_encoder": "focalclip.models.sources",
@@ -31,6 +34,7 @@ _MODULES = {"losses": "focalclip.losses", "weights": "focalclip.models.weights"}
 __all__ = [
     "create_image_tower",
     "create_model",
+    "explain",
     "list_models",
     "load",
     "load_image_encoder",
@@ -53,3 +57,4 @@ def __dir__() -> list[str]:
 
 
 register_with_timm()
+register_with_transformers()

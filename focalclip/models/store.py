@@ -46,8 +46,6 @@ def save(model: FocalCLIP, folder: str | Path, provenance: dict[str, Any] | None
     Raises:
         UserError: if ``folder`` exists and is not an exported folder.
     """
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     if folder.exists() and not (folder / OURS).is_file():
         raise UserError(f"{folder}: exists and is not an exported model; remove it or choose another folder")
@@ -55,20 +53,27 @@ def save(model: FocalCLIP, folder: str | Path, provenance: dict[str, Any] | None
     for leftover in (new, old):  # of a process that was killed in here
         shutil.rmtree(leftover, ignore_errors=True)
     new.mkdir(parents=True)
-    config = _exported_config(model.config)
-    ours = {"format": FORMAT, "model": config.model_dump(mode="json"), "provenance": provenance or {}}
-    (new / CONFIG).write_text(json.dumps(_open_clip_config(config), indent=2) + "\n")
-    (new / OURS).write_text(json.dumps(ours, indent=2) + "\n")
-    weights = {name: x.detach().float().cpu().contiguous() for name, x in _open_clip_weights(model).items()}
-    save_file(weights, new / WEIGHTS, metadata={"format": "pt"})
-    if config.text.name.startswith(HUGGING_FACE):
-        model.text.config.save_pretrained(new)  # pyrefly: ignore
-        model.tokenizer.tokenizer.save_pretrained(new)  # pyrefly: ignore
+    write_files(model, new, provenance)
     if folder.exists():
         folder.rename(old)  # never a half-removed folder under the model's name
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
     return folder
+
+
+def write_files(model: FocalCLIP, folder: Path, provenance: dict[str, Any] | None = None) -> None:
+    """Write the files of an exported folder into ``folder``, which is there already."""
+    from safetensors.torch import save_file
+
+    config = _exported_config(model.config)
+    ours = {"format": FORMAT, "model": config.model_dump(mode="json"), "provenance": provenance or {}}
+    (folder / CONFIG).write_text(json.dumps(_open_clip_config(config), indent=2) + "\n")
+    (folder / OURS).write_text(json.dumps(ours, indent=2) + "\n")
+    weights = {name: x.detach().float().cpu().contiguous() for name, x in _open_clip_weights(model).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    if config.text.name.startswith(HUGGING_FACE):
+        model.text.config.save_pretrained(folder)  # pyrefly: ignore
+        model.tokenizer.tokenizer.save_pretrained(folder)  # pyrefly: ignore
 
 
 def read(folder: str | Path) -> FocalCLIP:
@@ -174,7 +179,8 @@ def _open_clip_weights(model: FocalCLIP) -> dict[str, Tensor]:
         "visual.head.proj.weight": weight,
         "visual.head.proj.bias": bias,
         **{f"text.{name}": x for name, x in model.text.state_dict().items()},
-        "logit_scale": model.logit_scale.squeeze(0),
+        # open_clip has no bound, which a step may have carried the parameter over
+        "logit_scale": model.logit_scale.clamp(max=model.config.max_logit_scale).squeeze(0),
     }
 
 

@@ -1,0 +1,83 @@
+"""``focalclip-explain``: gate maps, modulator maps and similarities to captions, as pictures."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from focalclip.cli.args import guarded
+from focalclip.errors import UserError
+
+EXAMPLES = """\
+examples:
+  python scripts/explain.py cat.jpg dog.jpg                         the newest run, its last block
+  python scripts/explain.py --model runs/demo --stage 0 pictures/   first stage, last block; all pictures of a folder
+  python scripts/explain.py --text "a dog" "a cat" -- dog.jpg       where the picture resembles each caption
+  python scripts/explain.py --model timm:focalnet_base_lrf cat.jpg  published weights
+
+What is drawn, for each picture: the gate of each focal level and of the global one (raw, one number per position), the
+length of the modulator, and with --text the cosine of each position of the last map with the caption. Each map has its
+own colour scale, whose range stands below it on the sheet. Written are sheet.png, kernels.png (the depthwise kernels of
+the block, mean over channels) and one overlay for each picture and map.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    return guarded(lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="focalclip-explain",
+        description="Draw what a FocalNet looks at: gates, modulators, similarity to captions.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
+    parser.add_argument(
+        "--model", help="run directory, exported folder, timm:focalnet_..., FocalNet .pth (default: newest in runs/)"
+    )
+    parser.add_argument("--stage", type=int, default=-1, help="from 0; negative: from the end (default: the last)")
+    parser.add_argument("--block", type=int, default=-1, help="of the stage, likewise (default: the last)")
+    parser.add_argument("--text", nargs="+", default=[], metavar="CAPTION", help="captions; end them with --")
+    parser.add_argument("--output", default="explained", metavar="DIR", help="where to (default: explained)")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from focalclip import explain_figures as figures
+    from focalclip.models.sources import newest_run
+
+    pictures = figures.find_pictures(args.images)
+    folder = Path(args.output)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: is a file; name a folder")
+    source = args.model or str(newest_run())
+    model = _load(source)
+    rows, result = [], None
+    for i, path in enumerate(tqdm(pictures, unit="picture", disable=not sys.stderr.isatty())):
+        result, row = figures.explain_picture(model, path, stage=args.stage, block=args.block, text=args.text)
+        folder.mkdir(parents=True, exist_ok=True)
+        figures.write_overlays(row, folder, f"{i:03d}-{path.stem}")
+        rows.append(row)
+    assert result is not None
+    height, width = result.modulator.shape[1:]
+    where = f"{source}: stage {result.stage}, block {result.block}"
+    sheet = figures.write_sheet(rows, f"{where}, {height} x {width} positions", folder / "sheet.png")
+    figures.write_kernels(result, f"{where}, kernels", folder / "kernels.png")
+    print(f"{where}; {len(rows)} pictures, {len(rows[0].maps)} maps each; see {sheet}")
+    return 0
+
+
+def _load(source: str) -> Any:
+    """Both towers where there are two: captions need the second."""
+    import focalclip
+
+    is_tower = source.startswith("timm:") or Path(source).is_file()
+    return focalclip.load_image_encoder(source) if is_tower else focalclip.load(source)

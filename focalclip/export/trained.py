@@ -1,0 +1,52 @@
+"""A trained model and all that its run tells of it: what an export writes down."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from focalclip.errors import UserError
+from focalclip.models import sources, store
+from focalclip.models.clip import FocalCLIP
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What is exported.
+
+    Attributes:
+        name: of the run.
+        model: as its own export gives it: float32, on the CPU, the feature normalisation folded into the projection.
+        provenance: what training wrote beside the weights: versions, steps, samples, the whole configuration.
+        results: the files of the run's ``eval/`` by name.
+    """
+
+    name: str
+    model: FocalCLIP
+    provenance: dict[str, Any]
+    results: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, source: str | Path) -> Self:
+        """Read a run directory or an exported folder.
+
+        Raises:
+            UserError: if it holds no model trained by focalclip, or a result cannot be read.
+        """
+        model: Any = sources.load(source)
+        if not isinstance(model, FocalCLIP):
+            raise UserError(f"{source}: not trained by focalclip; give a run directory or an exported folder")
+        run = Path(source)
+        provenance = store.provenance(run / "model" if (run / "model").is_dir() else run)
+        results = {path.stem: _read_result(path) for path in sorted(run.glob("eval/*.json"))}
+        return cls(provenance.get("run") or run.resolve().name, model, provenance, results)
+
+
+def _read_result(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(result, dict) and isinstance(result.get("tasks"), dict):
+            return result
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        pass
+    raise UserError(f"{path}: not an evaluation result; remove it or evaluate again with eval/zeroshot.py")

@@ -1,0 +1,100 @@
+"""Both towers, as open_clip and transformers have them."""
+
+from pathlib import Path
+from typing import Any
+
+from focalclip.errors import UserError
+from focalclip.export.image_tower import image_processor, write_transformers_tower
+from focalclip.export.trained import Trained
+from focalclip.models import store
+from focalclip.models.text import HUGGING_FACE
+from focalclip.models.timm_registry import needs_focalclip
+from focalclip.models.towers import TIMM
+
+TOWER = "image_tower"
+
+
+def write_open_clip(trained: Trained, folder: Path) -> list[str]:
+    """Write an exported folder (see :mod:`focalclip.models.store`)."""
+    store.write_files(trained.model, folder, trained.provenance)
+    name = trained.model.config.image.name.removeprefix(TIMM)
+    return [f"open_clip builds {name} only after `import focalclip`."] if needs_focalclip(name) else []
+
+
+def open_clip_usage(trained: Trained, folder: str) -> str:
+    """Python that loads both towers."""
+    name = trained.model.config.image.name.removeprefix(TIMM)
+    ours = "import focalclip  # registers the image tower with timm\n" if needs_focalclip(name) else ""
+    return f"""{ours}import open_clip
+
+name = "local-dir:{folder}"  # hf-hub:ORG/NAME from the hub
+model, _, preprocess = open_clip.create_model_and_transforms(name)
+tokenizer = open_clip.get_tokenizer(name)
+image = model.eval().encode_image(preprocess(picture)[None], normalize=True)
+text = model.encode_text(tokenizer(["a dog", "a cat"]), normalize=True)
+probabilities = (model.logit_scale.exp() * image @ text.T).softmax(-1)"""
+
+
+def write_transformers(trained: Trained, folder: Path) -> list[str]:
+    """Write ``FocalCLIPModel`` with its processor, and the image tower as transformers' own ``FocalNetModel``.
+
+    Raises:
+        UserError: if transformers has no such preprocessing.
+    """
+    import transformers
+
+    from focalclip.models.transformers_clip import FocalCLIPConfig, FocalCLIPModel
+
+    model = trained.model
+    is_hugging_face = model.config.text.name.startswith(HUGGING_FACE)
+    config = FocalCLIPConfig(
+        model=model.config.model_dump(mode="json"),
+        text_encoder=model.text.config.to_dict() if is_hugging_face else None,  # pyrefly: ignore
+    )
+    processor = transformers.CLIPProcessor(image_processor(model.config.image), _tokenizer(model))
+    theirs = FocalCLIPModel(config)
+    theirs.model.load_state_dict(model.state_dict())
+    theirs.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    notes = ["transformers knows the two-tower model only after `import focalclip`."]
+    try:
+        write_transformers_tower(model, folder / TOWER)
+    except UserError as error:
+        return [*notes, f"There is no {TOWER}/ for use without focalclip: {error}."]
+    return notes
+
+
+def _tokenizer(model: Any) -> Any:
+    """The tokenizer as one of transformers'; CLIP's is built from the tables that open_clip ships."""
+    if model.config.text.name.startswith(HUGGING_FACE):
+        return model.tokenizer.tokenizer
+    from transformers import CLIPTokenizer
+
+    ours = model.tokenizer.tokenizer
+    return CLIPTokenizer(
+        vocab=ours.encoder, merges=list(ours.bpe_ranks), model_max_length=model.config.text.context_length
+    )
+
+
+def transformers_usage(trained: Trained, folder: str) -> str:
+    """Python that loads both towers, and the image tower alone."""
+    from focalclip.export.image_tower import why_not_transformers
+
+    both = f"""\
+import focalclip  # registers the model with transformers
+import transformers
+
+classify = transformers.pipeline("zero-shot-image-classification", model="{folder}")
+classify(picture, candidate_labels=["a dog", "a cat"], hypothesis_template="{{}}")
+
+model = transformers.AutoModel.from_pretrained("{folder}")
+processor = transformers.AutoProcessor.from_pretrained("{folder}")
+outputs = model(**processor(text=["a dog", "a cat"], images=picture, return_tensors="pt", padding=True))"""
+    if why_not_transformers(trained.model.visual.trunk):
+        return both
+    return f"""{both}
+
+# the image tower alone, without focalclip
+tower = transformers.FocalNetModel.from_pretrained("{folder}", subfolder="{TOWER}")
+images = transformers.AutoImageProcessor.from_pretrained("{folder}", subfolder="{TOWER}")
+features = tower(**images(picture, return_tensors="pt")).pooler_output"""

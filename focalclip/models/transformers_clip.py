@@ -1,0 +1,132 @@
+"""The two-tower model as one of transformers': configuration, saving, loading, and everything under its names."""
+
+import tempfile
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils.generic import ModelOutput
+
+from focalclip.config import ModelConfig, from_dict
+from focalclip.errors import UserError
+from focalclip.losses import contrastive_loss
+from focalclip.models.clip import FocalCLIP
+from focalclip.models.text import HUGGING_FACE
+from focalclip.models.transformers_registry import MODEL_TYPE
+
+
+class FocalCLIPConfig(PreTrainedConfig):
+    """What :class:`FocalCLIPModel` is built from.
+
+    Attributes:
+        model: a :class:`~focalclip.config.ModelConfig` as a dictionary.
+        text_encoder: configuration of the Hugging Face text encoder, if the model has one.
+    """
+
+    model_type = MODEL_TYPE
+
+    model: dict | None = None
+    text_encoder: dict | None = None
+
+    def build(self) -> FocalCLIP:
+        """The model with fresh weights, on the CPU whatever the surrounding context: its constants must be real.
+
+        Raises:
+            UserError: if the configuration does not hold a model.
+        """
+        if self.model is None:
+            raise UserError("FocalCLIPConfig: model is missing; load a folder written by scripts/export.py")
+        config = from_dict(ModelConfig, self.model, "config.json: model")
+        with torch.device("cpu"), tempfile.TemporaryDirectory() as folder:
+            if self.text_encoder is not None:
+                AutoConfig.for_model(**self.text_encoder).save_pretrained(folder)
+                text = config.text.model_copy(update={"name": f"{HUGGING_FACE}{folder}", "pretrained": False})
+                config = config.model_copy(update={"text": text})
+            return FocalCLIP(config)
+
+
+@dataclass
+class FocalCLIPOutput(ModelOutput):
+    """Like transformers' ``CLIPOutput``: unit-length embeddings and scaled similarities."""
+
+    loss: Tensor | None = None
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    text_embeds: Tensor | None = None
+    image_embeds: Tensor | None = None
+
+
+class FocalCLIPModel(PreTrainedModel):
+    """A :class:`~focalclip.models.clip.FocalCLIP` behind the interface of transformers' ``CLIPModel``.
+
+    It fits captions to the text tower itself, as focalclip's tokenizer does: too many tokens are cut, and padding
+    becomes what the tower was trained with, whichever way the tokenizer pads.
+    """
+
+    config_class = FocalCLIPConfig
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")  # pyrefly: ignore[bad-assignment] as transformers itself has it
+
+    def __init__(self, config: FocalCLIPConfig) -> None:
+        super().__init__(config)
+        self.model = config.build()
+        # transformers empties buffers that are not in the state dict (the text tower's causal mask) while it loads.
+        self._constants = {name: x.clone() for name, x in self.named_non_persistent_buffers()}
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model: Self = loaded[0] if isinstance(loaded, tuple) else loaded
+        for name, x in model._constants.items():
+            model.get_buffer(name).copy_(x)
+        return loaded
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """The towers initialise themselves."""
+
+    def get_image_features(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        """Embed (B, 3, H, W); ``pooler_output`` is (B, D), not normalised, as ``CLIPModel`` has it."""
+        return BaseModelOutputWithPooling(pooler_output=self.model.encode_image(pixel_values))
+
+    def get_text_features(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_: Any
+    ) -> BaseModelOutputWithPooling:
+        """Embed tokens (B, L); ``pooler_output`` is (B, D), not normalised, as ``CLIPModel`` has it."""
+        return BaseModelOutputWithPooling(pooler_output=self.model.encode_text(self._fit(input_ids, attention_mask)))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+        return_loss: bool = False,
+        return_dict: bool = True,
+        **_: Any,
+    ) -> FocalCLIPOutput | tuple[Any, ...]:
+        """Compare (B, 3, H, W) images with (T, L) tokens: logits (B, T); the loss, if asked for, needs B = T."""
+        tokens = self._fit(input_ids, attention_mask)
+        image_embeds, text_embeds, scale = self.model(pixel_values, tokens)
+        logits = scale * image_embeds @ text_embeds.T
+        loss = contrastive_loss(image_embeds, text_embeds, scale) if return_loss else None
+        output = FocalCLIPOutput(loss, logits, logits.T, text_embeds, image_embeds)
+        return output if return_dict else output.to_tuple()
+
+    def _fit(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """Tokens (B, L) as the text tower takes them."""
+        text = self.model.config.text
+        length = text.context_length
+        if self.config.text_encoder is not None:
+            return input_ids[:, :length]
+        end = input_ids.amax(1, keepdim=True)  # CLIP's end-of-text token has the largest number
+        if attention_mask is not None:
+            input_ids = input_ids.masked_fill(attention_mask == 0, 0)  # CLIP pads with 0
+        if input_ids.shape[1] > length:
+            cut = input_ids[:, length:].any(1, keepdim=True)
+            input_ids = torch.cat([input_ids[:, : length - 1], input_ids[:, length - 1 : length].where(~cut, end)], 1)
+        missing = 0 if text.causal else length - input_ids.shape[1]  # without a mask, padding counts
+        return nn.functional.pad(input_ids, (0, missing))
