@@ -1,15 +1,17 @@
 """Command lines over a typed configuration: a YAML file, then ``--section.field VALUE`` on top."""
 
+import argparse
 import os
 import re
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from focalclip.config import Strict, from_dict
-from focalclip.errors import UserError
+from focalclip.errors import UserError, first_line
 
 C = TypeVar("C", bound=Strict)
 
@@ -38,6 +40,44 @@ def _tell(message: str) -> None:
     """Print an error once on each machine: all ranks come upon it."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {message}", file=sys.stderr)
+
+
+def positive_int(text: str) -> int:
+    """Type of an argument that counts something."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def usable_device(name: str | None) -> str:
+    """``name``, or the default device where it is None.
+
+    Raises:
+        UserError: if it cannot be used.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: cannot be used ({first_line(error)}); leave it away or give cpu") from None
+    return name
+
+
+def check_output(path: Path, flag: str = "--output") -> None:
+    """Find out before the work, not after it, that the result cannot be written.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: its folder cannot be made ({error.strerror}); choose another") from None
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder; name a file such as {path / 'result.json'}")
 
 
 def print_help(base: Strict, description: str) -> None:

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from focalclip.cli.args import guarded
-from focalclip.errors import UserError, first_line
+from focalclip.cli.args import check_output, guarded, positive_int, usable_device
 
 EXAMPLES = """\
 examples:
@@ -45,16 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", help="run directory, exported folder, open_clip:NAME/TAG (default: newest in runs/)")
     parser.add_argument("--data-root", metavar="DIR", help="folder that holds one folder per task")
     parser.add_argument("--tasks", nargs="+", metavar="ID", help="only these tasks")
-    parser.add_argument("--batch-size", type=_positive, default=256, metavar="N", help="images per step (default: 256)")
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=256, metavar="N", help="images per step (default: 256)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -63,9 +58,9 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.evaluation.zeroshot import evaluate
     from focalclip.models.sources import newest_run
 
-    device = _device(args.device)
+    device = usable_device(args.device)
     if args.output:
-        _check_output(Path(args.output))
+        check_output(Path(args.output))
     source = args.model or str(newest_run())
     benchmark = load_benchmark(args.benchmark, args.data_root)
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
@@ -82,25 +77,3 @@ def _run(args: argparse.Namespace) -> int:
         print("error: nothing could be evaluated; see above what is missing", file=sys.stderr)
         return 1
     return 0
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: cannot be used ({first_line(error)}); leave it away or give cpu") from None
-    return name
-
-
-def _check_output(path: Path) -> None:
-    """Find out before the work, not after it, that the result cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {path}: its folder cannot be made ({error.strerror}); choose another") from None
-    if path.is_dir():
-        raise UserError(f"--output {path}: is a folder; name a file such as {path / 'result.json'}")
