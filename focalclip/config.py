@@ -52,6 +52,9 @@ class ImageTowerConfig(Strict):
     """Stochastic depth: the rate of the last block; it grows linearly from 0 at the first."""
     init: Literal["official", "timm", "fan_in"] = "official"
     """Initialisation (FocalNet only): as in the authors' code, as in timm, or scaled by fan-in (for narrow nets)."""
+    mixer: str = "focal_modulation"
+    """What mixes positions in each block (FocalNet only): focal modulation, an ablation of it, or a rival such as
+    ``window_attention``; docs/models.md lists all."""
     feature_norm: Literal["none", "batch"] = "none"
     """Normalise pooled features over the global batch before the projection; folded into it at export."""
     activation_checkpointing: bool = False
@@ -69,7 +72,7 @@ class ImageTowerConfig(Strict):
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
         if self.name.startswith("timm:"):
-            self._refuse_ignored(self.name, "init", "activation_checkpointing")
+            self._refuse_ignored(self.name, "init", "mixer", "activation_checkpointing")
         return self
 
 

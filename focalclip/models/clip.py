@@ -38,7 +38,8 @@ class ProjectedImageTower(nn.Module):
         image = config.image
         options: dict[str, Any] = {"drop_path": image.drop_path}
         if not image.name.startswith(TIMM):
-            options |= {"init": image.init, "activation_checkpointing": image.activation_checkpointing}
+            options |= {"init": image.init, "mixer": image.mixer}
+            options |= {"activation_checkpointing": image.activation_checkpointing}
         self.trunk: Any = create_image_tower(image.name, **options)
         check_image_size(self.trunk, image)
         width: int = self.trunk.num_features

@@ -4,6 +4,10 @@ Channels come last, so that every projection is a plain matrix product and the d
 permuted view, the channels-last layout that is the quickest on CPUs as well as GPUs.
 """
 
+import operator
+from collections.abc import Iterator
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,8 +49,9 @@ class FocalModulation(nn.Module):
         super().__init__()
         self.split_sizes = [dim, dim, num_levels + 1]
         self.divisor = num_levels + 1 if normalize else 1
+        self.kernel_sizes = [window + 2 * level for level in range(num_levels)]
         self.f = nn.Linear(dim, sum(self.split_sizes))
-        self.focal_layers = nn.ModuleList(_focal_level(dim, window + 2 * level) for level in range(num_levels))
+        self.focal_layers = nn.ModuleList(_focal_level(dim, kernel_size) for kernel_size in self.kernel_sizes)
         self.h = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim) if use_norm else nn.Identity()
         self.proj = nn.Linear(dim, dim)
@@ -55,19 +60,39 @@ class FocalModulation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Modulate ``x`` (B, H, W, C); the result has its shape."""
         q, context, gates = self.f(x).split(self.split_sizes, dim=-1)  # the paper's q(x), Z^0, G
-        modulator = self.h(self._aggregate(context, gates))
-        return self.dropout(self.proj(self.norm(q * modulator)))
+        modulator = self.h(self.aggregate(self.contexts(context), gates / self.divisor))
+        return self.dropout(self.proj(self.norm(self.modulate(q, modulator))))
 
-    def _aggregate(self, context: Tensor, gates: Tensor) -> Tensor:
-        """Z^out from Z^0 (B, H, W, C) and G (B, H, W, L + 1)."""
-        *local_gates, global_gate = (gates / self.divisor).split(1, dim=-1)
+    def contexts(self, context: Tensor) -> Iterator[Tensor]:
+        """Z^1 to Z^{L+1} from Z^0, (B, H, W, C) each and (B, 1, 1, C) the last."""
         context = context.permute(0, 3, 1, 2)  # a channels-last view: nothing is copied
-        aggregated = context.new_zeros(())
-        for focal_layer, gate in zip(self.focal_layers, local_gates, strict=True):
+        for focal_layer in self.focal_layers:
             context = focal_layer(context)
-            aggregated = aggregated + context.permute(0, 2, 3, 1) * gate
-        global_context = F.gelu(context.mean((2, 3)))[:, None, None]  # B 1 1 C
-        return aggregated + global_context * global_gate
+            yield context.permute(0, 2, 3, 1)
+        yield F.gelu(context.mean((2, 3)))[:, None, None]
+
+    def aggregate(self, contexts: Iterator[Tensor], gates: Tensor) -> Tensor:
+        """Z^out, the sum of the contexts weighted by their gates (B, H, W, L + 1)."""
+        weighted = (context * gate for context, gate in zip(contexts, gates.split(1, dim=-1), strict=True))
+        return reduce(operator.add, weighted)
+
+    def modulate(self, q: Tensor, modulator: Tensor) -> Tensor:
+        """What the context does to the query."""
+        return q * modulator
+
+    def expected_parameters(self) -> int:
+        """``4 C^2 + C (L + 1) + C sum(k^2)`` weights and ``4 C + L + 1`` biases; the norm adds ``2 C``."""
+        dim, _, num_gates = self.split_sizes
+        weights = 4 * dim**2 + dim * num_gates + dim * sum(k**2 for k in self.kernel_sizes)
+        return weights + 4 * dim + num_gates + 2 * dim * isinstance(self.norm, nn.LayerNorm)
+
+    def expected_multiply_adds(self, height: int, width: int) -> int:
+        """``4 C^2 + C (L + 1) + C sum(k^2)`` per position, in linear maps and convolutions alone.
+
+        The paper has ``3 C^2 + C (2 L + 3) + C sum(k^2)``: without ``proj``, with the products by gates and q.
+        """
+        dim, _, num_gates = self.split_sizes
+        return height * width * (4 * dim**2 + dim * num_gates + dim * sum(k**2 for k in self.kernel_sizes))
 
 
 class _DepthwiseConv(nn.Conv2d):

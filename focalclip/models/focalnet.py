@@ -6,175 +6,21 @@ classification head unless one is asked for.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from focalclip.errors import UserError
-from focalclip.models.focal_modulation import FocalModulation
-
-Init = Literal["official", "timm", "fan_in"]
-# (kernel size, padding) of overlapping patch embeddings by stride: the authors' for 4 and 2.
-OVERLAP = {4: (7, 2), 2: (3, 1)}
-
-
-@dataclass(frozen=True)
-class FocalNetConfig:
-    """What decides a FocalNet.
-
-    Raises:
-        UserError: if a value is out of range or the per-stage tuples differ in length.
-    """
-
-    embed_dim: int = 96
-    """Channels of the first stage; each later stage doubles them."""
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    """Blocks per stage."""
-    focal_levels: int | tuple[int, ...] = 2
-    """Focal levels L without the global one; one number for all stages or one per stage."""
-    focal_windows: int | tuple[int, ...] = 3
-    """Kernel size of the first focal level (odd); one number for all stages or one per stage."""
-    mlp_ratio: float = 4.0
-    patch_size: int = 4
-    """Stride of the stem in pixels: 4 in the hierarchical nets, 16 in the isotropic ones."""
-    use_overlap: bool = False
-    """Overlapping patch embeddings: kernel 7 at stride 4, 3 at stride 2, instead of kernels as wide as the stride."""
-    use_post_norm: bool = False
-    """LayerNorm after modulation and MLP, before the residual sum, instead of before them."""
-    use_post_norm_in_modulation: bool = False
-    """LayerNorm inside the modulation, before its output projection."""
-    normalize_modulator: bool = False
-    """Divide the gated sum of contexts by the number of levels, the global one included."""
-    layer_scale: float | None = None
-    """Start of the learned per-channel scale of both residual branches; None: no such scale."""
-    dropout: float = 0.0
-    """Dropout after the stem and after every output projection."""
-    drop_path: float = 0.0
-    """Stochastic depth: rate of the last block; it grows linearly from 0 at the first."""
-    in_channels: int = 3
-    num_classes: int = 0
-    """Outputs of a linear head on the pooled features; 0: no head."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass instead of keeping its activations."""
-    init: Init = "official"
-    """See :meth:`FocalNet.init_weights`."""
-
-    def __post_init__(self) -> None:
-        if not self.depths or min(self.embed_dim, *self.depths) < 1:
-            raise UserError(f"embed_dim={self.embed_dim}, depths={self.depths}: each must be at least 1")
-        if self.patch_size < 1 or (self.use_overlap and self.patch_size not in OVERLAP):
-            raise UserError(
-                f"patch_size={self.patch_size} must be at least 1, and 2 or 4 where use_overlap=True; choose another"
-            )
-        for field in ("focal_levels", "focal_windows"):
-            value = getattr(self, field)
-            if not isinstance(value, int) and len(value) != self.num_stages:
-                raise UserError(f"{field}={value} has not one entry for each of the {self.num_stages} stages")
-        if min(self.stage_levels) < 0 or any(window % 2 == 0 for window in self.stage_windows):
-            raise UserError(
-                f"focal_levels={self.focal_levels}, focal_windows={self.focal_windows}: "
-                "levels must not be negative and windows must be odd"
-            )
-        for field in ("dropout", "drop_path"):
-            if not 0 <= getattr(self, field) < 1:
-                raise UserError(f"{field}={getattr(self, field)} must be at least 0 and below 1")
-        if self.init not in get_args(Init):
-            raise UserError(f"init={self.init!r} is none of {', '.join(get_args(Init))}")
-
-    @property
-    def num_stages(self) -> int:
-        """Number of stages."""
-        return len(self.depths)
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        """Channels of each stage."""
-        return tuple(self.embed_dim * 2**i for i in range(self.num_stages))
-
-    @property
-    def stage_levels(self) -> tuple[int, ...]:
-        """``focal_levels`` with one entry per stage."""
-        return (self.focal_levels,) * self.num_stages if isinstance(self.focal_levels, int) else self.focal_levels
-
-    @property
-    def stage_windows(self) -> tuple[int, ...]:
-        """``focal_windows`` with one entry per stage."""
-        return (self.focal_windows,) * self.num_stages if isinstance(self.focal_windows, int) else self.focal_windows
-
-    @property
-    def stage_drop_paths(self) -> tuple[tuple[float, ...], ...]:
-        """Stochastic depth rate of each block of each stage."""
-        last = sum(self.depths) - 1
-        rates = iter(self.drop_path * block / max(last, 1) for block in range(last + 1))
-        return tuple(tuple(next(rates) for _ in range(depth)) for depth in self.depths)
-
-
-class PatchEmbed(nn.Module):
-    """Strided convolution and LayerNorm: the stem (stride ``patch_size``) and the downsampling between stages (2)."""
-
-    def __init__(self, in_dim: int, dim: int, *, stride: int, use_overlap: bool) -> None:
-        super().__init__()
-        kernel_size, padding = OVERLAP[stride] if use_overlap else (stride, 0)
-        self.proj = nn.Conv2d(in_dim, dim, kernel_size, stride=stride, padding=padding)
-        self.norm = nn.LayerNorm(dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H', W', C'); rows and columns that fill no window are dropped."""
-        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-
-
-class Mlp(nn.Module):
-    """Linear, GELU, Linear on every position."""
-
-    def __init__(self, dim: int, hidden_dim: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden_dim)
-        self.act = nn.GELU()
-        self.fc2 = nn.Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any leading dimensions; the last one is ``dim``."""
-        return self.dropout(self.fc2(self.dropout(self.act(self.fc1(x)))))
-
-
-class LayerScale(nn.Module):
-    """Learned per-channel scale of a residual branch (https://arxiv.org/abs/2103.17239, section 2)."""
-
-    def __init__(self, dim: int, start: float) -> None:
-        super().__init__()
-        self.start = start
-        self.gamma = nn.Parameter(torch.full((dim,), start))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the last dimension of ``x``."""
-        return x * self.gamma
-
-
-class DropPath(nn.Module):
-    """Stochastic depth: drop a residual branch for whole samples (https://arxiv.org/abs/1603.09382, section 3)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """While training, zero each sample with probability ``rate`` and scale the others by 1 / (1 - rate)."""
-        if not self.training or self.rate == 0:
-            return x
-        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * (keep / (1 - self.rate))
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"rate={self.rate:g}"
+from focalclip.models.focalnet_config import FocalNetConfig, Init
+from focalclip.models.klite import UNICL_STEM_PADDING, UniCLBlock
+from focalclip.models.layers import DropPath, LayerScale, Mlp, PatchEmbed
+from focalclip.models.mixers import build_mixer
+from focalclip.models.mixers.attention import RelativePositionBias
 
 
 class Block(nn.Module):
-    """Focal modulation and MLP, each in a residual branch.
+    """Focal modulation (or another mixer of positions) and MLP, each in a residual branch.
 
     Pre-norm (default)::
 
@@ -185,7 +31,7 @@ class Block(nn.Module):
     itself is never normalised), and is named ``norm1_post`` and ``norm2_post``.
     """
 
-    def __init__(self, config: FocalNetConfig, *, stage: int, drop_path: float) -> None:
+    def __init__(self, config: FocalNetConfig, *, stage: int, index: int, drop_path: float) -> None:
         super().__init__()
         dim = config.dims[stage]
 
@@ -196,14 +42,7 @@ class Block(nn.Module):
             return nn.Identity() if config.layer_scale is None else LayerScale(dim, config.layer_scale)
 
         self.norm1 = norm(not config.use_post_norm)
-        self.modulation = FocalModulation(
-            dim,
-            num_levels=config.stage_levels[stage],
-            window=config.stage_windows[stage],
-            use_norm=config.use_post_norm_in_modulation,
-            normalize=config.normalize_modulator,
-            dropout=config.dropout,
-        )
+        self.modulation = build_mixer(config.mixer, config.place(stage, index))
         self.norm1_post = norm(config.use_post_norm)
         self.ls1 = layer_scale()
         self.norm2 = norm(not config.use_post_norm)
@@ -228,8 +67,10 @@ class Stage(nn.Module):
         if stage > 0:
             dim = config.dims[stage]
             self.downsample = PatchEmbed(config.dims[stage - 1], dim, stride=2, use_overlap=config.use_overlap)
+        block = {"focal": Block, "unicl": UniCLBlock}[config.block]
         self.blocks = nn.ModuleList(
-            Block(config, stage=stage, drop_path=rate) for rate in config.stage_drop_paths[stage]
+            block(config, stage=stage, index=index, drop_path=rate)
+            for index, rate in enumerate(config.stage_drop_paths[stage])
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -260,7 +101,11 @@ class FocalNet(nn.Module):
         self.num_features = config.dims[-1]
         self.strides = [config.patch_size * 2**i for i in range(config.num_stages)]
         self.stem = PatchEmbed(
-            config.in_channels, config.embed_dim, stride=config.patch_size, use_overlap=config.use_overlap
+            config.in_channels,
+            config.embed_dim,
+            stride=config.patch_size,
+            use_overlap=config.use_overlap,
+            padding=UNICL_STEM_PADDING if config.block == "unicl" else None,
         )
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Stage(config, stage) for stage in range(config.num_stages))
@@ -316,17 +161,22 @@ class FocalNet(nn.Module):
         their biases                                U(+-1/sqrt(fan_in))  0               U(+-1/sqrt(fan_in))
         LayerNorm weight, bias                      1, 0                 1, 0            1, 0
         layer scale                                 ``layer_scale``      ``layer_scale`` ``layer_scale``
+        relative position biases (of attention)     N(0, 0.02)           N(0, 0.02)      N(0, 0.02)
         =========================================== ==================== =============== =======================
 
         N is truncated at +-2. "official": the authors' code re-initialises Linear layers alone, and its ``h`` is a
         convolution; "timm": 3x3 depthwise kernels start ten times smaller; "fan_in": for narrow nets, where a
-        standard deviation of 0.02 makes each branch nearly zero.
+        standard deviation of 0.02 makes each branch nearly zero. On the meta device there is nothing to initialise.
         """
+        if self.norm.weight.is_meta:
+            return
         for name, module in self.named_modules():
             if isinstance(module, nn.LayerNorm):
                 module.reset_parameters()
             elif isinstance(module, LayerScale):
                 module.gamma.fill_(module.start)
+            elif isinstance(module, RelativePositionBias):
+                nn.init.trunc_normal_(module.table, std=0.02)  # Swin's
             elif isinstance(module, nn.Linear | nn.Conv2d):
                 is_official_h = init == "official" and name.endswith("modulation.h")
                 is_default_conv = init != "timm" and isinstance(module, nn.Conv2d)

@@ -1,11 +1,13 @@
 """Features equal timm's ``focalnet`` for the same random weights, at square and odd sizes."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from random_weights import randomise
 
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.timm_registry import _with_stem
+from focalclip.models.timm_tower import tower_class
 from focalclip.models.variants import FOCALNETS, create_focalnet
 from focalclip.models.weights import from_timm, to_timm
 
@@ -20,8 +22,8 @@ EVERYTHING = FocalNetConfig(
 PRE_NORM = FocalNetConfig(**MINI, use_post_norm_in_modulation=True, focal_windows=(5, 5, 3, 3))
 
 
-def timm_focalnet(config: FocalNetConfig) -> torch.nn.Module:
-    return timm.models.focalnet.FocalNet(
+def timm_focalnet(config: FocalNetConfig, build=timm.models.focalnet.FocalNet) -> torch.nn.Module:
+    return build(
         num_classes=config.num_classes,
         embed_dim=config.embed_dim,
         depths=config.depths,
@@ -66,16 +68,22 @@ def test_options_of_the_block(config, size):
     assert_same_features(ours, theirs, size)
 
 
-@pytest.mark.parametrize(("patch_size", "use_overlap"), [(2, True), (16, False)])
-def test_registered_towers_with_other_patches(patch_size, use_overlap):
+OTHER_TOWERS = {
+    "patch 2": FocalNetConfig(embed_dim=16, depths=(1, 1), patch_size=2, use_overlap=True),
+    "patch 16": FocalNetConfig(embed_dim=16, depths=(1, 1), patch_size=16),
+    "unicl": replace(FOCALNETS["focalnet_base_unicl"], embed_dim=16, depths=(1, 2), layer_scale=0.3),
+}
+
+
+@pytest.mark.parametrize("config", OTHER_TOWERS.values(), ids=OTHER_TOWERS)
+def test_towers_that_timm_cannot_express(config):
     """What open_clip builds by name after ``import focalclip``."""
-    config = FocalNetConfig(embed_dim=16, depths=(1, 1), patch_size=patch_size, use_overlap=use_overlap)
-    theirs = randomise(_with_stem(timm.models.focalnet, patch_size)(
-        num_classes=0, embed_dim=16, depths=(1, 1), focal_levels=(2, 2), focal_windows=(3, 3),
-        use_overlap_down=use_overlap,
-    ))  # fmt: skip
+    theirs = randomise(timm_focalnet(config, tower_class(config)))
     ours = FocalNet(config).eval()
     ours.load_state_dict(from_timm(theirs.state_dict()))
+    assert {name: x.shape for name, x in to_timm(ours.state_dict()).items()} == {
+        name: x.shape for name, x in theirs.state_dict().items()
+    }
     assert_same_features(ours, theirs, (64, 96))
     assert [info["reduction"] for info in theirs.feature_info] == ours.strides
 

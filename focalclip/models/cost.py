@@ -1,0 +1,71 @@
+"""What a tower costs: parameters, and multiply-adds of one picture, counted while it runs on the meta device.
+
+Convolutions, matrix products and attention count; norms, activations, gates and sums do not. Published "FLOPs" of
+FocalNets are such multiply-adds, except that the authors' counter adds gates and modulation and overlooks that
+overlapping patch embeddings have larger kernels (fact: their table of overlapped nets shows unchanged numbers).
+
+``python -m focalclip.models.cost`` prints the table of docs/models.md.
+"""
+
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class Cost(NamedTuple):
+    """Of one tower and one picture."""
+
+    parameters: int
+    multiply_adds: int
+
+
+def count(tower: nn.Module, image_size: int | tuple[int, int], *, in_channels: int = 3) -> Cost:
+    """Count parameters and multiply-adds of ``tower(images)`` for one picture; nothing is computed.
+
+    Args:
+        tower: any module from images (1, 3, H, W); it may be on the meta device.
+        image_size: side of a square picture, or (height, width), in pixels.
+        in_channels: channels of the picture.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    parameters = sum(parameter.numel() for parameter in tower.parameters())
+    return Cost(parameters, count_multiply_adds(tower, torch.empty(1, in_channels, height, width, device="meta")))
+
+
+def count_multiply_adds(module: nn.Module, x: Tensor) -> int:
+    """Multiply-adds of ``module(x)`` in evaluation mode, for ``x`` on the meta device."""
+    state = {name: p.to("meta") for name, p in [*module.named_parameters(), *module.named_buffers()]}
+    was_training = module.training
+    try:
+        with torch.no_grad(), _Counter() as counter:
+            functional_call(module.eval(), state, x)
+    finally:
+        module.train(was_training)
+    return counter.multiply_adds
+
+
+class _Counter(TorchDispatchMode):
+    """Adds up the multiply-adds of every operation that multiplies by weights or by other activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiply_adds = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        if name in ("convolution", "_convolution"):
+            weight = args[1]  # (C_out, C_in / groups, k, k): each output is a sum over one filter
+            self.multiply_adds += out.numel() * prod(weight.shape[1:])
+        elif name in ("mm", "bmm"):
+            self.multiply_adds += out.numel() * args[0].shape[-1]
+        elif name in ("addmm", "baddbmm"):
+            self.multiply_adds += out.numel() * args[1].shape[-1]
+        elif name.startswith("_scaled_dot_product") and "backward" not in name:
+            q, k, v = args[:3]  # (..., N, d), (..., M, d), (..., M, d_v)
+            self.multiply_adds += prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
+        return out

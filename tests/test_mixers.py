@@ -1,0 +1,206 @@
+"""Every mixer: its formulas, its shape, and what makes it the mixer that its name says."""
+
+import pytest
+import torch
+from torch import nn
+
+from focalclip.errors import UserError
+from focalclip.models.cost import count_multiply_adds
+from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.mixers import FOCAL, MIXERS, NEED_LEVELS, Place, build_mixer
+
+PLACES = [
+    (Place(dim=48, num_levels=2), (8, 8)),
+    (Place(dim=64, num_levels=3, window=5, block=1), (14, 21)),
+    (Place(dim=100, num_levels=1, block=1, use_norm=True, normalize=True), (5, 16)),
+    (Place(dim=24, num_levels=0), (7, 3)),
+]
+
+
+@pytest.mark.parametrize(("place", "size"), PLACES)
+@pytest.mark.parametrize("name", MIXERS)
+def test_the_formulas_equal_the_module(name, place, size):
+    if name in NEED_LEVELS and place.num_levels == 0:
+        pytest.skip("needs a level")
+    with torch.device("meta"):
+        mixer = build_mixer(name, place)
+    assert sum(p.numel() for p in mixer.parameters()) == mixer.expected_parameters()
+    x = torch.empty(1, *size, place.dim, device="meta")
+    assert count_multiply_adds(mixer, x) == mixer.expected_multiply_adds(*size)
+
+
+def randomised(name: str, place: Place) -> nn.Module:
+    torch.manual_seed(0)
+    mixer = build_mixer(name, place).double().eval()
+    for parameter in mixer.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return mixer
+
+
+@pytest.mark.parametrize("size", [(3, 5), (7, 7), (10, 16)])
+@pytest.mark.parametrize("name", MIXERS)
+def test_shapes_and_gradients(name, size):
+    mixer = randomised(name, Place(dim=16, num_levels=2, block=1))
+    x = torch.randn(2, *size, 16, dtype=torch.float64, requires_grad=True)
+    y = mixer(x)
+    assert y.shape == x.shape
+    (y * torch.randn_like(y)).sum().backward()
+    assert x.grad.isfinite().all()
+    assert x.grad.abs().sum() > 0
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in mixer.parameters())
+    torch.testing.assert_close(mixer(x[1:]), y[1:])  # pictures do not see each other
+
+
+def focal_parts(mixer, x):
+    """q, [Z^1..Z^{L+1}], gates of focal modulation with these weights."""
+    q, context, gates = mixer.f(x).split(mixer.split_sizes, -1)
+    contexts, z = [], context.permute(0, 3, 1, 2)
+    for layer in mixer.focal_layers:
+        z = layer(z)
+        contexts.append(z.permute(0, 2, 3, 1))
+    return q, [*contexts, nn.functional.gelu(z.mean((2, 3)))[:, None, None]], gates
+
+
+EXPECTED = {
+    "additive": lambda m, q, z, g: m.proj(q + m.h(g[..., :1] * z[0] + g[..., 1:2] * z[1] + g[..., 2:] * z[2])),
+    "no_global": lambda m, q, z, g: m.proj(q * m.h(g[..., :1] * z[0] + g[..., 1:] * z[1])),
+    "last_level": lambda m, q, z, g: m.proj(q * m.h(g * z[1])),
+    "no_gates": lambda m, q, z, g: m.proj(q * m.h(z[0] + z[1] + z[2])),
+    "single_level": lambda m, q, z, g: m.proj(q * m.h(g[..., :1] * z[0] + g[..., 1:] * z[1])),
+    "pooling": lambda m, q, z, g: m.proj(q * m.h(g[..., :1] * z[0] + g[..., 1:2] * z[1] + g[..., 2:] * z[2])),
+    "squeeze_excitation": lambda m, q, z, g: m.proj(q * m.h(g * z[0])),
+}
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_ablations_change_the_one_thing(name):
+    mixer = randomised(name, Place(dim=6, num_levels=2))
+    x = torch.randn(2, 5, 8, 6, dtype=torch.float64)
+    torch.testing.assert_close(mixer(x), EXPECTED[name](mixer, *focal_parts(mixer, x)))
+
+
+def test_kernels_of_the_ablations():
+    kernels = {name: build_mixer(name, Place(dim=4, num_levels=3)).kernel_sizes for name in FOCAL}
+    plain = [3, 5, 7]
+    assert kernels == dict.fromkeys(FOCAL, plain) | {"single_level": [13], "pooling": [], "squeeze_excitation": []}
+
+
+def test_normalisation_divides_by_the_number_of_contexts():
+    counts = {name: build_mixer(name, Place(dim=4, num_levels=3, normalize=True)).divisor for name in FOCAL}
+    assert counts == dict.fromkeys(FOCAL, 4) | {
+        "no_global": 3, "last_level": 1, "single_level": 2, "squeeze_excitation": 1
+    }  # fmt: skip
+
+
+def test_poolformer_is_the_mean_of_the_neighbours_minus_the_position():
+    x = torch.randn(1, 4, 4, 2, dtype=torch.float64)
+    y = build_mixer("poolformer", Place(dim=2))(x)
+    torch.testing.assert_close(y[0, 1, 2], x[0, 0:3, 1:4].mean((0, 1)) - x[0, 1, 2])
+    torch.testing.assert_close(y[0, 0, 0], x[0, :2, :2].mean((0, 1)) - x[0, 0, 0])
+
+
+def attend(mixer, x, query, keys, biases):
+    """One position's attention to a list of positions (each already a vector), by hand."""
+    dim, heads = x.shape[-1], mixer.num_heads
+    weight, bias = mixer.qkv.weight, mixer.qkv.bias
+    q = (weight[:dim] @ query + bias[:dim]).view(heads, -1)
+    k = torch.stack([weight[dim : 2 * dim] @ key + bias[dim : 2 * dim] for key in keys]).view(len(keys), heads, -1)
+    v = torch.stack([weight[2 * dim :] @ key + bias[2 * dim :] for key in keys]).view(len(keys), heads, -1)
+    logits = torch.einsum("hd,nhd->hn", q, k) / q.shape[-1] ** 0.5 + biases
+    mixed = torch.einsum("hn,nhd->hd", logits.softmax(-1), v).flatten()
+    return mixer.proj(mixed)
+
+
+@pytest.mark.parametrize(
+    ("name", "height", "width"), [("shifted_window_attention", 9, 16), ("window_attention", 9, 16)]
+)
+def test_window_attention_by_hand(name, height, width):
+    mixer = randomised(name, Place(dim=64, block=1))
+    assert mixer.num_heads == 2
+    x = torch.randn(1, height, width, 64, dtype=torch.float64)
+    shift = 3 if name.startswith("shifted") else 0
+    y = mixer(x)
+    for row, column in [(0, 0), (2, 2), (8, 15), (3, 10), (6, 4)]:
+        # Windows begin at -(7 - shift) + 7 n along each axis; what lies outside the picture is in none of them.
+        same = [
+            (i, j) for i in range(height) for j in range(width)
+            if (i - shift) // 7 == (row - shift) // 7 and (j - shift) // 7 == (column - shift) // 7
+        ]  # fmt: skip
+        biases = torch.stack([mixer.bias.table[:, i - row + 6, j - column + 6] for i, j in same], dim=1)
+        expected = attend(mixer, x, x[0, row, column], [x[0, i, j] for i, j in same], biases)
+        torch.testing.assert_close(y[0, row, column], expected)
+
+
+def test_only_every_second_block_is_shifted():
+    tower = FocalNet(FocalNetConfig(embed_dim=8, depths=(3,), mixer="shifted_window_attention"))
+    assert [block.modulation.is_shifted for block in tower.layers[0].blocks] == [False, True, False]
+    plain = FocalNet(FocalNetConfig(embed_dim=8, depths=(2,), mixer="window_attention"))
+    assert not any(block.modulation.is_shifted for block in plain.layers[0].blocks)
+
+
+def test_global_attention_sees_everything_and_knows_where_it_is():
+    mixer = randomised("global_attention", Place(dim=16))
+    x = torch.randn(1, 6, 9, 16, dtype=torch.float64, requires_grad=True)
+    mixer(x)[0, 0, 0].sum().backward()
+    assert (x.grad[0].abs().sum(-1) > 0).all()
+    flipped = mixer(x.flip(1)).flip(1)
+    assert (flipped - mixer(x)).abs().max() > 1e-3  # attention over a set would not notice
+
+
+def test_focal_attention_by_hand():
+    """Fine keys 3 around the window, coarse keys the pooled windows, at a map of 2 x 3 windows without padding."""
+    mixer = randomised("focal_attention", Place(dim=64))
+    x = torch.randn(1, 14, 21, 64, dtype=torch.float64)
+    y = mixer(x)
+    for row, column in [(0, 0), (8, 9), (13, 20)]:
+        top, left = row // 7 * 7, column // 7 * 7
+        fine = [
+            (i, j) for i in range(top - 3, top + 10) for j in range(left - 3, left + 10)
+            if 0 <= i < 14 and 0 <= j < 21
+        ]  # fmt: skip
+        coarse = [(i, j) for i in range(2) for j in range(3)]
+        pooled = [
+            (x[0, 7 * i : 7 * i + 7, 7 * j : 7 * j + 7].flatten(0, 1).T @ mixer.pool.weight[0]) + mixer.pool.bias
+            for i, j in coarse
+        ]
+        biases = [mixer.fine_bias.table[:, i - row + 9, j - column + 9] for i, j in fine]
+        biases += [mixer.coarse_bias.table[:, i - row // 7 + 3, j - column // 7 + 3] for i, j in coarse]
+        keys = [x[0, i, j] for i, j in fine] + pooled
+        expected = attend(mixer, x, x[0, row, column], keys, torch.stack(biases, dim=1))
+        torch.testing.assert_close(y[0, row, column], expected)
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_towers_are_built_of_every_mixer(name):
+    torch.manual_seed(0)
+    tower = FocalNet(FocalNetConfig(embed_dim=8, depths=(2, 1), mixer=name, drop_path=0.1)).train()
+    tower(torch.randn(2, 3, 32, 40)).square().sum().backward()
+    without = {n for n, p in tower.named_parameters() if p.grad is None or p.grad.abs().sum() == 0}
+    # a bias before a softmax over one key, or the key bias of any softmax, has no gradient but for rounding
+    assert not {n for n in without if "table" not in n}
+
+
+def test_initialisation_reaches_the_position_biases():
+    with torch.device("meta"):
+        tower = FocalNet(FocalNetConfig(embed_dim=64, depths=(1, 1), mixer="focal_attention"))
+    tower.to_empty(device="cpu")
+    for parameter in tower.parameters():
+        parameter.data.fill_(float("nan"))
+    tower.init_weights("official")
+    assert not any(p.isnan().any() for p in tower.parameters())
+    assert tower.layers[0].blocks[0].modulation.fine_bias.table.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixer": "attention"}, r"mixer='attention' is none of focal_modulation, additive"),
+        ({"mixer": "no_global", "focal_levels": 0}, r"focal_levels=0: mixer=no_global needs at least one level"),
+        ({"mixer": "poolformer", "normalize_modulator": True}, r"would be ignored by mixer=poolformer"),
+        ({"block": "vit"}, "block='vit' is none of focal, unicl"),
+        ({"block": "unicl"}, "block=unicl exists with use_post_norm=True"),
+    ],
+)
+def test_impossible_mixers_are_named(options, message):
+    with pytest.raises(UserError, match=message):
+        FocalNetConfig(**options)
