@@ -10,10 +10,11 @@ from focalclip.models.focalnet_config import OVERLAP, FocalNetConfig
 from focalclip.models.variants import FOCALNETS
 from focalclip.models.weight_names import Weights
 
+# What weights cannot tell; but timm's names tell the first.
+_UNTOLD = ("use_post_norm", "normalize_modulator")
 # Published configurations disagree on normalize_modulator (the authors' set it, timm's do not); weights cannot tell.
 _DISPUTED = ("focalnet_large_fl4", "focalnet_xlarge_fl4")
 _FREE = ("dropout", "drop_path", "activation_checkpointing", "init")  # of training alone, whatever the weights
-_UNTOLD = ("use_post_norm", "normalize_modulator")
 
 
 def implied_config(ours: Weights, *, num_classes: int, where: str) -> FocalNetConfig:
@@ -32,6 +33,7 @@ def implied_config(ours: Weights, *, num_classes: int, where: str) -> FocalNetCo
     embed_dim, in_channels, *kernel = ours["stem.proj.weight"].shape
     if len(kernel) != 2 or kernel[0] != kernel[1]:
         raise UserError(f"{where}: patches of {kernel} pixels; a FocalNet's are square")
+    is_unicl = first + "dw1.weight" in ours
     overlapping = {size: stride for stride, (size, _) in OVERLAP.items()}  # no published net has patches of 3 or 7
     levels, windows = zip(*(_levels_and_window(ours, stage) for stage in range(num_stages)), strict=True)
     try:
@@ -43,9 +45,11 @@ def implied_config(ours: Weights, *, num_classes: int, where: str) -> FocalNetCo
             mlp_ratio=ours[first + "mlp.fc1.weight"].shape[0] / embed_dim,
             patch_size=overlapping.get(kernel[0], kernel[0]),
             use_overlap=kernel[0] in overlapping,
-            use_post_norm=first + "norm1_post.weight" in ours,
+            use_post_norm=is_unicl or first + "norm1_post.weight" in ours,
             use_post_norm_in_modulation=first + "modulation.norm.weight" in ours,
+            normalize_modulator=is_unicl,
             layer_scale=1e-4 if first + "ls1.gamma" in ours else None,
+            block="unicl" if is_unicl else "focal",
             in_channels=in_channels,
             num_classes=num_classes,
         )
@@ -62,7 +66,7 @@ def complete(
         UserError: if a flag is unknown, contradicts the weights, or must be given.
     """
     known = sorted({field.name for field in fields(FocalNetConfig)} - set(_UNTOLD))
-    free = {*_FREE, "normalize_modulator"} | (set() if is_post_norm_told else {"use_post_norm"})
+    untold = () if implied.block == "unicl" else _UNTOLD[is_post_norm_told:]  # of that block there is one kind
     for name, value in flags.items():
         if name not in (*known, *_UNTOLD):
             raise UserError(
@@ -70,7 +74,7 @@ def complete(
             )
         told = getattr(implied, name)
         agrees = (value is None) == (told is None) if name == "layer_scale" else value == told
-        if name not in free and not agrees:
+        if name not in (*_FREE, *untold) and not agrees:
             raise UserError(f"{where}: {name}={value} contradicts the weights, which imply {told}; leave it out")
     variant = variant_of(implied)
     if variant in _DISPUTED and "normalize_modulator" not in flags:
@@ -78,8 +82,8 @@ def complete(
             f"{where}: give normalize_modulator, on which published configurations of {variant} disagree: "
             "the authors' True or timm's False"
         )
-    post_norm = implied.use_post_norm if is_post_norm_told or variant is None else FOCALNETS[variant].use_post_norm
-    return replace(implied, **({"use_post_norm": post_norm} | dict(flags)))
+    usual = FOCALNETS[variant] if variant else FocalNetConfig()
+    return replace(implied, **({name: getattr(usual, name) for name in untold} | dict(flags)))
 
 
 def check_published(config: FocalNetConfig, name: str, num_classes: int) -> None:
@@ -101,8 +105,9 @@ def variant_of(config: FocalNetConfig) -> str | None:
 def _same_shapes(one: FocalNetConfig, other: FocalNetConfig) -> bool:
     """Whether two configurations differ at most in what weights cannot tell, and in the head."""
     default = FocalNetConfig()
-    same: dict[str, Any] = {name: getattr(default, name) for name in (*_FREE, *_UNTOLD, "num_classes")}
-    return replace(one, **same) == replace(other, **same)
+    same: dict[str, Any] = {name: getattr(default, name) for name in (*_FREE, *_UNTOLD, "num_classes", "layer_scale")}
+    has_scale = one.layer_scale is not None, other.layer_scale is not None
+    return has_scale[0] == has_scale[1] and replace(one, **same) == replace(other, **same)
 
 
 def _levels_and_window(ours: Weights, stage: int) -> tuple[int, int]:
