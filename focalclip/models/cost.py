@@ -69,3 +69,30 @@ class _Counter(TorchDispatchMode):
             q, k, v = args[:3]  # (..., N, d), (..., M, d), (..., M, d_v)
             self.multiply_adds += prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
         return out
+
+
+def table() -> str:
+    """All variants as a Markdown table, without a head."""
+    from focalclip.models.variants import VARIANTS, create_focalnet
+
+    lines = [
+        "| name | parameters | G multiply-adds at 224 | strides | widths | published weights | source |",
+        "|---|---:|---:|---|---|---|---|",
+    ]
+    for name, variant in VARIANTS.items():
+        with torch.device("meta"):
+            tower = create_focalnet(name)
+        cost = count(tower, 224)
+        strides, widths = (", ".join(map(str, numbers)) for numbers in (tower.strides, tower.feature_dims))
+        numbers = f"{cost.parameters:,} | {cost.multiply_adds / 1e9:.2f} | {strides} | {widths}"
+        lines.append(f"| `{name}` | {numbers} | {variant.weights} | {variant.source} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table of docs/models.md."""
+    print(table())
+
+
+if __name__ == "__main__":
+    main()

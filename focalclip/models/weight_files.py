@@ -41,7 +41,9 @@ def recognise(weights: Weights, where: str) -> tuple[Dialect, Weights]:
     for dialect in DIALECTS:
         for stem in (dialect.base + dialect.stem, dialect.stem):
             if anchor := next((name for name in weights if f".{name}".endswith(f".{stem}")), None):
-                return dialect, _without_prefix(weights, anchor.removesuffix(stem), where)
+                prefix = anchor.removesuffix(stem)
+                tower = {name: x for name, x in weights.items() if name.startswith(prefix)}
+                return dialect, _without_prefix(tower if prefix in dialect.image_towers else weights, prefix, where)
     raise UserError(f"{where}: not the weights of a FocalNet: no patch embedding; they begin with {some(weights)}")
 
 

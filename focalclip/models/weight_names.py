@@ -28,6 +28,8 @@ class Dialect(NamedTuple):
     """Prefix of all names but the head's in a model with a head."""
     tells_post_norm: bool = False
     """Whether post-norm blocks have other names than pre-norm ones."""
+    image_towers: tuple[str, ...] = ()
+    """Prefixes of the image tower in their two-tower models."""
 
 
 _BLOCK = "layers.{i}.blocks.{j}."
@@ -58,10 +60,25 @@ _TRANSFORMERS: Rules = [
     ("head.fc.", "classifier."),
 ]
 _TIMM: Rules = [(name, name) for name in ("stem.", "layers.{i}.downsample.", _BLOCK, "norm.", "head.fc.")]
+# microsoft/klite, image_encoder/focal.py. It has no name for what it lacks, a norm in the modulation.
+_KLITE: Rules = [
+    (_BLOCK + "modulation.f.", _BLOCK + "attn.pre_conv."),
+    (_BLOCK + "modulation.h.", _BLOCK + "attn.v."),
+    (_BLOCK + "modulation.proj.", _BLOCK + "attn.proj."),
+    (_BLOCK + "modulation.focal_layers.", _BLOCK + "attn.pool_layers."),
+    *(rule for rule in _OFFICIAL if "modulation" not in rule[0]),
+]
 OFFICIAL = Dialect("official", "patch_embed.proj.weight", _OFFICIAL)
 TIMM = Dialect("timm", "stem.proj.weight", _TIMM, tells_post_norm=True)
 TRANSFORMERS = Dialect("transformers", "embeddings.patch_embeddings.projection.weight", _TRANSFORMERS, base="focalnet.")
-DIALECTS = (OFFICIAL, TIMM, TRANSFORMERS)
+KLITE = Dialect(
+    "klite",
+    "layers.0.blocks.0.attn.pre_conv.weight",
+    _KLITE,
+    tells_post_norm=True,
+    image_towers=("image_encoder.", "visual."),
+)
+DIALECTS = (KLITE, OFFICIAL, TIMM, TRANSFORMERS)  # K-LITE's stem has the authors' name: it is looked for first
 # Matrices for us, 1x1 convolutions for timm; the authors and transformers have a convolution for h alone.
 MATRIX = re.compile(r"(modulation\.(f|h|proj)|mlp\.fc[12])\.weight$")
 

@@ -1,4 +1,4 @@
-"""FocalNet weights between code bases: the authors' (microsoft/FocalNet), timm's and transformers'.
+"""FocalNet weights between code bases: the authors' (microsoft/FocalNet, microsoft/klite), timm's and transformers'.
 
 The ``from_`` and ``to_`` pairs translate state dicts; :func:`from_official` and :func:`load_focalnet` build the whole
 tower. Our names are timm's; shapes differ where timm has 1x1 convolutions. Whatever has no place in a FocalNet is an
@@ -17,6 +17,7 @@ from focalclip.models.focalnet import FocalNet
 from focalclip.models.weight_config import complete, implied_config
 from focalclip.models.weight_files import read_weights, recognise
 from focalclip.models.weight_names import (
+    KLITE,
     MATRIX,
     OFFICIAL,
     TIMM,
@@ -73,6 +74,38 @@ def to_official(weights: Mapping[str, Tensor]) -> Weights:
     return to_theirs(weights, OFFICIAL)
 
 
+def from_klite(
+    source: str | Path | Mapping[str, Any],
+    *,
+    with_head: bool = False,
+    **flags: Any,
+) -> FocalNet:
+    """Build K-LITE's UniCL FocalNet (see :mod:`focalclip.models.klite`) from its weights, in float32 on the CPU.
+
+    K-LITE's names tell all but whether gates pass a sigmoid (``USE_SIGMOID``, off in its configuration); here they do
+    not.
+
+    Args:
+        source: a file or its content, as for :func:`from_official`: the image tower, or a two-tower model, of which the
+            image tower is taken (``image_encoder.``, or ``visual.`` in older files).
+        with_head: keep the classification head; the tower then returns logits.
+        **flags: as for :func:`from_official`.
+
+    Raises:
+        UserError: as :func:`from_official`.
+    """
+    weights, where = read_weights(source)
+    dialect, weights = recognise(weights, where)
+    if dialect is not KLITE:
+        raise UserError(f"{where}: these are {dialect.owner}'s names; use from_{dialect.owner} or load_focalnet")
+    return _build(weights, dialect, where, with_head, flags)
+
+
+def to_klite(weights: Mapping[str, Tensor]) -> Weights:
+    """State dict of our UniCL FocalNet as one of K-LITE's image tower."""
+    return to_theirs(weights, KLITE)
+
+
 def from_official(
     source: str | Path | Mapping[str, Any],
     *,
@@ -113,7 +146,7 @@ def load_focalnet(
     with_head: bool = False,
     **flags: Any,
 ) -> FocalNet:
-    """Build a FocalNet from weights of the authors, of timm or of transformers, whichever the names tell.
+    """Build a FocalNet from weights of the authors, of K-LITE, timm or transformers, whichever the names tell.
 
     Arguments and errors are those of :func:`from_official`. timm's names tell ``post_norm``; transformers' do not:
     their folders hold a configuration beside the weights, which ``load_image_encoder("transformers:FOLDER")`` reads.
