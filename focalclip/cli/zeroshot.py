@@ -41,7 +41,10 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument("--benchmark", default="demo", help="elevater, demo, FOLDER or FILE.yaml (default: demo)")
-    parser.add_argument("--model", help="run directory, exported folder, open_clip:NAME/TAG (default: newest in runs/)")
+    parser.add_argument(
+        "--model",
+        help="run directory, exported folder, open_clip:NAME/TAG, transformers:NAME (default: newest in runs/)",
+    )
     parser.add_argument("--data-root", metavar="DIR", help="folder that holds one folder per task")
     parser.add_argument("--tasks", nargs="+", metavar="ID", help="only these tasks")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Trained models by source: a run directory, an exported folder, or another library's model."""
+"""Trained models by source: a run directory, an exported folder, a file, or another library's model."""
 
 from functools import partial
 from pathlib import Path
@@ -6,16 +6,19 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from focalclip.config import ImageTowerConfig
-from focalclip.errors import UserError, first_line
+from focalclip.errors import UserError
 from focalclip.models import store
 from focalclip.models.encoder import ImageEncoder, Preprocess
+from focalclip.models.open_clip_adapter import OPEN_CLIP, OpenClipModel, open_clip_encoder
+from focalclip.models.text import HUGGING_FACE
 from focalclip.models.towers import TIMM, create_image_tower
+from focalclip.models.transformers_adapter import TransformersModel, transformers_encoder
+from focalclip.models.weight_config import variant_of
+from focalclip.models.weights import load_focalnet
 from focalclip.preprocess import eval_transform
 
-OPEN_CLIP = "open_clip:"
 FILES = (".pth", ".pt", ".safetensors")
 Device = str | torch.device | None
 
@@ -24,8 +27,8 @@ def load(source: str | Path, device: Device = None) -> Any:
     """Load a trained two-tower model in evaluation mode.
 
     Args:
-        source: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED``, ``open_clip:hf-hub:ORG/NAME`` or
-            ``open_clip:local-dir:FOLDER``.
+        source: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED``, ``open_clip:hf-hub:ORG/NAME``,
+            ``open_clip:local-dir:FOLDER``, or CLIP or SigLIP as ``transformers:NAME_OR_FOLDER``.
         device: where to put it; None for the CPU.
 
     Returns:
@@ -37,6 +40,8 @@ def load(source: str | Path, device: Device = None) -> Any:
     name = str(source)
     if name.startswith(OPEN_CLIP):
         return OpenClipModel(name.removeprefix(OPEN_CLIP)).to(device).eval()
+    if name.startswith(HUGGING_FACE):
+        return TransformersModel(name.removeprefix(HUGGING_FACE)).to(device).eval()
     if name.startswith(TIMM) or name.endswith(FILES):
         raise UserError(
             f"{name}: an image tower without a text tower; load it with focalclip.load_image_encoder, "
@@ -51,11 +56,12 @@ def load_image_encoder(
     """Load an image tower, frozen: evaluation mode, no gradients, no activations kept.
 
     Args:
-        source: a run directory, an exported folder, ``timm:NAME`` (with timm's published weights), or a FocalNet file
-            (``.pth``, ``.pt`` or ``.safetensors``) of the authors.
+        source: a run directory, an exported folder, ``timm:NAME`` (with timm's published weights),
+            ``open_clip:NAME/PRETRAINED``, ``transformers:NAME_OR_FOLDER``, or a FocalNet file (``.pth``, ``.pt`` or
+            ``.safetensors``) of the authors or of timm.
         device: where to put it; None for the CPU.
         dtype: of its parameters; None for float32.
-        **flags: for a file of the authors what its weights do not tell, such as ``normalize_modulator``; see
+        **flags: for a file what its weights do not tell, such as ``normalize_modulator``; see
             :func:`~focalclip.models.weights.from_official`.
 
     Returns:
@@ -65,27 +71,31 @@ def load_image_encoder(
         UserError: if there is no trained image tower at ``source``, or a flag is not for it.
     """
     name = str(source)
-    if name.startswith(OPEN_CLIP):
-        raise UserError(
-            f"{name}: only focalclip.load takes open_clip's models; use its encode_image, or timm:NAME here"
-        )
-    if name.endswith(FILES):
-        from focalclip.models.weight_config import variant_of
-        from focalclip.models.weights import from_official
+    if flags and not name.endswith(FILES):
+        raise UserError(f"{name}: {', '.join(flags)} is for files of FocalNet weights alone; leave it out")
+    return _encoder(name, flags).to(device=device, dtype=dtype)
 
-        tower = from_official(name, **flags)
-        variant = variant_of(tower.config)
-        unknown = partial(eval_transform, ImageTowerConfig(image_size=224))
-        encoder = ImageEncoder(tower, partial(_timm_preprocess, variant) if variant else unknown)
-    elif flags:
-        raise UserError(f"{name}: {', '.join(flags)} is for FocalNet files of the authors alone; leave it out")
-    elif name.startswith(TIMM):
+
+def _encoder(name: str, flags: dict[str, Any]) -> ImageEncoder:
+    if name.startswith(OPEN_CLIP):
+        return open_clip_encoder(name.removeprefix(OPEN_CLIP))
+    if name.startswith(HUGGING_FACE):
+        return transformers_encoder(name.removeprefix(HUGGING_FACE))
+    if name.startswith(TIMM):
         tower = create_image_tower(name, pretrained=True)
-        encoder = ImageEncoder(tower, partial(_timm_preprocess, name.removeprefix(TIMM)))
-    else:
-        model = store.read(_exported_folder(name, "timm:NAME, a FocalNet .pth"))
-        encoder = ImageEncoder(model.visual.trunk, partial(eval_transform, model.config.image))
-    return encoder.to(device=device, dtype=dtype)
+        return ImageEncoder(tower, partial(_timm_preprocess, name.removeprefix(TIMM)))
+    if name.endswith(FILES):
+        return _file_encoder(name, flags)
+    model = store.read(_exported_folder(name, "timm:NAME, a FocalNet .pth"))
+    return ImageEncoder(model.visual.trunk, partial(eval_transform, model.config.image))
+
+
+def _file_encoder(path: str, flags: dict[str, Any]) -> ImageEncoder:
+    """The FocalNet of a file; preprocessed as timm does for its variant, else at 224 pixels."""
+    tower = load_focalnet(path, **flags)
+    variant = variant_of(tower.config)
+    unknown = partial(eval_transform, ImageTowerConfig(image_size=224))
+    return ImageEncoder(tower, partial(_timm_preprocess, variant) if variant else unknown)
 
 
 def newest_run(runs_dir: str | Path = "runs") -> Path:
@@ -100,43 +110,6 @@ def newest_run(runs_dir: str | Path = "runs") -> Path:
             f"{runs_dir}: no trained run here; train one with scripts/pretrain.py or name a model with --model"
         )
     return models[-1].parents[1]
-
-
-class OpenClipModel(nn.Module):
-    """A model of open_clip behind our interface."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        import open_clip
-
-        architecture, pretrained = name, None
-        if not name.startswith(("hf-hub:", "local-dir:")):
-            architecture, _, pretrained = name.partition("/")
-            tags = open_clip.list_pretrained_tags_by_model(architecture)
-            if not pretrained and tags:
-                raise UserError(
-                    f"open_clip:{name}: say which weights, as open_clip:{architecture}/PRETRAINED with one of "
-                    f"{', '.join(tags)}"
-                )
-            if not pretrained:
-                raise UserError(
-                    f"open_clip:{name}: open_clip has no weights of that name; see open_clip.list_pretrained()"
-                )
-        try:
-            made: Any = open_clip.create_model_from_pretrained(architecture, pretrained=pretrained)
-            self.tokenizer = open_clip.get_tokenizer(architecture)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise UserError(f"open_clip:{name}: open_clip cannot load it: {first_line(error)}") from None
-        self.model: Any = made[0]
-        self.preprocess = made[1]
-
-    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
-        """Embed normalised images (B, 3, H, W) as (B, D)."""
-        return self.model.encode_image(images, normalize=normalize)
-
-    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """Embed tokens (B, L) as (B, D)."""
-        return self.model.encode_text(tokens, normalize=normalize)
 
 
 def _exported_folder(source: str, others: str) -> Path:

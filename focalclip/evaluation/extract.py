@@ -1,0 +1,171 @@
+"""Pooled features of a folder of pictures, in one file that numpy or any Parquet reader opens.
+
+OUT.npz      names (N,), features (N, D), model, model_sha256, broken; no pickles
+OUT.parquet  columns name and features (a list of D numbers); the rest in the metadata, under focalclip.*
+"""
+
+import json
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from focalclip.errors import UserError
+from focalclip.evaluation.datasets import decode
+from focalclip.evaluation.model import device_and_dtype, weights_sha256
+from focalclip.models.encoder import ImageEncoder, Preprocess
+
+FORMATS = (".npz", ".parquet")
+MAX_THREADS = 16
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What was written, and what could not be."""
+
+    num_pictures: int
+    num_features: int
+    broken: tuple[str, ...]
+    """Pictures that cannot be read, each with the reason."""
+    num_others: int
+    """Files in the folder whose names are not those of pictures."""
+    model_sha256: str
+
+
+class _Loaded(NamedTuple):
+    name: str
+    image: Tensor | None
+    problem: str = ""
+
+
+def extract(
+    encoder: ImageEncoder,
+    folder: str | Path,
+    output: str | Path,
+    *,
+    source: str = "",
+    batch_size: int = 64,
+    dtype: Literal["float32", "float16"] = "float32",
+    progress: bool = True,
+) -> Extraction:
+    """Write the pooled features of every picture under ``folder``, in order of name.
+
+    Args:
+        encoder: the frozen tower.
+        folder: searched with all its subfolders; names are paths relative to it, with forward slashes.
+        output: ``.npz`` or ``.parquet``; appears whole, under this name, or not at all.
+        source: where the encoder comes from, noted in the file.
+        batch_size: pictures per forward pass.
+        dtype: of the features in the file.
+        progress: show a progress bar.
+
+    Raises:
+        UserError: if there is no readable picture, the output is of no known format, or features are not finite.
+    """
+    folder, output = Path(folder), Path(output)
+    check_format(output)
+    paths, num_others = find_pictures(folder)
+    digest = weights_sha256(encoder.tower)
+    names, broken = [], []
+    features = np.empty((len(paths), encoder.num_features), dtype)
+    device, _ = device_and_dtype(encoder)
+    with tqdm(total=len(paths), desc="extract", unit=" pictures", disable=None if progress else True) as bar:
+        for batch in _batches(encoder.preprocess, folder, paths, batch_size, ahead=device.type != "cpu"):
+            if whole := [(it.name, it.image) for it in batch if it.image is not None]:
+                pooled = encoder(torch.stack([image for _, image in whole]).to(device))
+                features[len(names) : len(names) + len(whole)] = pooled.float().cpu().numpy()
+                names += [name for name, _ in whole]
+            broken += [f"{it.name} ({it.problem})" for it in batch if it.image is None]
+            bar.update(len(batch))
+    if not names:
+        raise UserError(f"{folder}: none of the {len(paths):,} pictures can be read ({broken[0]})")
+    features = features[: len(names)]
+    if not np.isfinite(features).all():
+        raise UserError(f"features hold NaN or infinity in {dtype}; use float32, or weights from before a divergence")
+    _write(output, names, features, {"model": source, "model_sha256": digest, "broken": json.dumps(broken)})
+    return Extraction(len(names), encoder.num_features, tuple(broken), num_others, digest)
+
+
+def check_format(output: Path) -> None:
+    """Raise UserError unless :func:`extract` can write this file."""
+    if output.suffix not in FORMATS:
+        raise UserError(f"{output}: the output is {' or '.join(FORMATS)}; name such a file")
+    if output.suffix == ".parquet":
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ModuleNotFoundError:
+            raise UserError(
+                f"{output}: Parquet needs pyarrow; run pip install 'focalclip[shards]', or write .npz"
+            ) from None
+
+
+def find_pictures(folder: Path) -> tuple[list[Path], int]:
+    """All pictures under ``folder`` in order of name, and how many other files there are.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; name a folder of pictures")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = [path for path in files if path.suffix.lower() in _PICTURES]
+    if not paths:
+        raise UserError(f"{folder}: no picture in it ({', '.join(_PICTURES)}) among {len(files):,} files")
+    return paths, len(files) - len(paths)
+
+
+def _batches(
+    preprocess: Preprocess, folder: Path, paths: Sequence[Path], batch_size: int, *, ahead: bool
+) -> Iterator[list[_Loaded]]:
+    """Batches in order, decoded by threads, with one more in work where ``ahead`` (beside a GPU, cores are free)."""
+
+    def load(path: Path) -> _Loaded:
+        name = path.relative_to(folder).as_posix()
+        try:
+            return _Loaded(name, preprocess(decode(path.read_bytes())))
+        except (ValueError, OSError) as error:
+            return _Loaded(name, None, str(error))
+
+    waiting: deque[list[Future[_Loaded]]] = deque()
+    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+        for start in range(0, len(paths), batch_size):
+            waiting.append([pool.submit(load, path) for path in paths[start : start + batch_size]])
+            if len(waiting) > ahead:
+                yield [future.result() for future in waiting.popleft()]
+        while waiting:
+            yield [future.result() for future in waiting.popleft()]
+
+
+def _write(output: Path, names: list[str], features: np.ndarray, facts: dict[str, str]) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    new = output.with_name(f".{output.name}.tmp")
+    try:
+        if output.suffix == ".npz":
+            with new.open("wb") as file:
+                arrays: dict[str, Any] = {"names": np.array(names), "features": features, **facts}
+                np.savez(file, **arrays)
+        else:
+            _write_parquet(new, names, features, facts)
+        new.rename(output)
+    finally:
+        new.unlink(missing_ok=True)
+
+
+def _write_parquet(path: Path, names: list[str], features: np.ndarray, facts: dict[str, str]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(features.reshape(-1)), features.shape[1])
+    table = pyarrow.table({"name": names, "features": rows})
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata({f"focalclip.{key}": value for key, value in facts.items()}), path
+    )
