@@ -1,6 +1,22 @@
-"""Weights for parity tests."""
+"""Weights and small nets for parity tests."""
+
+from itertools import product
 
 import torch
+
+_FLAGS = {
+    "use_overlap": True,
+    "use_post_norm": True,
+    "use_post_norm_in_modulation": True,
+    "normalize_modulator": True,
+    "layer_scale": 0.3,
+}
+# Each subset of the flags of a block, by name.
+FLAG_COMBINATIONS = {
+    "+".join(names) or "none": {name: _FLAGS[name] for name in names}
+    for chosen in product((False, True), repeat=len(_FLAGS))
+    for names in [[name for name, is_set in zip(_FLAGS, chosen, strict=True) if is_set]]
+}
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:

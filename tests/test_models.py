@@ -259,7 +259,7 @@ def test_a_timm_encoder_preprocesses_as_its_weights_expect():
         (focalclip.load, "timm:resnet18", "load it with focalclip.load_image_encoder"),
         (focalclip.load, "focalnet_tiny_srf.pth", "load it with focalclip.load_image_encoder"),
         (focalclip.load, "nowhere", r"nowhere: no such folder; give .* open_clip:NAME/PRETRAINED$"),
-        (focalclip.load_image_encoder, "open_clip:RN50/openai", "only focalclip.load takes open_clip's models"),
+        (focalclip.load_image_encoder, "open_clip:RN50", r"open_clip:RN50/PRETRAINED with one of openai"),
         (focalclip.load_image_encoder, "timm:focalnet_nano", "timm cannot build it: No pretrained weights exist"),
         (focalclip.load_image_encoder, "nowhere", r"nowhere: no such folder; give .* timm:NAME, a FocalNet .pth$"),
     ],
@@ -270,7 +270,7 @@ def test_nothing_loads_without_trained_weights(load, source, message):
 
 
 def test_flags_are_for_files_of_the_authors():
-    with pytest.raises(UserError, match="timm:resnet18: normalize_modulator is for FocalNet files of the authors"):
+    with pytest.raises(UserError, match="timm:resnet18: normalize_modulator is for files of FocalNet weights"):
         focalclip.load_image_encoder("timm:resnet18", normalize_modulator=True)
 
 
@@ -355,7 +355,7 @@ def test_unknown_names_are_errors():
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("image", {"name": "timm:resnet18", "init": "fan_in"}, r"image: init would be ignored .* set init=official"),
+        ("image", {"name": "timm:resnet18", "mixer": "additive"}, r"image: mixer would be ignored .* set mixer=focal_modu"),
         ("image", {"name": "timm:resnet18", "activation_checkpointing": True}, "set activation_checkpointing=False"),
         (
             "text",

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from random_weights import randomise
+from random_weights import FLAG_COMBINATIONS, randomise
 
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.timm_tower import tower_class
@@ -86,6 +86,18 @@ def test_towers_that_timm_cannot_express(config):
     }
     assert_same_features(ours, theirs, (64, 96))
     assert [info["reduction"] for info in theirs.feature_info] == ours.strides
+
+
+@pytest.mark.parametrize("flags", FLAG_COMBINATIONS.values(), ids=FLAG_COMBINATIONS)
+def test_every_combination_of_flags(flags):
+    config = FocalNetConfig(embed_dim=16, depths=(1, 2), focal_levels=(3, 1), focal_windows=(5, 3), **flags)
+    theirs = randomise(timm_focalnet(config))
+    ours = FocalNet(config).eval()
+    ours.load_state_dict(from_timm(theirs.state_dict()))
+    assert_same_features(ours, theirs, (50, 41))
+    returned = to_timm(ours.state_dict())
+    assert returned.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(returned[name], x) for name, x in theirs.state_dict().items())
 
 
 def test_logits_with_a_head():
