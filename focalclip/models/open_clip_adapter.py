@@ -90,7 +90,8 @@ def open_clip_encoder(name: str) -> ImageEncoder:
     config = PreprocessCfg(**visual.preprocess_cfg)
     tower = OpenClipTower(visual, name)
     tower.measure(torch.zeros(1, *config.input_size))
-    return ImageEncoder(tower, partial(image_transform_v2, config, is_train=False))
+    create_preprocess: Any = partial(image_transform_v2, config, is_train=False)
+    return ImageEncoder(tower, create_preprocess)
 
 
 def _create(name: str) -> tuple[Any, Any]:

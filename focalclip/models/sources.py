@@ -14,7 +14,7 @@ from focalclip.models.encoder import ImageEncoder, Preprocess
 from focalclip.models.open_clip_adapter import OPEN_CLIP, OpenClipModel, open_clip_encoder
 from focalclip.models.text import HUGGING_FACE
 from focalclip.models.towers import TIMM, create_image_tower
-from focalclip.models.transformers_adapter import TransformersModel, transformers_encoder
+from focalclip.models.transformers_adapter import load_transformers, transformers_encoder
 from focalclip.models.weight_config import variant_of
 from focalclip.models.weights import load_focalnet
 from focalclip.preprocess import eval_transform
@@ -28,7 +28,8 @@ def load(source: str | Path, device: Device = None) -> Any:
 
     Args:
         source: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED``, ``open_clip:hf-hub:ORG/NAME``,
-            ``open_clip:local-dir:FOLDER``, or CLIP or SigLIP as ``transformers:NAME_OR_FOLDER``.
+            ``open_clip:local-dir:FOLDER``, or CLIP, SigLIP or an export of ours as
+            ``transformers:NAME_OR_FOLDER``.
         device: where to put it; None for the CPU.
 
     Returns:
@@ -41,7 +42,7 @@ def load(source: str | Path, device: Device = None) -> Any:
     if name.startswith(OPEN_CLIP):
         return OpenClipModel(name.removeprefix(OPEN_CLIP)).to(device).eval()
     if name.startswith(HUGGING_FACE):
-        return TransformersModel(name.removeprefix(HUGGING_FACE)).to(device).eval()
+        return load_transformers(name.removeprefix(HUGGING_FACE)).to(device).eval()
     if name.startswith(TIMM) or name.endswith(FILES):
         raise UserError(
             f"{name}: an image tower without a text tower; load it with focalclip.load_image_encoder, "

@@ -1,7 +1,7 @@
 """Models of transformers behind our interface: CLIP and SigLIP with both towers, or any image tower alone.
 
-A FocalNet becomes our own: transformers returns its maps after the downsampling of the next stage, we return them
-before it.
+What ``scripts/export.py --format transformers`` wrote becomes a FocalCLIP again, and a FocalNet our own: transformers
+returns its maps after the downsampling to the next stage, we return them before it.
 """
 
 import inspect
@@ -19,14 +19,16 @@ from focalclip.models.encoder import ImageEncoder
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.foreign import ForeignTower
 from focalclip.models.text import HUGGING_FACE
+from focalclip.models.transformers_registry import MODEL_TYPE
 from focalclip.models.weight_names import some
 from focalclip.models.weights import from_transformers, load_strictly
+from focalclip.preprocess import eval_transform
 
 _TWO_TOWERS = ("clip", "siglip")
 
 
-class TransformersModel(nn.Module):
-    """CLIP or SigLIP of transformers with its preprocessing and tokenizer.
+def load_transformers(source: str) -> Any:
+    """CLIP, SigLIP or an export of ours, with ``encode_image``, ``encode_text``, ``preprocess`` and ``tokenizer``.
 
     Args:
         source: a name on the Hugging Face hub, or a folder.
@@ -34,21 +36,32 @@ class TransformersModel(nn.Module):
     Raises:
         UserError: if it is another kind of model, is not whole, or cannot be had.
     """
+    import transformers
 
-    def __init__(self, source: str) -> None:
+    config = _told(source, transformers.AutoConfig.from_pretrained)
+    if config.model_type not in (*_TWO_TOWERS, MODEL_TYPE):
+        raise UserError(
+            f"{HUGGING_FACE}{source}: a {config.model_type}, and only {' and '.join(_TWO_TOWERS)} have the two "
+            "towers that focalclip.load wants; focalclip.load_image_encoder takes image towers"
+        )
+    tokenizer = _told(source, transformers.AutoTokenizer.from_pretrained)
+    model = _trained(source, transformers.AutoModel)
+    if config.model_type == MODEL_TYPE:
+        if config.text_encoder is not None:
+            model.model._tokenizer = PaddingTokenizer(tokenizer, model.model.config.text.context_length)
+        return model.model
+    preprocess = ProcessorTransform(_told(source, transformers.AutoImageProcessor.from_pretrained))
+    return TransformersModel(model, preprocess, PaddingTokenizer(tokenizer, config.text_config.max_position_embeddings))
+
+
+class TransformersModel(nn.Module):
+    """CLIP or SigLIP of transformers with its preprocessing and tokenizer."""
+
+    def __init__(self, model: Any, preprocess: "ProcessorTransform", tokenizer: "PaddingTokenizer") -> None:
         super().__init__()
-        import transformers
-
-        config = _told(source, transformers.AutoConfig.from_pretrained)
-        if config.model_type not in _TWO_TOWERS:
-            raise UserError(
-                f"{HUGGING_FACE}{source}: a {config.model_type}, and only {' and '.join(_TWO_TOWERS)} have the two "
-                "towers that focalclip.load wants; focalclip.load_image_encoder takes image towers"
-            )
-        self.preprocess = ProcessorTransform(_told(source, transformers.AutoImageProcessor.from_pretrained))
-        self._tokenizer = _told(source, transformers.AutoTokenizer.from_pretrained)
-        self._context_length: int = config.text_config.max_position_embeddings
-        self.model = _trained(source, transformers.AutoModel)
+        self.model = model
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Embed preprocessed images (B, 3, H, W) as (B, D)."""
@@ -58,10 +71,18 @@ class TransformersModel(nn.Module):
         """Embed tokens (B, L) as (B, D)."""
         return _embeds(self.model.get_text_features(input_ids=tokens), normalize)
 
-    def tokenizer(self, texts: list[str]) -> Tensor:
-        """Tokens (B, context length), int64; padded to the full length, as SigLIP was trained."""
-        out = self._tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self._context_length, return_tensors="pt"
+
+class PaddingTokenizer:
+    """A tokenizer of transformers as a function of texts; pads to the full context, as SigLIP was trained."""
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Tokens (B, context_length), int64."""
+        out = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
         )
         return out["input_ids"].to(torch.int64)
 
@@ -151,6 +172,9 @@ def transformers_encoder(source: str) -> ImageEncoder:
     import transformers
 
     config = _told(source, transformers.AutoConfig.from_pretrained)
+    if config.model_type == MODEL_TYPE:
+        ours = _trained(source, transformers.AutoModel).model
+        return ImageEncoder(ours.visual.trunk, partial(eval_transform, ours.config.image))
     preprocess = partial(ProcessorTransform, _told(source, transformers.AutoImageProcessor.from_pretrained))
     if config.model_type == "focalnet":
         return ImageEncoder(_focalnet(source, config), preprocess)
