@@ -41,17 +41,26 @@ class Strict(BaseModel):
             raise ValueError(f"{', '.join(changed)} would be ignored by {by}; leave out, or set {values}")
 
 
+# Settings of their own beside ``options``, under our name and timm's, or fixed by what a tower is to focalclip.
+_NO_TOWER_OPTIONS = {"drop_path", "drop_path_rate", "init", "mixer", "activation_checkpointing"}
+_NO_TOWER_OPTIONS |= {"pretrained", "num_classes", "in_channels", "in_chans"}
+
+
 class ImageTowerConfig(Strict):
     """The image tower and the preprocessing that its weights belong to."""
 
     name: str = "focalnet_pico"
     """A variant of ``focalclip.list_models("focalnet*")``, or ``timm:NAME`` for any tower of timm."""
+    options: dict[str, Any] = {}
+    """What else the tower is built with: arguments of timm's model function, such as ``{img_size: 96}`` for a Swin, or
+    fields of FocalNetConfig, such as ``{depths: [2, 2, 6, 2]}``. open_clip cannot load such a tower."""
     image_size: int = Field(48, ge=8)
     """Side of the square input in pixels."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth: the rate of the last block; it grows linearly from 0 at the first."""
     init: Literal["official", "timm", "fan_in"] = "official"
-    """Initialisation (FocalNet only): as in the authors' code, as in timm, or scaled by fan-in (for narrow nets)."""
+    """Initialisation: as in the authors' code, as in timm, or linear maps and convolutions scaled by fan-in (for narrow
+    nets). For towers of timm the first two are the same."""
     mixer: str = "focal_modulation"
     """What mixes positions in each block (FocalNet only): focal modulation, an ablation of it, or a rival such as
     ``window_attention``; docs/models.md lists all."""
@@ -72,8 +81,23 @@ class ImageTowerConfig(Strict):
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
         if self.name.startswith("timm:"):
-            self._refuse_ignored(self.name, "init", "mixer", "activation_checkpointing")
+            self._refuse_ignored(self.name, "mixer", "activation_checkpointing")
         return self
+
+    @model_validator(mode="after")
+    def _options_are_further_ones(self) -> Self:
+        taken = _NO_TOWER_OPTIONS & self.options.keys()
+        if taken:
+            raise ValueError(
+                f"options: {', '.join(sorted(taken))} cannot be set here; drop_path, init, mixer and "
+                "activation_checkpointing are settings beside it, the others are fixed"
+            )
+        return self
+
+    @property
+    def is_as_named(self) -> bool:
+        """Whether the name tells the whole architecture, so that other libraries can build it from that alone."""
+        return not self.options and self.mixer == type(self).model_fields["mixer"].default
 
 
 class TextTowerConfig(Strict):

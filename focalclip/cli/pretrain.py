@@ -19,6 +19,9 @@ DESCRIPTION = f"""Pretrain a FocalNet image tower and a text tower with a contra
 Besides the settings below:
   --config FILE    start from this file (default: configs/{DEFAULT_CONFIG}.yaml); runs/NAME/config.yaml repeats a run
   --resume         continue the newest checkpoint of the run directory; starts anew where there is none
+  --model.image.options.KEY VALUE
+                   what else the image tower is built with: an argument of timm's model function, such as img_size 96
+                   for a Swin, or a field of FocalNetConfig, such as depths 2 2 6 2
 """
 
 

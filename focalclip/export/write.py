@@ -51,6 +51,8 @@ def export(source: str | Path, folder: str | Path, kind: str, *, license_id: str
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; remove it or choose another folder")
     trained = Trained.read(source)
+    if kind in ("open_clip", "timm") and not trained.model.config.image.is_as_named:
+        raise UserError(f"--format {kind}: {kind} cannot build a tower with options or another mixer; use onnx")
     new = folder.with_name(f".{folder.name}.new.tmp")
     shutil.rmtree(new, ignore_errors=True)  # of a process that was killed in here
     new.mkdir(parents=True)

@@ -36,10 +36,9 @@ class ProjectedImageTower(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         image = config.image
-        options: dict[str, Any] = {"drop_path": image.drop_path}
+        options: dict[str, Any] = image.options | {"drop_path": image.drop_path, "init": image.init}
         if not image.name.startswith(TIMM):
-            options |= {"init": image.init, "mixer": image.mixer}
-            options |= {"activation_checkpointing": image.activation_checkpointing}
+            options |= {"mixer": image.mixer, "activation_checkpointing": image.activation_checkpointing}
         self.trunk: Any = create_image_tower(image.name, **options)
         check_image_size(self.trunk, image)
         width: int = self.trunk.num_features

@@ -6,9 +6,10 @@
 
 The normalisation before the image projection is folded into the projection, so the export is a plain
 ``timm tower + linear`` model. Towers that timm does not name need ``import focalclip`` before open_clip builds them;
-the configuration then says so under ``requires``. A Hugging Face text tower travels in the folder with its tokenizer,
-where :func:`read` finds both. open_clip asks the hub for its architecture if the model was trained under a hub name;
-otherwise it looks in the working directory, so it has to be started inside the folder.
+the configuration then says so under ``requires``. Where the name does not tell the whole tower (``options``, another
+mixer) open_clip cannot build it, so ``open_clip_config.json`` is left out. A Hugging Face text tower travels in the
+folder with its tokenizer, where :func:`read` finds both. open_clip asks the hub for its architecture if the model was
+trained under a hub name; otherwise it looks in the working directory, so it has to be started inside the folder.
 """
 
 import json
@@ -67,7 +68,8 @@ def write_files(model: FocalCLIP, folder: Path, provenance: dict[str, Any] | Non
 
     config = _exported_config(model.config)
     ours = {"format": FORMAT, "model": config.model_dump(mode="json"), "provenance": provenance or {}}
-    (folder / CONFIG).write_text(json.dumps(_open_clip_config(config), indent=2) + "\n")
+    if config.image.is_as_named:
+        (folder / CONFIG).write_text(json.dumps(_open_clip_config(config), indent=2) + "\n")
     (folder / OURS).write_text(json.dumps(ours, indent=2) + "\n")
     weights = {name: x.detach().float().cpu().contiguous() for name, x in _open_clip_weights(model).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})

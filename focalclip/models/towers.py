@@ -20,20 +20,25 @@ def create_image_tower(name: str, *, pretrained: bool = False, **options: Any) -
         pretrained: start from the weights that timm publishes under this name, else from fresh ones. FocalNet's are the
             authors' ImageNet weights; the first use needs a connection to the Hugging Face hub, later ones its cache.
         **options: for FocalNets the fields of :class:`~focalclip.models.focalnet.FocalNetConfig`; for timm's towers
-            ``drop_path``.
+            ``drop_path``, ``init``, and arguments of timm's model function. Lists are taken as tuples.
 
     Returns:
         A module ``tower(images) -> (B, num_features)`` with ``feature_maps(images)``, ``strides``, ``feature_dims`` and
         ``num_features``.
 
     Raises:
-        UserError: if the name is not known, has no published weights, or they cannot be had.
+        UserError: if the name is not known, has no published weights, or they cannot be had; if an option is not known
+            or does not suit the tower.
     """
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     if name.startswith(TIMM):
         return create_timm_tower(name.removeprefix(TIMM), pretrained=pretrained, **options)
     from focalclip.models.variants import create_focalnet
 
-    return _published_focalnet(name, options) if pretrained else create_focalnet(name, **options)
+    try:
+        return _published_focalnet(name, options) if pretrained else create_focalnet(name, **options)
+    except TypeError as error:  # text where a number belongs, and the like
+        raise UserError(f"{name}: cannot be built with {options}: {first_line(error)}") from None
 
 
 def _published_focalnet(name: str, options: dict[str, Any]) -> nn.Module:
@@ -75,24 +80,43 @@ def check_image_size(tower: nn.Module, config: ImageTowerConfig) -> None:
         tower.train()
 
 
-def create_timm_tower(name: str, *, drop_path: float = 0.0, pretrained: bool = False) -> "TimmTower":
-    """Build the tower that timm names.
+def create_timm_tower(
+    name: str, *, drop_path: float = 0.0, init: str = "official", pretrained: bool = False, **options: Any
+) -> "TimmTower":
+    """Build the tower that timm names; ``options`` are further arguments of timm's function of that name.
 
     Raises:
-        UserError: if timm does not know the name, cannot build it, or its weights cannot be had.
+        UserError: if timm does not know the name or an option, cannot build it, or its weights cannot be had.
     """
     import timm
 
     if not timm.is_model(name):
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
         raise UserError(f"timm:{name} is not a model of timm; near it: {near or 'none'} (timm.list_models() has all)")
-    options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    rate: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     try:
-        return TimmTower(_create_in_timm(name, pretrained=pretrained, num_classes=0, **options))
-    except TypeError as error:
-        if "drop_path_rate" not in str(error):
+        trunk = _create_in_timm(name, pretrained=pretrained, num_classes=0, **rate, **options)
+    except (TypeError, ValueError, AssertionError, ArithmeticError, LookupError, AttributeError) as error:
+        if "drop_path_rate" in str(error):
+            raise UserError(f"model.image.drop_path={drop_path}: timm:{name} has no stochastic depth; set 0") from None
+        if not options or isinstance(error, UserError):
             raise
-        raise UserError(f"model.image.drop_path={drop_path}: timm:{name} has no stochastic depth; set 0") from None
+        raise UserError(f"model.image.options: timm:{name} refuses {options}: {first_line(error)}") from None
+    if init == "fan_in" and not pretrained:
+        _init_fan_in(trunk)
+    return TimmTower(trunk)
+
+
+@torch.no_grad()
+def _init_fan_in(tower: nn.Module) -> None:
+    """FocalNet's ``init="fan_in"`` for another tower: its linear maps and convolutions; all else stays as it is."""
+    for module in tower.modules():
+        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
+            nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            module.reset_parameters()  # PyTorch's: uniform within 1 / sqrt(fan-in)
 
 
 def _create_in_timm(name: str, **options: Any) -> Any:

@@ -212,7 +212,7 @@ def _same_run(before: RunConfig, now: RunConfig) -> None:
 def _difference(there: dict[str, Any], here: dict[str, Any], path: str = "") -> str | None:
     """The first setting in which two equally built dictionaries differ, and both its values."""
     for name, old in there.items():
-        if isinstance(old, dict):
+        if isinstance(old, dict) and old.keys() == here[name].keys():
             if inner := _difference(old, here[name], f"{path}{name}."):
                 return inner
         elif old != here[name]:
