@@ -355,7 +355,7 @@ def test_unknown_names_are_errors():
 @pytest.mark.parametrize(
     ("section", "values", "message"),
     [
-        ("image", {"name": "timm:resnet18", "mixer": "additive"}, r"image: mixer would be ignored .* set mixer=focal_modu"),
+        ("image", {"name": "timm:resnet18", "mixer": "additive"}, "mixer would be ignored .* set mixer=focal_mod"),
         ("image", {"name": "timm:resnet18", "activation_checkpointing": True}, "set activation_checkpointing=False"),
         (
             "text",
