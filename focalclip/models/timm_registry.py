@@ -37,7 +37,7 @@ def _entry_point(name: str) -> Any:
     from focalclip.models.variants import FOCALNETS
 
     config = FOCALNETS[name]
-    options = {
+    options: dict[str, Any] = {
         "embed_dim": config.embed_dim,
         "depths": config.depths,
         "mlp_ratio": config.mlp_ratio,

@@ -21,7 +21,7 @@ def tower_class(config: FocalNetConfig) -> Any:
     class TimmFocalNet(timm_focalnet.FocalNet):
         def __init__(self, in_chans: int = 3, drop_path_rate: float = 0.0, **options: Any) -> None:
             super().__init__(in_chans=in_chans, drop_path_rate=drop_path_rate, **options)
-            ours = FocalNet(replace(config, in_channels=in_chans, drop_path=drop_path_rate, init="timm"))
+            ours: Any = FocalNet(replace(config, in_channels=in_chans, drop_path=drop_path_rate, init="timm"))
             self.stem.proj = ours.stem.proj  # same names and shapes; only stride, kernel and padding differ
             for info in self.feature_info:
                 info["reduction"] = info["reduction"] // 4 * config.patch_size
