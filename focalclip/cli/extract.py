@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{done.num_pictures:,} pictures, {done.num_features:,} features each, written to {output}")
     print(f"model {source}, weights sha256 {done.model_sha256}")
     if done.num_others:
-        print(f"{done.num_others:,} other files in {args.folder} are no pictures by their names")
+        print(f"passed over: {done.num_others:,} other files in {args.folder}, no pictures by their names")
     if done.broken:
         print(f"left out, {len(done.broken):,} pictures that cannot be read:", file=sys.stderr)
         print("\n".join(f"  {name}" for name in done.broken), file=sys.stderr)
