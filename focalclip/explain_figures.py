@@ -93,17 +93,15 @@ def _as_seen(image: Tensor, preprocess: Callable[[Image.Image], Tensor]) -> np.n
 
 def _maps(result: Explanation, captions: Sequence[str]) -> list[Map]:
     """The maps of the first image, in the order of the paper's figure 5: levels, global; then modulator, captions."""
-    sizes = [kernel.shape[-1] for kernel in result.kernels]
-    titles = [f"level {level} ({size}x{size})" for level, size in enumerate(sizes, 1)]
-    gates = result.gates[0]
-    levels = [
-        Map(title, gate, title.split(" (")[0].replace(" ", "")) for title, gate in zip(titles, gates, strict=False)
+    gates = [
+        Map(name, gate, name.split(" (")[0].replace(" ", ""))
+        for name, gate in zip(result.gate_names, result.gates[0], strict=True)
     ]
     similar = [
         Map(f"“{caption}”", values, f"text{i}-" + re.sub(r"\W+", "-", caption).strip("-")[:40])
         for i, (caption, values) in enumerate(zip(captions, result.similarity[0], strict=True), 1)
     ]
-    return [*levels, Map("global", gates[-1], "global"), Map("modulator", result.modulator[0], "modulator"), *similar]
+    return [*gates, Map("modulator", result.modulator[0], "modulator"), *similar]
 
 
 def overlay(pixels: np.ndarray, values: Tensor) -> Image.Image:

@@ -27,15 +27,17 @@ class Explanation:
 
     Attributes:
         stage, block: which block they are of, counted from 0.
-        gates: (B, L + 1, h, w), raw (they may be negative): the focal levels from fine to coarse, then the global one.
+        gates: (B, G, h, w), raw (they may be negative): the L focal levels from fine to coarse, then the global one.
+        gate_names: for each gate what it weighs; only by number in the ablations that have other gates.
         modulator: (B, h, w), length over channels of the modulator h(Z), before it multiplies the query.
-        kernels: for each focal level the mean over channels of its depthwise kernel, (k, k).
+        kernels: for each focal level the mean over channels of its depthwise kernel, (k, k); none where it pools.
         similarity: (B, T, h', w') cosine of each position of the last map to each of T captions; T is 0 without any.
     """
 
     stage: int
     block: int
     gates: Tensor
+    gate_names: list[str]
     modulator: Tensor
     kernels: list[Tensor]
     similarity: Tensor
@@ -74,8 +76,17 @@ def explain(
     gates = f[:, 2 * h.shape[1] :]  # f gives query, context and gates, in this order
     if gates.shape[1] == 0:
         raise UserError(f"stage {stage}, block {block}: this kind of modulation has no gates to show")
-    kernels = [level[0].weight.detach().float().mean((0, 1)).cpu() for level in modulation.focal_layers]
-    return Explanation(stage, block, gates.float().cpu(), h.float().norm(dim=1).cpu(), kernels, similarity)
+    weights = [weight for level in modulation.focal_layers for weight in level.parameters()]
+    kernels = [weight.detach().float().mean((0, 1)).cpu() for weight in weights]
+    names = _gate_names(gates.shape[1], len(modulation.focal_layers), kernels)
+    return Explanation(stage, block, gates.float().cpu(), names, h.float().norm(dim=1).cpu(), kernels, similarity)
+
+
+def _gate_names(num_gates: int, num_levels: int, kernels: list[Tensor]) -> list[str]:
+    if num_gates != num_levels + 1:
+        return [f"gate {number}" for number in range(1, num_gates + 1)]
+    sizes = [f" ({kernel.shape[0]}x{kernel.shape[1]})" for kernel in kernels] or [""] * num_levels
+    return [*(f"level {level}{size}" for level, size in enumerate(sizes, 1)), "global"]
 
 
 def _find(model: nn.Module, stage: int, block: int) -> tuple[int, int, Any, Any]:

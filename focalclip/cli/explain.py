@@ -70,7 +70,8 @@ def _run(args: argparse.Namespace) -> int:
     height, width = result.modulator.shape[1:]
     where = f"{source}: stage {result.stage}, block {result.block}"
     sheet = figures.write_sheet(rows, f"{where}, {height} x {width} positions", folder / "sheet.png")
-    figures.write_kernels(result, f"{where}, kernels", folder / "kernels.png")
+    if result.kernels:
+        figures.write_kernels(result, f"{where}, kernels", folder / "kernels.png")
     print(f"{where}; {len(rows)} pictures, {len(rows[0].maps)} maps each; see {sheet}")
     return 0
 

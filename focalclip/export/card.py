@@ -63,7 +63,13 @@ def _metadata(trained: Trained, library: str, license_id: str) -> dict[str, Any]
         {
             "task": {"type": "zero-shot-image-classification"},
             "dataset": {"name": name, "type": name},
-            "metrics": [{"type": measured["metric"], "value": round(100 * measured["value"], 2), "name": "percent"}],
+            "metrics": [
+                {
+                    "type": measured["metric"],
+                    "value": round(100 * measured["value"], 2),
+                    "name": f"{measured['metric']} (%)",
+                }
+            ],
         }
         for result in trained.results.values()
         for name, measured in result["tasks"].items()

@@ -11,7 +11,8 @@ from focalclip.config import ImageTowerConfig
 from focalclip.errors import UserError
 from focalclip.export.trained import Trained
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.focalnet import FocalNet
+from focalclip.models.focalnet_config import FocalNetConfig
 from focalclip.models.timm_registry import needs_focalclip
 from focalclip.models.towers import TIMM
 from focalclip.models.weights import to_timm, to_transformers
@@ -78,7 +79,7 @@ def why_not_transformers(tower: Any) -> str | None:
     config = tower.config
     if config.use_overlap and config.patch_size != 4:
         return f"its overlapping stem has stride 4, not {config.patch_size}"
-    return next((f"it has no {name}" for name in _changed(config, _TRANSFORMERS_FIELDS)), None)
+    return next((f"it has no {name}={getattr(config, name)}" for name in _changed(config, _TRANSFORMERS_FIELDS)), None)
 
 
 _TRANSFORMERS_FIELDS = {

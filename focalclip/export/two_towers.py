@@ -43,7 +43,8 @@ def write_transformers(trained: Trained, folder: Path) -> list[str]:
     """
     import transformers
 
-    from focalclip.models.transformers_clip import FocalCLIPConfig, FocalCLIPModel
+    from focalclip.models.transformers_clip import FocalCLIPModel
+    from focalclip.models.transformers_config import FocalCLIPConfig
 
     model = trained.model
     is_hugging_face = model.config.text.name.startswith(HUGGING_FACE)
@@ -70,9 +71,11 @@ def _tokenizer(model: Any) -> Any:
         return model.tokenizer.tokenizer
     from transformers import CLIPTokenizer
 
-    ours = model.tokenizer.tokenizer
+    ours, names = model.tokenizer.tokenizer, {"<start_of_text>": "<|startoftext|>", "<end_of_text>": "<|endoftext|>"}
     return CLIPTokenizer(
-        vocab=ours.encoder, merges=list(ours.bpe_ranks), model_max_length=model.config.text.context_length
+        vocab={names.get(token, token): number for token, number in ours.encoder.items()},
+        merges=list(ours.bpe_ranks),
+        model_max_length=model.config.text.context_length,
     )
 
 
@@ -84,11 +87,14 @@ def transformers_usage(trained: Trained, folder: str) -> str:
 import focalclip  # registers the model with transformers
 import transformers
 
-classify = transformers.pipeline("zero-shot-image-classification", model="{folder}")
+# backend="pil": Pillow's resize, which training had; torchvision's, the default of transformers, differs a little
+images = transformers.AutoImageProcessor.from_pretrained("{folder}", backend="pil")
+classify = transformers.pipeline("zero-shot-image-classification", model="{folder}", image_processor=images)
 classify(picture, candidate_labels=["a dog", "a cat"], hypothesis_template="{{}}")
 
 model = transformers.AutoModel.from_pretrained("{folder}")
 processor = transformers.AutoProcessor.from_pretrained("{folder}")
+processor.image_processor = images
 outputs = model(**processor(text=["a dog", "a cat"], images=picture, return_tensors="pt", padding=True))"""
     if why_not_transformers(trained.model.visual.trunk):
         return both
@@ -96,5 +102,5 @@ outputs = model(**processor(text=["a dog", "a cat"], images=picture, return_tens
 
 # the image tower alone, without focalclip
 tower = transformers.FocalNetModel.from_pretrained("{folder}", subfolder="{TOWER}")
-images = transformers.AutoImageProcessor.from_pretrained("{folder}", subfolder="{TOWER}")
+images = transformers.AutoImageProcessor.from_pretrained("{folder}", subfolder="{TOWER}", backend="pil")
 features = tower(**images(picture, return_tensors="pt")).pooler_output"""

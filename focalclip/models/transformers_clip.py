@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForZeroShotImageClassification, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils.generic import ModelOutput
 
@@ -15,37 +15,7 @@ from focalclip.errors import UserError
 from focalclip.losses import contrastive_loss
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.text import HUGGING_FACE
-from focalclip.models.transformers_registry import MODEL_TYPE
-
-
-class FocalCLIPConfig(PreTrainedConfig):
-    """What :class:`FocalCLIPModel` is built from.
-
-    Attributes:
-        model: a :class:`~focalclip.config.ModelConfig` as a dictionary.
-        text_encoder: configuration of the Hugging Face text encoder, if the model has one.
-    """
-
-    model_type = MODEL_TYPE
-
-    model: dict | None = None
-    text_encoder: dict | None = None
-
-    def build(self) -> FocalCLIP:
-        """The model with fresh weights, on the CPU whatever the surrounding context: its constants must be real.
-
-        Raises:
-            UserError: if the configuration does not hold a model.
-        """
-        if self.model is None:
-            raise UserError("FocalCLIPConfig: model is missing; load a folder written by scripts/export.py")
-        config = from_dict(ModelConfig, self.model, "config.json: model")
-        with torch.device("cpu"), tempfile.TemporaryDirectory() as folder:
-            if self.text_encoder is not None:
-                AutoConfig.for_model(**self.text_encoder).save_pretrained(folder)
-                text = config.text.model_copy(update={"name": f"{HUGGING_FACE}{folder}", "pretrained": False})
-                config = config.model_copy(update={"text": text})
-            return FocalCLIP(config)
+from focalclip.models.transformers_config import FocalCLIPConfig
 
 
 @dataclass
@@ -72,7 +42,7 @@ class FocalCLIPModel(PreTrainedModel):
 
     def __init__(self, config: FocalCLIPConfig) -> None:
         super().__init__(config)
-        self.model = config.build()
+        self.model = _build(config)
         # transformers empties buffers that are not in the state dict (the text tower's causal mask) while it loads.
         self._constants = {name: x.clone() for name, x in self.named_non_persistent_buffers()}
         self.post_init()
@@ -130,3 +100,26 @@ class FocalCLIPModel(PreTrainedModel):
             input_ids = torch.cat([input_ids[:, : length - 1], input_ids[:, length - 1 : length].where(~cut, end)], 1)
         missing = 0 if text.causal else length - input_ids.shape[1]  # without a mask, padding counts
         return nn.functional.pad(input_ids, (0, missing))
+
+
+def _build(config: FocalCLIPConfig) -> FocalCLIP:
+    """The model with fresh weights, on the CPU whatever the surrounding context: its constants must be real.
+
+    Raises:
+        UserError: if the configuration does not hold a model.
+    """
+    if config.model is None:
+        raise UserError("FocalCLIPConfig: model is missing; load a folder written by scripts/export.py")
+    ours = from_dict(ModelConfig, config.model, "config.json: model")
+    with torch.device("cpu"), tempfile.TemporaryDirectory() as folder:
+        if config.text_encoder is not None:
+            AutoConfig.for_model(**config.text_encoder).save_pretrained(folder)
+            text = ours.text.model_copy(update={"name": f"{HUGGING_FACE}{folder}", "pretrained": False})
+            ours = ours.model_copy(update={"text": text})
+        return FocalCLIP(ours)
+
+
+def register_models() -> None:
+    """Let transformers' automatic classes find the model of our configuration."""
+    for auto in (AutoModel, AutoModelForZeroShotImageClassification):
+        auto.register(FocalCLIPConfig, FocalCLIPModel, exist_ok=True)

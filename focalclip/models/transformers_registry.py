@@ -18,11 +18,8 @@ def register_with_transformers() -> None:
 def _register(modeling_auto: Any) -> None:
     from transformers import AutoConfig
 
-    from focalclip.models.transformers_clip import FocalCLIPConfig, FocalCLIPModel
+    from focalclip.models.transformers_config import FocalCLIPConfig
 
     AutoConfig.register(MODEL_TYPE, FocalCLIPConfig)
-    for auto in (modeling_auto.AutoModel, modeling_auto.AutoModelForZeroShotImageClassification):
-        auto.register(FocalCLIPConfig, FocalCLIPModel)
-    # The pipeline looks here, not where register writes (transformers 5.23); without the name it logs an error.
-    names = modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES
-    names[MODEL_TYPE] = FocalCLIPModel.__name__
+    # The pipeline looks here, not where models are registered (transformers 5.23); else it logs an error.
+    modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES[MODEL_TYPE] = "FocalCLIPModel"
