@@ -1,4 +1,4 @@
-"""Our FocalNets under timm's roof, so that open_clip and timm build them by name once focalclip is imported."""
+"""Our towers under timm's roof, so that open_clip and timm build them by name once focalclip is imported."""
 
 import importlib
 from typing import Any
@@ -6,12 +6,14 @@ from typing import Any
 from focalclip.after_import import after_import
 
 TIMM_MODULE = "timm.models.focalnet"
+PATCH2_NEEDS = "timm.models.metaformer"  # the last of the modules that ours builds on
 _added: set[str] = set()
 
 
 def register_with_timm() -> None:
-    """Add the FocalNets that timm does not name, now or as soon as timm's own are loaded."""
+    """Add the FocalNets, and rivals of the small ones, that timm does not name: now, or once its own are loaded."""
     after_import(TIMM_MODULE, _register)
+    after_import(PATCH2_NEEDS, _register_patch2)
 
 
 def needs_focalclip(name: str) -> bool:
@@ -31,6 +33,12 @@ def _register(timm_focalnet: Any) -> None:
             timm_focalnet.default_cfgs.update(_registry.generate_default_cfgs({name: timm_focalnet._cfg()}))
             setattr(timm_focalnet, name, _registry.register_model(_entry_point(name)))
             _added.add(name)
+
+
+def _register_patch2(_: Any) -> None:
+    from focalclip.models.patch2 import default_cfgs  # importing it registers what it holds
+
+    _added.update(default_cfgs)
 
 
 def _entry_point(name: str) -> Any:
