@@ -332,6 +332,29 @@ def test_transformers_loaded_after_focalclip_knows_the_model(exports, models, pi
         transformers.AutoModel.from_config(transformers.AutoConfig.for_model("focalclip"))
 
 
+def test_a_hugging_face_text_tower_travels_along(tmp_path):
+    import transformers
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "two", "dogs"]
+    (tmp_path / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path / "bert")
+    transformers.BertConfig(
+        vocab_size=len(words), hidden_size=24, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48
+    ).save_pretrained(tmp_path / "bert")
+    text = TextTowerConfig(name=f"transformers:{tmp_path / 'bert'}", context_length=8)
+    model = FocalCLIP(CONFIGS["small"].model_copy(update={"text": text})).eval()
+    focalclip.save(model, tmp_path / "model")
+    export(tmp_path, tmp_path / "out", "transformers")
+    assert str(tmp_path) not in "".join(path.read_text() for path in (tmp_path / "out").glob("*.[jm]*[dn]"))
+    again = transformers.AutoModel.from_pretrained(tmp_path / "out")
+    tokens = transformers.AutoProcessor.from_pretrained(tmp_path / "out")(
+        text=["a cat", "two dogs"], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        theirs = again.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+        torch.testing.assert_close(theirs, model.encode_text(model.tokenizer(["a cat", "two dogs"])))
+
+
 def test_names_are_added_right_after_an_import(tmp_path, monkeypatch):
     (tmp_path / "late_module.py").write_text("value = 1")
     monkeypatch.syspath_prepend(tmp_path)

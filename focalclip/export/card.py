@@ -5,6 +5,7 @@ from typing import Any
 import yaml
 
 from focalclip.export.trained import Trained
+from focalclip.models.text import HUGGING_FACE
 
 # Of the default corpus; see focalclip/data/emoji.py.
 _EMOJI = (
@@ -49,9 +50,11 @@ def model_card(trained: Trained, usage: str, *, library: str, license_id: str, n
 def _summary(trained: Trained) -> str:
     model, version = trained.model, trained.provenance.get("focalclip")
     image, text = model.config.image, model.config.text
+    is_hugging_face = text.name.startswith(HUGGING_FACE)
+    encoder = f"{model.text.config.model_type} of transformers" if is_hugging_face else "open_clip's transformer"  # pyrefly: ignore
     return (
         f"A contrastive language-image model: image tower `{image.name}` ({_millions(model.visual)} parameters, "
-        f"{image.image_size} pixels), text tower `{text.name}` ({_millions(model.text)}, at most {text.context_length} "
+        f"{image.image_size} pixels), text tower {encoder} ({_millions(model.text)}, at most {text.context_length} "
         f"tokens), shared width {model.config.embed_dim}. Trained by focalclip{f' {version}' if version else ''}.\n"
     )
 

@@ -49,7 +49,7 @@ def write_onnx(trained: Trained, folder: Path) -> list[str]:
         "image": image.model_dump(
             mode="json", include={"name", "image_size", "mean", "std", "resize_mode", "interpolation"}
         ),
-        "text": text.model_dump(mode="json", include={"name", "context_length"}) | {"pad": pad},
+        "text": {"context_length": text.context_length, "pad": pad},
         "inverse_temperature": model.temperature().item(),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -17,8 +17,12 @@ TOWER = "image_tower"
 def write_open_clip(trained: Trained, folder: Path) -> list[str]:
     """Write an exported folder (see :mod:`focalclip.models.store`)."""
     store.write_files(trained.model, folder, trained.provenance)
-    name = trained.model.config.image.name.removeprefix(TIMM)
-    return [f"open_clip builds {name} only after `import focalclip`."] if needs_focalclip(name) else []
+    config = store.exported_config(trained.model.config)
+    name = config.image.name.removeprefix(TIMM)
+    notes = [f"open_clip builds {name} only after `import focalclip`."] if needs_focalclip(name) else []
+    if config.text.name == f"{HUGGING_FACE}.":
+        notes.append("open_clip looks for the text encoder in the working directory: start it inside the folder.")
+    return notes
 
 
 def open_clip_usage(trained: Trained, folder: str) -> str:
@@ -47,10 +51,13 @@ def write_transformers(trained: Trained, folder: Path) -> list[str]:
     from focalclip.models.transformers_config import FocalCLIPConfig
 
     model = trained.model
-    is_hugging_face = model.config.text.name.startswith(HUGGING_FACE)
+    encoder = None
+    if model.config.text.name.startswith(HUGGING_FACE):
+        encoder = model.text.config.to_dict()  # pyrefly: ignore
+        encoder.pop("_name_or_path", None)  # where it lay on this machine
     config = FocalCLIPConfig(
-        model=model.config.model_dump(mode="json"),
-        text_encoder=model.text.config.to_dict() if is_hugging_face else None,  # pyrefly: ignore
+        model=store.exported_config(model.config).model_dump(mode="json"),
+        text_encoder=encoder,
     )
     processor = transformers.CLIPProcessor(image_processor(model.config.image), _tokenizer(model))
     theirs = FocalCLIPModel(config)

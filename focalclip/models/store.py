@@ -66,7 +66,7 @@ def write_files(model: FocalCLIP, folder: Path, provenance: dict[str, Any] | Non
     """Write the files of an exported folder into ``folder``, which is there already."""
     from safetensors.torch import save_file
 
-    config = _exported_config(model.config)
+    config = exported_config(model.config)
     ours = {"format": FORMAT, "model": config.model_dump(mode="json"), "provenance": provenance or {}}
     if config.image.is_as_named:
         (folder / CONFIG).write_text(json.dumps(_open_clip_config(config), indent=2) + "\n")
@@ -121,7 +121,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error}); export the model again") from None
 
 
-def _exported_config(config: ModelConfig) -> ModelConfig:
+def exported_config(config: ModelConfig) -> ModelConfig:
     """The configuration of what is written: no normalisation (folded), nothing that only matters in training."""
     image = config.image.model_copy(
         update={"feature_norm": "none", "drop_path": 0.0, "activation_checkpointing": False}
