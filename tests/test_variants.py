@@ -2,6 +2,7 @@
 
 import fnmatch
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 
 import focalclip
 from focalclip.errors import UserError
-from focalclip.models.cost import count
+from focalclip.models.cost import HEADER, Cost, count, row
 from focalclip.models.focal_modulation import FocalModulation
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.variants import FOCALNETS, VARIANTS, create_focalnet
 
+DOCUMENT = (Path(__file__).parents[1] / "docs/models.md").read_text()
 STRIDES = [4, 8, 16, 32]
 
 
@@ -62,25 +64,44 @@ TABLE = {
 
 @pytest.mark.parametrize("name", TABLE)
 def test_the_table_of_the_family(name):
-    row = TABLE[name]
+    expected = TABLE[name]
+    tower, cost = assert_documented(name)
+    head = tower.num_features * 1000
+    assert cost.parameters + head + 1000 == expected.parameters
+    digits = len(str(expected.giga_multiply_adds).split(".")[1])
+    giga = (cost.multiply_adds + head) / 1e9
+    assert giga == pytest.approx(expected.giga_multiply_adds, abs=0.51 * 10**-digits)
+    assert tower.strides == expected.strides
+    assert tower.feature_dims == [expected.width * 2**i for i in range(len(expected.strides))]
     with torch.device("meta"):
-        tower = create_focalnet(name, num_classes=1000)
         maps = tower.feature_maps(torch.empty(1, 3, 224, 224))
-    cost = count(tower, 224)
-    assert cost.parameters == row.parameters
-    digits = len(str(row.giga_multiply_adds).split(".")[1])
-    assert cost.multiply_adds / 1e9 == pytest.approx(row.giga_multiply_adds, abs=0.51 * 10**-digits)
-    assert tower.strides == row.strides
-    assert tower.feature_dims == [row.width * 2**i for i in range(len(row.strides))]
     assert [tuple(x.shape[1:]) for x in maps] == [
-        (dim, 224 // stride, 224 // stride) for dim, stride in zip(tower.feature_dims, row.strides, strict=True)
+        (dim, 224 // stride, 224 // stride) for dim, stride in zip(tower.feature_dims, expected.strides, strict=True)
     ]
     assert tower.num_features == tower.feature_dims[-1]
 
 
+OURS = ["focalnet_pico", "focalnet_nano"]
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_own_nets_are_documented(name):
+    assert_documented(name)
+
+
+def assert_documented(name: str) -> tuple[FocalNet, Cost]:
+    """The row of docs/models.md is what the counter says."""
+    with torch.device("meta"):
+        tower = create_focalnet(name)
+    cost = count(tower, 224)
+    assert f"\n{row(name, tower, cost)}\n" in DOCUMENT
+    return tower, cost
+
+
 def test_the_table_is_complete_and_listed():
-    ours = {"focalnet_pico", "focalnet_nano"}
-    assert set(focalclip.list_models("focalnet*")) == TABLE.keys() | ours == VARIANTS.keys() == FOCALNETS.keys()
+    assert set(focalclip.list_models("focalnet*")) == {*TABLE, *OURS} == VARIANTS.keys() == FOCALNETS.keys()
+    assert DOCUMENT.count("\n| `focalnet_") == len(VARIANTS)
+    assert HEADER in DOCUMENT
     assert fnmatch.filter(focalclip.list_models(), "*_iso") == [
         "focalnet_tiny_iso",
         "focalnet_small_iso",

@@ -71,27 +71,30 @@ class _Counter(TorchDispatchMode):
         return out
 
 
-def table() -> str:
-    """All variants as a Markdown table, without a head."""
-    from focalclip.models.variants import VARIANTS, create_focalnet
+HEADER = """\
+| name | parameters | G multiply-adds at 224 | strides | widths | published weights | source |
+|---|---:|---:|---|---|---|---|"""
 
-    lines = [
-        "| name | parameters | G multiply-adds at 224 | strides | widths | published weights | source |",
-        "|---|---:|---:|---|---|---|---|",
-    ]
-    for name, variant in VARIANTS.items():
-        with torch.device("meta"):
-            tower = create_focalnet(name)
-        cost = count(tower, 224)
-        strides, widths = (", ".join(map(str, numbers)) for numbers in (tower.strides, tower.feature_dims))
-        numbers = f"{cost.parameters:,} | {cost.multiply_adds / 1e9:.2f} | {strides} | {widths}"
-        lines.append(f"| `{name}` | {numbers} | {variant.weights} | {variant.source} |")
-    return "\n".join(lines)
+
+def row(name: str, tower: Any, cost: Cost) -> str:
+    """One variant, built without a head, as a row of the table."""
+    from focalclip.models.variants import VARIANTS
+
+    variant = VARIANTS[name]
+    strides, widths = (", ".join(map(str, numbers)) for numbers in (tower.strides, tower.feature_dims))
+    numbers = f"{cost.parameters:,} | {cost.multiply_adds / 1e9:.2f} | {strides} | {widths}"
+    return f"| `{name}` | {numbers} | {variant.weights} | {variant.source} |"
 
 
 def main() -> None:
     """Print the table of docs/models.md."""
-    print(table())
+    from focalclip.models.variants import VARIANTS, create_focalnet
+
+    print(HEADER)
+    for name in VARIANTS:
+        with torch.device("meta"):
+            tower = create_focalnet(name)
+        print(row(name, tower, count(tower, 224)))
 
 
 if __name__ == "__main__":
