@@ -78,7 +78,7 @@ def why_not_transformers(tower: Any) -> str | None:
         return "the tower is no FocalNet"
     config = tower.config
     if config.use_overlap and config.patch_size != 4:
-        return f"its overlapping stem has stride 4, not {config.patch_size}"
+        return f"it has overlapping stems of stride 4 alone, not {config.patch_size}"
     return next((f"it has no {name}={getattr(config, name)}" for name in _changed(config, _TRANSFORMERS_FIELDS)), None)
 
 
@@ -106,7 +106,7 @@ def write_transformers_tower(model: FocalCLIP, folder: Path) -> None:
 
     tower = model.visual.trunk
     if reason := why_not_transformers(tower):
-        raise UserError(f"transformers' FocalNet cannot hold {model.config.image.name}: {reason}")
+        raise UserError(f"transformers cannot hold {model.config.image.name}: {reason}")
     c = replace(tower.config, drop_path=0.0)
     config = transformers.FocalNetConfig(
         image_size=model.config.image.image_size, patch_size=c.patch_size, num_channels=c.in_channels,
