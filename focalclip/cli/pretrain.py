@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
     config, resume = parse(argv)
     from focalclip.training import engine
 
-    shards = _shards(config)
-    _check_benchmark(config)
+    shards = training_shards(config)
+    check_benchmark(config)
     engine.boot()
     from focalclip.distributed import is_main, rank
     from focalclip.training.run import run_training
@@ -73,7 +73,7 @@ def parse(argv: list[str]) -> tuple[RunConfig, bool]:
     return args.with_overrides(base, rest), resume
 
 
-def _shards(config: RunConfig) -> list[Path]:
+def training_shards(config: RunConfig) -> list[Path]:
     """The training shards; the default corpus is built if this is its first use."""
     from focalclip.data.shards import resolve_shards
 
@@ -84,7 +84,7 @@ def _shards(config: RunConfig) -> list[Path]:
     return resolve_shards(config.data.train)
 
 
-def _check_benchmark(config: RunConfig) -> None:
+def check_benchmark(config: RunConfig) -> None:
     """A benchmark that is misspelt or cannot be had is known before training, not after it."""
     if config.eval.benchmark and os.environ.get("RANK", "0") == "0":
         from focalclip.evaluation.tasks import load_benchmark

@@ -24,7 +24,8 @@ class ConvNeXt(convnext.ConvNeXt):
 
     def __init__(self, in_chans: int = 3, **options: Any) -> None:
         super().__init__(in_chans=in_chans, **options)
-        self.stem[0] = _stem(self, nn.Conv2d(in_chans, self.stem[0].out_channels, kernel_size=2, stride=2))
+        theirs: Any = self.stem[0]
+        self.stem[0] = _stem(self, nn.Conv2d(in_chans, theirs.out_channels, kernel_size=2, stride=2))
 
 
 class PoolFormer(metaformer.MetaFormer):

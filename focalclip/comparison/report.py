@@ -1,0 +1,178 @@
+"""What a comparison found: one row per tower, means and intervals over seeds; as Markdown and JSON."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import NormalDist, fmean, stdev
+from typing import Any
+
+from focalclip.comparison.cost import StepCost
+from focalclip.comparison.plan import Plan
+from focalclip.comparison.runs import Run
+from focalclip.comparison.towers import TOWERS
+from focalclip.errors import UserError
+
+SCORE = "score"
+# 97.5% points of Student's t for 1 to 9 degrees of freedom
+_T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tower."""
+
+    tower: str
+    steps: int = 0
+    cost: StepCost | None = None
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Fractions in [0, 1] by task (and ``score``, their mean) and seed."""
+    chance: dict[str, float] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    """What failed, and what is not there yet."""
+
+    def mean(self, task: str) -> float:
+        """Over seeds; below all others where there is none."""
+        return fmean(self.values[task].values()) if self.values.get(task) else -math.inf
+
+    def half(self, task: str) -> float | None:
+        """Half the 95% interval of the mean over seeds; None for fewer than two."""
+        return half_interval(list(self.values.get(task, {}).values()))
+
+    def to_json(self, plan: Plan) -> dict[str, Any]:
+        """JSON-ready; everything about this tower."""
+        scores = {}
+        for task in self.values:
+            mean, half = self.mean(task), self.half(task)
+            interval = None if half is None else [mean - half, mean + half]
+            scores[task] = {
+                "mean": mean, "interval": interval, "chance": self.chance.get(task), "seeds": self.values[task],
+            }  # fmt: skip
+        batch = plan.base.data.batch_size
+        cost: dict[str, Any] = {} if self.cost is None else {
+            "parameters": self.cost.parameters,
+            "multiply_adds": self.cost.multiply_adds,
+            "seconds_per_step": self.cost.seconds,
+            "images_per_second": batch / self.cost.seconds,
+            "steps": self.steps,
+            "samples": self.steps * batch,
+        }  # fmt: skip
+        tower = TOWERS[self.tower]
+        row = {"tower": self.tower, "title": tower.title, "image": tower.image}
+        return row | cost | {"scores": scores, "remarks": list(self.remarks)}
+
+
+def t975(degrees: int) -> float:
+    """97.5% point of Student's t: a table below 10 degrees of freedom, then Abramowitz and Stegun 26.7.5."""
+    if degrees <= len(_T975):
+        return _T975[degrees - 1]
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / degrees ** (i + 1) for i, term in enumerate(terms))
+
+
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half of the 95% interval of the mean, t with n - 1 degrees of freedom; None for fewer than two values."""
+    return t975(len(values) - 1) * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+
+
+def collect(plan: Plan, runs: Sequence[Run]) -> list[Row]:
+    """One row for each tower of ``runs``, best score first; those without a result last.
+
+    Raises:
+        UserError: if a result cannot be read.
+    """
+    rows = [_row(plan, tower, [run for run in runs if run.tower == tower]) for tower in {run.tower: 0 for run in runs}]
+    return sorted(rows, key=lambda row: -row.mean(SCORE))
+
+
+def _row(plan: Plan, tower: str, runs: Sequence[Run]) -> Row:
+    if tower not in plan.costs:
+        return Row(tower, remarks=(f"failed: {plan.failed.get(tower, 'not measured yet')}",))
+    values: dict[str, dict[int, float]] = {SCORE: {}}
+    chance: dict[str, float] = {}
+    remarks = []
+    for run in runs:
+        if run.result is None:
+            remarks.append(f"seed {run.seed}: " + (f"failed: {run.failure}" if run.failure else "not finished"))
+            continue
+        result = _read(run.result)
+        values[SCORE][run.seed] = result["score"]
+        for task, numbers in result["tasks"].items():
+            values.setdefault(task, {})[run.seed] = numbers["value"]
+            chance[task] = numbers["chance"]
+        remarks += [f"seed {run.seed}: {task} is missing" for task in [*result["missing"], *result["failed"]]]
+    return Row(tower, plan.steps(tower), plan.costs[tower], values, chance, tuple(remarks))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise UserError(f"{path}: not an evaluation result; remove it and run the comparison again") from None
+
+
+def tasks_of(rows: Sequence[Row]) -> list[str]:
+    """``score`` and every task that any tower was measured on."""
+    names = sorted({task for row in rows for task in row.values} - {SCORE})
+    return [SCORE, *names]
+
+
+def markdown(plan: Plan, rows: Sequence[Row], seeds: Sequence[int]) -> str:
+    """The table, with what is equal in it above and what is missing in it below."""
+    tasks, is_cpu = tasks_of(rows), plan.device == "cpu"
+    costs = ["parameters M", "multiply-adds M", "ms per step", "images/s", "steps", "samples k"]
+    head = ["tower", *(f"{task} %" for task in tasks), *costs]
+    lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
+    lines += [_line([row.tower, *(_percent(row, task) for task in tasks), *_costs(row, plan)]) for row in rows]
+    unit = "CPU seconds of one thread" if is_cpu else f"seconds on {plan.device}"
+    intervals = "mean ± half the 95% t-interval over seeds" if len(seeds) > 1 else "one seed, so no interval"
+    remarks = [f"- {row.tower}: {remark}" for row in rows for remark in row.remarks]
+    parts = [
+        f"{plan.seconds:g} {unit} of training for each tower and seed; seeds {', '.join(map(str, seeds))}; batches of "
+        f"{plan.base.data.batch_size}. Zero-shot accuracy: {intervals}. Parameters and multiply-adds are the image "
+        f"tower's, milliseconds and images per second ({'CPU time' if is_cpu else 'clock'}) those of training the "
+        "whole model.",
+        "\n".join(lines),
+        "\n".join(f"- {row.tower}: {TOWERS[row.tower].title}" for row in rows),
+        "\n".join(["Not in the table:", *remarks]) if remarks else "",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(row: Row, task: str) -> str:
+    if not row.values.get(task):
+        return "failed" if any("failed" in remark for remark in row.remarks) else ""
+    half = row.half(task)
+    return f"{100 * row.mean(task):.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def _costs(row: Row, plan: Plan) -> list[str]:
+    if row.cost is None:
+        return [""] * 6
+    batch = plan.base.data.batch_size
+    return [
+        f"{row.cost.parameters / 1e6:.2f}", f"{row.cost.multiply_adds / 1e6:.1f}", f"{1000 * row.cost.seconds:.0f}",
+        f"{batch / row.cost.seconds:,.0f}", f"{row.steps:,}", f"{row.steps * batch / 1000:,.0f}",
+    ]  # fmt: skip
+
+
+def write(plan: Plan, rows: Sequence[Row], seeds: Sequence[int], folder: Path) -> list[Path]:
+    """Write ``table.md`` and ``results.json``; returns their paths."""
+    result = {
+        "what": "towers", "device": plan.device, "seconds": plan.seconds, "seeds": list(seeds),
+        "base": plan.base.model_dump(mode="json"), "rows": [row.to_json(plan) for row in rows],
+    }  # fmt: skip
+    paths = [folder / "table.md", folder / "results.json"]
+    paths[0].write_text(markdown(plan, rows, seeds))
+    paths[1].write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
+    return paths
