@@ -39,26 +39,26 @@ def write_plot(plan: Plan, rows: Sequence[Row], path: Path) -> bool:
 
 
 def _draw(panel: Any, rows: Sequence[Row], task: str) -> None:
-    """One panel."""
-    chances = [row.chance[task] for row in rows if task in row.chance]
-    if chances:
-        panel.axvline(100 * chances[0], color="0.5", linestyle=":", linewidth=1)
-        panel.annotate(
-            "chance", (100 * chances[0], 0), xycoords=("data", "axes fraction"), xytext=(2, 2),
-            textcoords="offset points", fontsize=7, color="0.4",
-        )  # fmt: skip
+    """One panel; the line of chance is in it where the towers come near."""
     for y, row in enumerate(rows):
         values = [100 * value for value in row.values.get(task, {}).values()]
         if not values:
             continue
         colour = _OURS if row.tower == "focalnet" else _OTHERS
-        panel.plot(values, [y] * len(values), "o", color=colour, alpha=0.4, markersize=4, markeredgewidth=0)
         half = row.half(task)
         panel.errorbar(
             100 * row.mean(task), y, xerr=None if half is None else 100 * half,
-            fmt="|", color=colour, markersize=11, markeredgewidth=2, elinewidth=1.5, capsize=3,
+            fmt="|", color=colour, markersize=10, markeredgewidth=2, elinewidth=1.2, capsize=2.5,
         )  # fmt: skip
-    panel.set_title(f"{task}", fontsize=9)
+        panel.plot(values, [y] * len(values), "o", color=colour, markerfacecolor="white", markersize=4, zorder=3)
+    title = task
+    chances = [100 * row.chance[task] for row in rows if task in row.chance]
+    if chances:
+        title = f"{task}\n(chance {chances[0]:.2g}%)"
+        limits = panel.get_xlim()
+        panel.axvline(chances[0], color="0.5", linestyle=":", linewidth=1)
+        panel.set_xlim(limits)
+    panel.set_title(title, fontsize=9)
     panel.set_xlabel("%", fontsize=8)
     panel.tick_params(axis="x", labelsize=8)
     panel.tick_params(axis="y", length=0)
