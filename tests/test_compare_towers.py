@@ -179,7 +179,7 @@ def test_cores_are_dealt_out(monkeypatch):
 
 def compare(folder: Path, *args: str) -> subprocess.CompletedProcess:
     command = [sys.executable, str(helpers_run.ROOT / "scripts/compare_towers.py"), "--output", str(folder / "out")]
-    return subprocess.run([*command, *args], cwd=folder, capture_output=True, text=True, timeout=200)
+    return subprocess.run([*command, *args], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
 def test_the_command_trains_evaluates_reports_and_goes_on(tmp_path, shards):
