@@ -99,15 +99,14 @@ def check_published(config: FocalNetConfig, name: str, num_classes: int) -> None
 
 def variant_of(config: FocalNetConfig) -> str | None:
     """Name of the variant with this architecture, or None."""
-    return next((name for name, variant in FOCALNETS.items() if _same_shapes(variant, config)), None)
+    return next((name for name, variant in FOCALNETS.items() if _shapes(variant) == _shapes(config)), None)
 
 
-def _same_shapes(one: FocalNetConfig, other: FocalNetConfig) -> bool:
-    """Whether two configurations differ at most in what weights cannot tell, and in the head."""
-    untold = {*_FREE, *_UNTOLD, "num_classes", "layer_scale"}
-    told = [field.name for field in fields(FocalNetConfig) if field.name not in untold]
-    has_scale = one.layer_scale is not None, other.layer_scale is not None
-    return has_scale[0] == has_scale[1] and all(getattr(one, name) == getattr(other, name) for name in told)
+def _shapes(config: FocalNetConfig) -> dict[str, Any]:
+    """What weights can tell of a configuration, without the head."""
+    free = {*_FREE, *_UNTOLD, "num_classes"}
+    told = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in free}
+    return told | {"layer_scale": config.layer_scale is not None}
 
 
 def _levels_and_window(ours: Weights, stage: int) -> tuple[int, int]:
