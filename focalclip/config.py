@@ -185,8 +185,8 @@ class DataConfig(Strict):
     first_caption: float = Field(0.0, ge=0, le=1)
     """Probability of taking a sample's first caption outright."""
     joined_captions: float = Field(0.0, ge=0, le=1)
-    """Probability of the first caption with one or two others behind or before it, joined by commas (for names with
-    keywords). In all other cases one caption is drawn evenly from all that the sample has."""
+    """Probability of the first caption with one or two others, or keywords, behind or before it, joined by commas. In
+    all other cases one caption is drawn evenly from all that the sample has; keywords never stand alone."""
     workers: int = Field(1, ge=0)
     """Loader processes per rank; 0 reads in the training process. The samples and their order do not depend on it."""
     window_shards: int = Field(16, ge=1)

@@ -34,6 +34,11 @@ BROKEN = {
     "half-json": ([("png", IMAGE), ("txt", TEXT), ("json", b'{"captions": ["a')], "unreadable JSON"),
     "number-caption": ([("png", IMAGE), ("json", b'{"captions": [3]}')], "captions in its JSON are not text"),
     "text-captions": ([("png", IMAGE), ("json", b'{"captions": "abc"}')], "captions in its JSON are not text"),
+    "text-keywords": (
+        [("png", IMAGE), ("txt", TEXT), ("json", b'{"keywords": "a"}')],
+        "keywords in its JSON are not text",
+    ),
+    "only-keywords": ([("png", IMAGE), ("json", b'{"keywords": ["a"]}')], "no caption"),
     "cut-png": ([("png", IMAGE[:200]), ("txt", TEXT)], "undecodable image"),
     "cut-jpeg": ([("jpg", picture(0, format="JPEG")[:400]), ("txt", TEXT)], "undecodable image"),
     "html": ([("jpg", b"<html>404</html>"), ("txt", TEXT)], "neither JPEG, PNG nor WebP"),
@@ -145,3 +150,20 @@ def test_sources_of_captions(tmp_path):
     assert counts.keys() == {"one", "two", "three", "four", "five"}
     assert counts["four"] == counts["five"] == 300
     assert all(75 < counts[caption] < 125 for caption in ("one", "two", "three"))  # 3 standard deviations
+
+
+def test_keywords_are_joined_and_never_stand_alone(tmp_path):
+    record = {"captions": ["jeans", "trousers"], "keywords": ["clothing", "jeans", "blue"]}
+    shard = write_tar(tmp_path / "0.tar", [("a.png", IMAGE), ("a.json", json.dumps(record).encode())])
+
+    def share(first: float, joined: float) -> dict[str, float]:
+        data = DataConfig(batch_size=1, workers=0, first_caption=first, joined_captions=joined)
+        taken = itertools.islice(TrainLoader([shard], data, 16, ByteTokenizer(), seed=0), 600)
+        rows = [bytes(row).rstrip(b"\0").decode() for batch in taken for row in batch.tokens.tolist()]
+        return {row: rows.count(row) / len(rows) for row in set(rows)}
+
+    assert share(0.0, 0.0) == pytest.approx({"jeans": 0.5, "trousers": 0.5}, abs=0.07)  # 3.5 standard errors
+    both = share(0.0, 1.0)
+    words = {word for row in both for word in row.split(", ")}
+    assert words == {"jeans", "trousers", "clothing", "blue"}
+    assert all(row.split(", ").count("jeans") == 1 and len(row.split(", ")) in (2, 3) for row in both)

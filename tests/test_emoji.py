@@ -15,7 +15,7 @@ from PIL import Image
 
 from focalclip.data import emoji
 from focalclip.data.emoji_draw import draw
-from focalclip.data.emoji_names import IconSet, join, read_concepts
+from focalclip.data.emoji_names import Concept, IconSet, find_synonyms, join, read_concepts
 from focalclip.data.fetch import NpmPackage, cache_dir
 from focalclip.errors import UserError
 
@@ -128,6 +128,12 @@ def test_keywords_are_plain_words(icons):
     assert icons["noto", "cookie"].keywords == ()
 
 
+def test_synonyms_are_keywords_of_at_most_two_concepts_and_no_names():
+    keywords = {"jeans": ("clothing", "Trousers", "bag"), "shirt": ("clothing",), "coat": ("clothing", "trousers")}
+    concepts = [Concept(name, keywords=words) for name, words in keywords.items()] + [Concept("bag"), Concept("bag")]
+    assert find_synonyms(concepts) == {"jeans": ["Trousers"], "shirt": [], "coat": ["trousers"], "bag": []}
+
+
 def test_held_out_concepts_are_fixed_by_their_names_and_never_flags(icons):
     held_out = {concept.name for concept in icons.values() if concept.held_out}
     assert held_out == {"fox", "cookie"}
@@ -193,6 +199,13 @@ def test_corpus_is_built_once_and_holds_out_the_style_and_the_concepts(registry,
     assert {d["style"] for d in described} == {"noto", "emojione", "fxemoji"}
     assert not {"fox", "cookie"} & {d["concept"] for d in described}
     assert all(d["captions"][0] == sample["txt"].decode() for d, sample in zip(described, samples, strict=True))
+    assert next(d for d in described if d["concept"] == "bear")["captions"] == [
+        "bear",
+        "animal",
+        "wild beast",
+        "grizzly",
+    ]
+    assert not any(d["keywords"] for d in described)  # two bears and an arrow: no keyword is common
     bears = {sample["cls"] for sample in samples if sample["txt"] == b"bear"}
     assert len(bears) == 1
     assert len({sample["cls"] for sample in samples}) == len({sample["txt"] for sample in samples})
@@ -284,6 +297,9 @@ def test_real_corpus_has_its_numbers_and_keeps_held_out_things_apart(real):
     assert {d["style"] for d in described} == {p.name.removeprefix("@iconify-json/") for p in emoji.STYLES} - {
         "twemoji"
     }
+    jeans = next(d for d in described if d["concept"] == "jeans")
+    assert jeans["captions"] == ["jeans", "denim", "pants", "trousers", "casual", "weekend"]
+    assert {"fashion", "clothing"} <= set(jeans["keywords"])
     held_out = (real.tasks / "emoji-concepts" / "classnames.txt").read_text().splitlines()
     assert len(held_out) == len(set(held_out)) == 174
     assert not {d["captions"][0] for d in described} & set(held_out)

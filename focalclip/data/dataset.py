@@ -1,20 +1,20 @@
 """From a global position to a decoded sample, with a fixed rule for samples that are broken."""
 
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
 
 from focalclip.config import DataConfig
+from focalclip.data.captions import choose_caption, read_captions
 from focalclip.data.decode import decode_image
 from focalclip.data.index import load_key, load_members
-from focalclip.data.order import Draw, SampleOrder
+from focalclip.data.order import SampleOrder
 from focalclip.data.transforms import min_decoded_side, random_resized_crop
 from focalclip.errors import UserError
 
@@ -92,10 +92,10 @@ class TrainSamples:
     def _decode(self, members: Members, draws: Sequence[float]) -> Sample:
         if members.image is None:
             raise BrokenSampleError("no image")
-        caption = _choose(_captions(members.text, members.json), draws, self._data)
         label = _label(members.label)
         augment, size = self._data.augment, self._image_size
         try:
+            caption = choose_caption(read_captions(members.text, members.json), draws, self._data)
             pixels = decode_image(members.image, min_decoded_side(draws, augment, size))
         except ValueError as error:
             raise BrokenSampleError(str(error)) from None
@@ -153,48 +153,6 @@ class ShardReader:
             if len(self._open) > self._keep:
                 os.close(self._open.popitem(last=False)[1][1])
         return self._open[shard]
-
-
-def _captions(text: bytes | None, record: bytes | None) -> list[str]:
-    """All captions of a sample, each once: its text first, then those in its JSON."""
-    try:
-        found = [text.decode()] if text is not None else []
-        found += _json_captions(json.loads(record.decode())) if record is not None else []
-    except UnicodeDecodeError:
-        raise BrokenSampleError("caption is not UTF-8") from None
-    except ValueError as error:
-        raise BrokenSampleError(f"unreadable JSON ({error})") from None
-    captions = list(dict.fromkeys(stripped for caption in found if (stripped := caption.strip())))
-    if not captions:
-        raise BrokenSampleError("no caption")
-    return captions
-
-
-def _json_captions(record: Any) -> list[str]:
-    """What stands under ``captions`` (a list) or ``caption``; JSON without either is other metadata."""
-    if not isinstance(record, dict):
-        return []
-    single = record.get("caption")
-    captions = record.get("captions") or ([] if single is None else [single])
-    if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
-        raise BrokenSampleError("captions in its JSON are not text")
-    return captions
-
-
-def _choose(captions: list[str], draws: Sequence[float], data: DataConfig) -> str:
-    """The first caption, or it and one or two others, or any: see the two probabilities of :class:`DataConfig`."""
-    first, *others = captions
-    rule = draws[Draw.CAPTION_FIRST] - data.first_caption
-    if rule < 0 or not others:
-        return first
-    if rule >= data.joined_captions:
-        return captions[int(draws[Draw.CAPTION] * len(captions))]
-    picked = [others[int(draws[Draw.CAPTION] * len(others))]]
-    more = 2 * draws[Draw.CAPTION_MORE] - 1  # uniform in [0, 1) in half of all cases
-    if more >= 0 and (second := others[int(more * len(others))]) not in picked:
-        picked.append(second)
-    is_behind = rule < data.joined_captions / 2
-    return ", ".join([first, *picked] if is_behind else [*picked, first])
 
 
 def _label(text: bytes | None) -> int:

