@@ -63,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.comparison import report
     from focalclip.comparison.plan import make_plan, read_plan
     from focalclip.comparison.plot import write_plot
-    from focalclip.comparison.runs import Run, run_all
+    from focalclip.comparison.runs import Run, run_all, terminable
 
     towers, seeds, folder = list(dict.fromkeys(args.towers)), list(dict.fromkeys(args.seeds)), Path(args.output)
     _check(towers, seeds, args.cpu_seconds, folder)
@@ -74,8 +74,10 @@ def _run(args: argparse.Namespace) -> int:
         if plan is None:
             raise UserError(f"--report-only: there is no comparison in {folder}; name its folder with --output")
     else:
-        plan = make_plan(_base(args.config, args.jobs), args.cpu_seconds, towers, folder)
-        run_all([run for run in runs if run.tower in plan.costs], plan, args.jobs)
+        base = _base(args.config, args.jobs)
+        with terminable():
+            plan = make_plan(base, args.cpu_seconds, towers, folder)
+            run_all([run for run in runs if run.tower in plan.costs], plan, args.jobs)
     rows = report.collect(plan, runs)
     print("\n" + report.markdown(plan, rows, seeds))
     written = report.write(plan, rows, seeds, folder)

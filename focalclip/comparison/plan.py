@@ -3,8 +3,8 @@
 import json
 import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -136,5 +136,20 @@ def make_plan(base: RunConfig, seconds: float, towers: Sequence[str], folder: Pa
 
 
 def _in_another_process(configs: dict[str, RunConfig]) -> Measured:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, configs).result()
+    """:func:`measure` there; it ends with this one, or soon after it."""
+    spawn = multiprocessing.get_context("spawn")
+    receiver, sender = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=_send_measured, args=(sender, configs), daemon=True)
+    process.start()
+    sender.close()  # so that its end there is the only one, and closes with it
+    try:
+        return receiver.recv()
+    except EOFError:
+        raise RuntimeError("measuring the cost of a step ended early; its own message is above") from None
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _send_measured(sender: Connection, configs: dict[str, RunConfig]) -> None:
+    sender.send(measure(configs))

@@ -84,7 +84,7 @@ def run_all(runs: Sequence[Run], plan: Plan, jobs: int) -> None:
     cores = _shares(jobs) if plan.device == "cpu" else [[]] * jobs
     done = len(runs) - len(waiting)
     bar = tqdm(total=len(runs), initial=done, unit="run", desc="compare", disable=not sys.stderr.isatty())
-    with _terminable(), bar:
+    with bar:
         try:
             while waiting or running:
                 for slot in [slot for slot in range(jobs) if slot not in running][: len(waiting)]:
@@ -121,8 +121,8 @@ def _shares(jobs: int) -> list[list[int]]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """SIGTERM, too, becomes a KeyboardInterrupt."""
+def terminable() -> Iterator[None]:
+    """Within it SIGTERM, too, becomes a KeyboardInterrupt, on which all processes begun here are ended."""
     usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
