@@ -30,3 +30,8 @@ def shards(tmp_path_factory) -> Path:
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The launcher's tests take longest: they start first, so that no process waits for them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_launch.py")

@@ -182,6 +182,7 @@ def compare(folder: Path, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run([*command, *args], cwd=folder, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.long
 def test_the_command_trains_evaluates_reports_and_goes_on(tmp_path, shards):
     wds_folder.write_folder(tmp_path / "tasks" / "colours", [0, 1, 2, 0])
     text = helpers_run.TINY.replace("benchmark: null", f"benchmark: {tmp_path / 'tasks'}")
