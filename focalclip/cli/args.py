@@ -42,6 +42,17 @@ def _tell(message: str) -> None:
         print(f"error: {message}", file=sys.stderr)
 
 
+def command_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Parser of the command ``focalclip-NAME``; ``examples`` stand below its options as they are written."""
+    return argparse.ArgumentParser(
+        prog=f"focalclip-{name}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
 def positive_int(text: str) -> int:
     """Type of an argument that counts something."""
     if not text.isdecimal() or int(text) == 0:
@@ -78,6 +89,18 @@ def check_output(path: Path, flag: str = "--output") -> None:
         raise UserError(f"{flag} {path}: its folder cannot be made ({error.strerror}); choose another") from None
     if path.is_dir():
         raise UserError(f"{flag} {path}: is a folder; name a file such as {path / 'result.json'}")
+
+
+def output_folder(name: str) -> Path:
+    """The folder to write into, which need not exist yet.
+
+    Raises:
+        UserError: if it is a file.
+    """
+    folder = Path(name)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: is a file; name a folder")
+    return folder
 
 
 def print_help(base: Strict, description: str) -> None:

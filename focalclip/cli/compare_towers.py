@@ -3,9 +3,8 @@
 import argparse
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
-from focalclip.cli.args import guarded, positive_int
+from focalclip.cli.args import command_parser, guarded, output_folder, positive_int
 from focalclip.comparison.towers import TOWERS
 from focalclip.config import RunConfig, load_yaml
 from focalclip.errors import UserError
@@ -35,12 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="focalclip-compare-towers",
-        description="Train image towers of equal size for equal time, and compare them zero-shot.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "compare-towers", "Train image towers of equal size for equal time, and compare them zero-shot.", EXAMPLES
     )
     parser.add_argument("--towers", nargs="+", metavar="NAME", default=list(TOWERS), help="which (default: all)")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", default=[0, 1, 2], help="(default: 0 1 2)")
@@ -65,8 +60,12 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.comparison.plot import write_plot
     from focalclip.comparison.runs import Run, run_all, terminable
 
-    towers, seeds, folder = list(dict.fromkeys(args.towers)), list(dict.fromkeys(args.seeds)), Path(args.output)
-    _check(towers, seeds, args.cpu_seconds, folder)
+    towers, seeds, folder = (
+        list(dict.fromkeys(args.towers)),
+        list(dict.fromkeys(args.seeds)),
+        output_folder(args.output),
+    )
+    _check(towers, seeds, args.cpu_seconds)
     # seed by seed, so that a comparison that was stopped has something of every tower
     runs = [Run(tower, seed, folder) for seed in seeds for tower in towers]
     if args.report_only:
@@ -87,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if any(row.remarks for row in rows) else 0
 
 
-def _check(towers: Sequence[str], seeds: Sequence[int], seconds: float, folder: Path) -> None:
+def _check(towers: Sequence[str], seeds: Sequence[int], seconds: float) -> None:
     for tower in towers:
         if tower not in TOWERS:
             raise UserError(f"--towers {tower}: not one of {', '.join(TOWERS)}")
@@ -95,8 +94,6 @@ def _check(towers: Sequence[str], seeds: Sequence[int], seconds: float, folder: 
         raise UserError(f"--seeds {min(seeds)}: must not be negative")
     if not 0 < seconds < float("inf"):
         raise UserError(f"--cpu-seconds {seconds:g}: must be a positive number")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder}: is a file; name a folder")
 
 
 def _base(path: str | None, jobs: int) -> RunConfig:

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from focalclip.cli.args import guarded
-from focalclip.errors import UserError
+from focalclip.cli.args import command_parser, guarded, output_folder
 
 EXAMPLES = """\
 examples:
@@ -30,12 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="focalclip-explain",
-        description="Draw what a FocalNet looks at: gates, modulators, similarity to captions.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "explain", "Draw what a FocalNet looks at: gates, modulators, similarity to captions.", EXAMPLES
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
     parser.add_argument(
@@ -55,9 +50,7 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.models.sources import newest_run
 
     pictures = figures.find_pictures(args.images)
-    folder = Path(args.output)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder}: is a file; name a folder")
+    folder = output_folder(args.output)
     source = args.model or str(newest_run())
     model = _load(source)
     rows, result = [], None

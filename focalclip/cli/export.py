@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-from focalclip.cli.args import guarded
+from focalclip.cli.args import command_parser, guarded
 
 FORMATS = ("open_clip", "timm", "transformers", "onnx")
 EXAMPLES = """\
@@ -28,13 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="focalclip-export",
-        description="Write a trained model for another library, with a model card.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = command_parser("export", "Write a trained model for another library, with a model card.", EXAMPLES)
     parser.add_argument("run", metavar="RUN", help="run directory or exported folder")
     parser.add_argument("out", metavar="OUT", help="folder to write, not there yet or empty")
     parser.add_argument("--format", required=True, choices=FORMATS, help="the library that it is for")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from focalclip.cli.args import check_output, guarded, positive_int, usable_device
+from focalclip.cli.args import check_output, command_parser, guarded, positive_int, usable_device
 
 EXAMPLES = """\
 examples:
@@ -30,12 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="focalclip-extract",
-        description="Pooled features of every picture in a folder, from a frozen image tower.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "extract", "Pooled features of every picture in a folder, from a frozen image tower.", EXAMPLES
     )
     parser.add_argument("folder", metavar="FOLDER", help="folder of pictures")
     parser.add_argument("output", metavar="OUT", help="OUT.npz or OUT.parquet; replaced if it exists")

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from focalclip.cli.args import check_output, guarded, positive_int, usable_device
+from focalclip.cli.args import check_output, command_parser, guarded, positive_int, usable_device
 
 EXAMPLES = """\
 examples:
@@ -33,12 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="focalclip-zeroshot",
-        description="Zero-shot classification with intervals, chance levels and provenance.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = command_parser(
+        "zeroshot", "Zero-shot classification with intervals, chance levels and provenance.", EXAMPLES
     )
     parser.add_argument("--benchmark", default="demo", help="elevater, demo, FOLDER or FILE.yaml (default: demo)")
     parser.add_argument(
