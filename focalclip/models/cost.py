@@ -38,14 +38,20 @@ def count(tower: nn.Module, image_size: int | tuple[int, int], *, in_channels: i
 
 def count_multiply_adds(module: nn.Module, x: Tensor) -> int:
     """Multiply-adds of ``module(x)`` in evaluation mode, for ``x`` on the meta device."""
+    with _Counter() as counter:
+        run_on_meta(module, x)
+    return counter.multiply_adds
+
+
+def run_on_meta(module: nn.Module, x: Tensor) -> None:
+    """Go through ``module(x)`` in evaluation mode without computing anything, for ``x`` on the meta device."""
     state = {name: p.to("meta") for name, p in [*module.named_parameters(), *module.named_buffers()]}
     was_training = module.training
     try:
-        with torch.no_grad(), _Counter() as counter:
+        with torch.no_grad():
             functional_call(module.eval(), state, x)
     finally:
         module.train(was_training)
-    return counter.multiply_adds
 
 
 class _Counter(TorchDispatchMode):

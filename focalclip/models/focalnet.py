@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from focalclip.errors import UserError
 from focalclip.models.focalnet_config import FocalNetConfig, Init
 from focalclip.models.klite import UNICL_STEM_PADDING, UniCLBlock
-from focalclip.models.layers import DropPath, LayerScale, Mlp, PatchEmbed
+from focalclip.models.layers import DropPath, LayerScale, Mlp, PatchEmbed, layer_scale
 from focalclip.models.mixers import build_mixer
 from focalclip.models.mixers.attention import RelativePositionBias
 
@@ -38,17 +38,14 @@ class Block(nn.Module):
         def norm(present: bool) -> nn.Module:
             return nn.LayerNorm(dim) if present else nn.Identity()
 
-        def layer_scale() -> nn.Module:
-            return nn.Identity() if config.layer_scale is None else LayerScale(dim, config.layer_scale)
-
         self.norm1 = norm(not config.use_post_norm)
         self.modulation = build_mixer(config.mixer, config.place(stage, index))
         self.norm1_post = norm(config.use_post_norm)
-        self.ls1 = layer_scale()
+        self.ls1 = layer_scale(dim, config.layer_scale)
         self.norm2 = norm(not config.use_post_norm)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), dropout=config.dropout)
         self.norm2_post = norm(config.use_post_norm)
-        self.ls2 = layer_scale()
+        self.ls2 = layer_scale(dim, config.layer_scale)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -180,11 +177,17 @@ class FocalNet(nn.Module):
             elif isinstance(module, nn.Linear | nn.Conv2d):
                 is_official_h = init == "official" and name.endswith("modulation.h")
                 is_default_conv = init != "timm" and isinstance(module, nn.Conv2d)
-                _init_affine(module, init, use_uniform=is_official_h or is_default_conv)
+                init_affine(module, init, use_uniform=is_official_h or is_default_conv)
 
 
-def _init_affine(module: nn.Linear | nn.Conv2d, init: Init, *, use_uniform: bool) -> None:
-    """Initialise one weight and its bias by a column of the table in :meth:`FocalNet.init_weights`."""
+def init_affine(module: nn.Linear | nn.Conv2d, init: Init, *, use_uniform: bool) -> None:
+    """Initialise one weight and its bias by a column of the table in :meth:`FocalNet.init_weights`.
+
+    Args:
+        module: a linear map or a convolution.
+        init: the column.
+        use_uniform: draw from U(+-1/sqrt(fan_in)), PyTorch's default for convolutions.
+    """
     bound = 1 / math.sqrt(module.weight[0].numel())
     if use_uniform:
         nn.init.uniform_(module.weight, -bound, bound)

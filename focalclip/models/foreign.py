@@ -1,12 +1,14 @@
 """What towers of other libraries have in common behind our interface."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
 from focalclip.errors import UserError
 
 
-class ForeignTower(nn.Module):
+class ForeignTower(nn.Module, ABC):
     """Tower whose widths and strides are measured on one picture, because its library does not tell them all.
 
     Attributes:
@@ -19,13 +21,13 @@ class ForeignTower(nn.Module):
     strides: list[int]
     feature_dims: list[int]
 
+    @abstractmethod
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """One (B, C_i, H_i, W_i) map for each of ``strides``.
 
         Raises:
             UserError: if the tower has none.
         """
-        raise NotImplementedError
 
     @torch.no_grad()
     def measure(self, images: Tensor) -> None:

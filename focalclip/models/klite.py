@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from focalclip.models.layers import DropPath, LayerScale, Mlp
+from focalclip.models.layers import DropPath, Mlp, layer_scale
 from focalclip.models.mixers import build_mixer
 
 if TYPE_CHECKING:
@@ -38,17 +38,13 @@ class UniCLBlock(nn.Module):
     def __init__(self, config: "FocalNetConfig", *, stage: int, index: int, drop_path: float) -> None:
         super().__init__()
         dim = config.dims[stage]
-
-        def layer_scale() -> nn.Module:
-            return nn.Identity() if config.layer_scale is None else LayerScale(dim, config.layer_scale)
-
         self.dw1 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.modulation = build_mixer(config.mixer, config.place(stage, index))
-        self.ls1 = layer_scale()
+        self.ls1 = layer_scale(dim, config.layer_scale)
         self.norm1 = nn.LayerNorm(dim)
         self.dw2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), dropout=config.dropout)
-        self.ls2 = layer_scale()
+        self.ls2 = layer_scale(dim, config.layer_scale)
         self.norm2 = nn.LayerNorm(dim)
         self.drop_path = DropPath(drop_path)
 

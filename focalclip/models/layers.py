@@ -57,6 +57,11 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+def layer_scale(dim: int, start: float | None) -> nn.Module:
+    """:class:`LayerScale`, or nothing where ``start`` is None."""
+    return nn.Identity() if start is None else LayerScale(dim, start)
+
+
 class DropPath(nn.Module):
     """Stochastic depth: drop a residual branch for whole samples (https://arxiv.org/abs/1603.09382, section 3)."""
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from focalclip.config import ImageTowerConfig
 from focalclip.errors import UserError, first_line
+from focalclip.models.cost import run_on_meta
 
 TIMM = "timm:"
 
@@ -67,17 +67,13 @@ def check_image_size(tower: nn.Module, config: ImageTowerConfig) -> None:
     Raises:
         UserError: if the tower refuses it.
     """
-    state = {name: x.to("meta") for name, x in [*tower.named_parameters(), *tower.named_buffers()]}
     picture = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
     try:
-        with torch.no_grad():
-            functional_call(tower.eval(), state, picture)
+        run_on_meta(tower, picture)
     except (AssertionError, RuntimeError, UserError) as error:
         raise UserError(
             f"model.image.image_size={config.image_size} does not suit {config.name}: {first_line(error)}"
         ) from None
-    finally:
-        tower.train()
 
 
 def create_timm_tower(
@@ -110,13 +106,12 @@ def create_timm_tower(
 @torch.no_grad()
 def _init_fan_in(tower: nn.Module) -> None:
     """FocalNet's ``init="fan_in"`` for another tower: its linear maps and convolutions; all else stays as it is."""
+    from focalclip.models.focalnet import init_affine
+
     for module in tower.modules():
-        if isinstance(module, nn.Linear) or (isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1)):
-            nn.init.trunc_normal_(module.weight, std=module.weight[0].numel() ** -0.5)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            module.reset_parameters()  # PyTorch's: uniform within 1 / sqrt(fan-in)
+        if isinstance(module, nn.Linear | nn.Conv2d):  # convolutions of 1x1 are linear maps too
+            is_convolution = isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+            init_affine(module, "fan_in", use_uniform=is_convolution)
 
 
 def _create_in_timm(name: str, **options: Any) -> Any:

@@ -94,11 +94,7 @@ def from_klite(
     Raises:
         UserError: as :func:`from_official`.
     """
-    weights, where = read_weights(source)
-    dialect, weights = recognise(weights, where)
-    if dialect is not KLITE:
-        raise UserError(f"{where}: these are {dialect.owner}'s names; use from_{dialect.owner} or load_focalnet")
-    return _build(weights, dialect, where, with_head, flags)
+    return _load(source, with_head, flags, expected=KLITE)
 
 
 def to_klite(weights: Mapping[str, Tensor]) -> Weights:
@@ -131,11 +127,7 @@ def from_official(
         UserError: if the file cannot be read safely or whole, is no FocalNet of the authors, contradicts a flag, or
             has missing, unexpected or misshapen weights.
     """
-    weights, where = read_weights(source)
-    dialect, weights = recognise(weights, where)
-    if dialect is not OFFICIAL:
-        raise UserError(f"{where}: these are {dialect.owner}'s names; use from_{dialect.owner} or load_focalnet")
-    return _build(weights, dialect, where, with_head, _flags(flags, post_norm, normalize_modulator))
+    return _load(source, with_head, _flags(flags, post_norm, normalize_modulator), expected=OFFICIAL)
 
 
 def load_focalnet(
@@ -151,9 +143,7 @@ def load_focalnet(
     Arguments and errors are those of :func:`from_official`. timm's names tell ``post_norm``; transformers' do not:
     their folders hold a configuration beside the weights, which ``load_image_encoder("transformers:FOLDER")`` reads.
     """
-    weights, where = read_weights(source)
-    dialect, weights = recognise(weights, where)
-    return _build(weights, dialect, where, with_head, _flags(flags, post_norm, normalize_modulator))
+    return _load(source, with_head, _flags(flags, post_norm, normalize_modulator))
 
 
 def load_strictly(tower: nn.Module, ours: Mapping[str, Tensor], where: str) -> None:
@@ -179,8 +169,14 @@ def _flags(flags: dict[str, Any], post_norm: bool | None, normalize_modulator: b
     return flags | {name: value for name, value in untold.items() if value is not None}
 
 
-def _build(weights: Weights, dialect: Dialect, where: str, with_head: bool, flags: dict[str, Any]) -> FocalNet:
-    """The tower of weights in the names of ``dialect``."""
+def _load(
+    source: str | Path | Mapping[str, Any], with_head: bool, flags: dict[str, Any], expected: Dialect | None = None
+) -> FocalNet:
+    """The tower of weights in the names of ``expected``, or of any dialect."""
+    weights, where = read_weights(source)
+    dialect, weights = recognise(weights, where)
+    if expected not in (None, dialect):
+        raise UserError(f"{where}: these are {dialect.owner}'s names; use from_{dialect.owner} or load_focalnet")
     pre_norm = to_ours(weights, dialect, post_norm=False, where=where)  # all but post-norm shows in these names already
     num_classes = len(pre_norm.get(_HEAD + "weight", ()))
     if with_head and not num_classes:
