@@ -10,8 +10,8 @@ from focalclip.models.text import HUGGING_FACE
 # Of the default corpus; see focalclip/data/emoji.py.
 _EMOJI = (
     "the default corpus of focalclip: emoji in many drawing styles with human-written names and keywords. The pictures "
-    "belong to their artists: Noto under Apache-2.0; Fluent and the names of emojilib under MIT; EmojiOne and "
-    "Streamline under CC BY 4.0; OpenMoji and EmojiOne v1 under CC BY-SA 4.0"
+    "belong to their artists: Noto under Apache-2.0; Fluent and the keywords of emojilib and emojibase-data under "
+    "MIT; EmojiOne and Streamline under CC BY 4.0; OpenMoji and EmojiOne v1 under CC BY-SA 4.0"
 )
 
 
