@@ -6,7 +6,7 @@ permuted view, the channels-last layout that is the quickest on CPUs as well as 
 
 import operator
 from collections.abc import Iterator
-from functools import reduce
+from functools import lru_cache, reduce
 
 import torch
 from torch import Tensor, nn
@@ -102,11 +102,43 @@ class _DepthwiseConv(nn.Conv2d):
         super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type == "cpu" and input.dtype == torch.bfloat16:
-            # On CPUs the bf16 backward pass of 5x5 kernels takes 15 times as long as the fp32 one (torch 2.15).
-            with torch.autocast("cpu", enabled=False):
-                return self._conv_forward(input.float(), self.weight.float(), None).to(input.dtype)
-        return super().forward(input)
+        if input.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(input)
+        # In 32 bits at least: on CPUs the bf16 backward pass of 5x5 kernels takes 15 times as long (torch 2.15).
+        dtype = torch.promote_types(input.dtype, torch.float32)
+        with torch.autocast("cpu", enabled=False):
+            x, kernels = input.to(dtype), self.weight.to(dtype)
+            if _conv_is_slow(self.kernel_size[0], *x.shape[-2:]):
+                return _depthwise_by_matrix(x, kernels).to(input.dtype)
+            return self._conv_forward(x, kernels, None).to(input.dtype)
+
+
+def _conv_is_slow(kernel_size: int, height: int, width: int) -> bool:
+    """Whether oneDNN has no quick backward pass for such a map (torch 2.15: it takes 4 to 7 times as long as below)."""
+    return max(height, width) <= (2 if kernel_size == 3 else 4)
+
+
+def _depthwise_by_matrix(x: Tensor, kernels: Tensor) -> Tensor:
+    """Depthwise convolution of small maps as one (H W, H W) matrix per channel; returns (B, C, H, W), channels last.
+
+    Args:
+        x: (B, C, H, W).
+        kernels: (C, 1, k, k), k odd; positions outside of the map count as zero.
+    """
+    batch, dim, height, width = x.shape
+    taps = F.pad(kernels.flatten(1), (0, 1))  # the last one, zero, is what positions further apart than k have
+    matrices = taps[:, _tap_numbers(height, width, kernels.shape[-1])]  # C, from, to
+    channels = x.permute(1, 0, 2, 3).reshape(dim, batch, height * width)
+    return torch.bmm(channels, matrices).permute(1, 2, 0).reshape(batch, height, width, dim).permute(0, 3, 1, 2)
+
+
+@lru_cache
+def _tap_numbers(height: int, width: int, kernel_size: int) -> Tensor:
+    """The tap of a kernel, row by row, that carries position p to position q: (H W, H W) for p, q."""
+    y, x = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
+    dy, dx = (at[:, None] - at + kernel_size // 2 for at in (y, x))
+    is_within = (dy >= 0) & (dy < kernel_size) & (dx >= 0) & (dx < kernel_size)
+    return torch.where(is_within, dy * kernel_size + dx, kernel_size**2)
 
 
 def _focal_level(dim: int, kernel_size: int) -> nn.Sequential:
