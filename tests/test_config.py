@@ -111,6 +111,13 @@ def test_overrides_go_on_top_of_the_file():
     assert config.train.steps == 9
 
 
+@pytest.mark.parametrize("nothing", ["null", "None"])
+def test_nothing_is_written_as_in_yaml_or_as_help_shows_it(nothing):
+    base = load_yaml(RunConfig, config_dir() / "focalclip_pico.yaml")
+    assert base.eval.benchmark is not None
+    assert with_overrides(base, ["--eval.benchmark", nothing]).eval.benchmark is None
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [

@@ -152,6 +152,7 @@ def _split(argv: list[str]) -> list[tuple[str, list[str]]]:
 def _value(words: list[str], before: Any) -> Any:
     """What the words mean: text where there was text (or a list of texts), else whatever YAML makes of them."""
     is_text = isinstance(before[0] if isinstance(before, list) and before else before, str)
+    words = ["null" if word == "None" else word for word in words]  # --help shows it so
     parsed = [word if is_text and word != "null" else _from_yaml(word) for word in words]
     return parsed[0] if len(parsed) == 1 else parsed
 
