@@ -6,8 +6,8 @@ Importing it costs little: every name below is looked up in its module when it i
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from focalclip.models.timm_registry import register_with_timm
-from focalclip.models.transformers_registry import register_with_transformers
+from focalclip.models.registries.timm_registry import register_with_timm
+from focalclip.models.registries.transformers_registry import register_with_transformers
 
 __version__ = "0.1.0"
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from focalclip import losses
     from focalclip.explain_maps import explain
     from focalclip.models import weights
-    from focalclip.models.sources import load, load_image_encoder
-    from focalclip.models.store import save
+    from focalclip.models.sources.loading import load, load_image_encoder
+    from focalclip.models.sources.store import save
     from focalclip.models.towers import create_image_tower
     from focalclip.models.zoo import create_model, list_models
 
@@ -25,9 +25,9 @@ _HOMES = {
     "create_model": "focalclip.models.zoo",
     "explain": "focalclip.explain_maps",
     "list_models": "focalclip.models.zoo",
-    "load": "focalclip.models.sources",
-    "load_image_encoder": "focalclip.models.sources",
-    "save": "focalclip.models.store",
+    "load": "focalclip.models.sources.loading",
+    "load_image_encoder": "focalclip.models.sources.loading",
+    "save": "focalclip.models.sources.store",
 }
 _MODULES = {"losses": "focalclip.losses", "weights": "focalclip.models.weights"}
 

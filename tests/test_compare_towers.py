@@ -23,7 +23,7 @@ from focalclip.comparison.towers import IMAGE_SIZE, REFERENCE, TOLERANCE, TOWERS
 from focalclip.config import RunConfig, load_yaml
 from focalclip.errors import UserError
 from focalclip.models.cost import count
-from focalclip.models.mixers import MIXERS
+from focalclip.models.focalnet.mixers import MIXERS
 from focalclip.models.towers import create_image_tower
 from focalclip.shipped import config_dir
 

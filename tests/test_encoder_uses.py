@@ -16,8 +16,8 @@ from focalclip.cli.extract import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.model import weights_sha256
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.encoder import ImageEncoder
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.sources.encoder import ImageEncoder
 from focalclip.models.weights import to_timm
 
 DOC = Path(__file__).parents[1] / "docs" / "encoder.md"

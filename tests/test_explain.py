@@ -12,8 +12,7 @@ from focalclip.cli.explain import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.errors import UserError
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.focalnet import FocalNet
-from focalclip.models.focalnet_config import FocalNetConfig
+from focalclip.models.focalnet import FocalNet, FocalNetConfig
 
 SIDE = 32
 

@@ -8,8 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from focalclip.errors import UserError
-from focalclip.models.focal_modulation import FocalModulation, _conv_is_slow, _DepthwiseConv
-from focalclip.models.focalnet import DropPath, FocalNet, FocalNetConfig
+from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.focalnet.focal_modulation import FocalModulation, _conv_is_slow, _DepthwiseConv
+from focalclip.models.focalnet.layers import DropPath
 
 SMALL = {"embed_dim": 8, "depths": (1, 2, 1)}
 OPTIONS = [

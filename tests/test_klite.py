@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from focalclip.errors import UserError
 from focalclip.models.focalnet import FocalNet
-from focalclip.models.variants import FOCALNETS
+from focalclip.models.focalnet.variants import FOCALNETS
 from focalclip.models.weights import from_klite, from_official, load_focalnet, to_klite
 
 UNICL = FOCALNETS["focalnet_base_unicl"]

@@ -7,7 +7,7 @@ from torch import nn
 from focalclip.errors import UserError
 from focalclip.models.cost import count_multiply_adds
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.mixers import FOCAL, MIXERS, NEED_LEVELS, Place, build_mixer
+from focalclip.models.focalnet.mixers import FOCAL, MIXERS, NEED_LEVELS, Place, build_mixer
 
 PLACES = [
     (Place(dim=48, num_levels=2), (8, 8)),

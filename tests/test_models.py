@@ -15,9 +15,9 @@ from torch import nn
 import focalclip
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig, from_dict
 from focalclip.errors import UserError
-from focalclip.models import sources
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.norm import GlobalBatchNorm, fold_into
+from focalclip.models.sources import loading
 from focalclip.models.text import create_text_tower, create_tokenizer
 from focalclip.models.towers import check_image_size
 
@@ -245,8 +245,8 @@ def test_a_timm_encoder_preprocesses_as_its_weights_expect():
     picture = Image.effect_noise((300, 260), 80).convert("RGB")
     trunk = timm.create_model("resnet18")
     transform = timm.data.create_transform(**timm.data.resolve_model_data_config(trunk))
-    assert torch.equal(sources._timm_preprocess("resnet18")(picture), transform(picture))
-    assert sources._timm_preprocess("focalnet_large_fl3")(picture.convert("L")).shape == (3, 384, 384)
+    assert torch.equal(loading._timm_preprocess("resnet18")(picture), transform(picture))
+    assert loading._timm_preprocess("focalnet_large_fl3")(picture.convert("L")).shape == (3, 384, 384)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.errors import UserError
 from focalclip.export import export
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.open_clip_adapter import OpenClipTower
-from focalclip.models.variants import FOCALNETS
+from focalclip.models.focalnet.variants import FOCALNETS
+from focalclip.models.sources.open_clip_adapter import OpenClipTower
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
 PICTURE = Image.effect_noise((50, 40), 90)

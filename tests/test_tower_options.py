@@ -8,8 +8,8 @@ import focalclip
 from focalclip.config import ModelConfig, RunConfig, dump_yaml, from_dict, load_yaml
 from focalclip.errors import UserError
 from focalclip.export import export
-from focalclip.models import store
 from focalclip.models.clip import FocalCLIP
+from focalclip.models.sources import store
 from focalclip.training.run import _same_run
 
 SWIN = {

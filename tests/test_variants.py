@@ -11,9 +11,9 @@ import torch
 import focalclip
 from focalclip.errors import UserError
 from focalclip.models.cost import HEADER, Cost, count, row
-from focalclip.models.focal_modulation import FocalModulation
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.variants import FOCALNETS, VARIANTS, create_focalnet
+from focalclip.models.focalnet.focal_modulation import FocalModulation
+from focalclip.models.focalnet.variants import FOCALNETS, VARIANTS, create_focalnet
 
 DOCUMENT = (Path(__file__).parents[1] / "docs/models.md").read_text()
 STRIDES = [4, 8, 16, 32]

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from focalclip.errors import UserError
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.sources import load_image_encoder
-from focalclip.models.variants import FOCALNETS
-from focalclip.models.weight_config import variant_of
+from focalclip.models.focalnet.variants import FOCALNETS
+from focalclip.models.sources.loading import load_image_encoder
 from focalclip.models.weights import from_official, load_focalnet, to_official, to_timm, to_transformers
+from focalclip.models.weights.architecture import variant_of
 
 timm = pytest.importorskip("timm")
 

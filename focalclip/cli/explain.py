@@ -47,7 +47,7 @@ def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from focalclip import explain_figures as figures
-    from focalclip.models.sources import newest_run
+    from focalclip.models.sources.loading import newest_run
 
     pictures = figures.find_pictures(args.images)
     folder = output_folder(args.output)

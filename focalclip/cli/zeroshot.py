@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
     import focalclip
     from focalclip.evaluation.tasks import load_benchmark
     from focalclip.evaluation.zeroshot import evaluate
-    from focalclip.models.sources import newest_run
+    from focalclip.models.sources.loading import newest_run
 
     device = usable_device(args.device)
     if args.output:

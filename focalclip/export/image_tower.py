@@ -11,9 +11,8 @@ from focalclip.config import ImageTowerConfig
 from focalclip.errors import UserError
 from focalclip.export.trained import Trained
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.focalnet import FocalNet
-from focalclip.models.focalnet_config import FocalNetConfig
-from focalclip.models.timm_registry import needs_focalclip
+from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.registries.timm_registry import needs_focalclip
 from focalclip.models.towers import TIMM
 from focalclip.models.weights import to_timm, to_transformers
 

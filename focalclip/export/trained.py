@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from focalclip.errors import UserError
-from focalclip.models import sources, store
 from focalclip.models.clip import FocalCLIP
+from focalclip.models.sources import loading, store
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Trained:
         Raises:
             UserError: if it holds no model trained by focalclip, or a result cannot be read.
         """
-        model: Any = sources.load(source)
+        model: Any = loading.load(source)
         if not isinstance(model, FocalCLIP):
             raise UserError(f"{source}: not trained by focalclip; give a run directory or an exported folder")
         run = Path(source)

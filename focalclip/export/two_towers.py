@@ -6,16 +6,16 @@ from typing import Any
 from focalclip.errors import UserError
 from focalclip.export.image_tower import image_processor, write_transformers_tower
 from focalclip.export.trained import Trained
-from focalclip.models import store
+from focalclip.models.registries.timm_registry import needs_focalclip
+from focalclip.models.sources import store
 from focalclip.models.text import HUGGING_FACE
-from focalclip.models.timm_registry import needs_focalclip
 from focalclip.models.towers import TIMM
 
 TOWER = "image_tower"
 
 
 def write_open_clip(trained: Trained, folder: Path) -> list[str]:
-    """Write an exported folder (see :mod:`focalclip.models.store`)."""
+    """Write an exported folder (see :mod:`focalclip.models.sources.store`)."""
     store.write_files(trained.model, folder, trained.provenance)
     config = store.exported_config(trained.model.config)
     name = config.image.name.removeprefix(TIMM)
@@ -47,8 +47,8 @@ def write_transformers(trained: Trained, folder: Path) -> list[str]:
     """
     import transformers
 
-    from focalclip.models.transformers_clip import FocalCLIPModel
-    from focalclip.models.transformers_config import FocalCLIPConfig
+    from focalclip.models.registries.transformers_clip import FocalCLIPModel
+    from focalclip.models.registries.transformers_config import FocalCLIPConfig
 
     model = trained.model
     encoder = None

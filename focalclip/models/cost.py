@@ -84,7 +84,7 @@ HEADER = """\
 
 def row(name: str, tower: Any, cost: Cost) -> str:
     """One variant, built without a head, as a row of the table."""
-    from focalclip.models.variants import VARIANTS
+    from focalclip.models.focalnet.variants import VARIANTS
 
     variant = VARIANTS[name]
     strides, widths = (", ".join(map(str, numbers)) for numbers in (tower.strides, tower.feature_dims))
@@ -94,7 +94,7 @@ def row(name: str, tower: Any, cost: Cost) -> str:
 
 def main() -> None:
     """Print the table of docs/models.md."""
-    from focalclip.models.variants import VARIANTS, create_focalnet
+    from focalclip.models.focalnet.variants import VARIANTS, create_focalnet
 
     print(HEADER)
     for name in VARIANTS:

@@ -33,7 +33,7 @@ def create_image_tower(name: str, *, pretrained: bool = False, **options: Any) -
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     if name.startswith(TIMM):
         return create_timm_tower(name.removeprefix(TIMM), pretrained=pretrained, **options)
-    from focalclip.models.variants import create_focalnet
+    from focalclip.models.focalnet.variants import create_focalnet
 
     try:
         return _published_focalnet(name, options) if pretrained else create_focalnet(name, **options)
@@ -45,9 +45,9 @@ def _published_focalnet(name: str, options: dict[str, Any]) -> nn.Module:
     """The named FocalNet with timm's copy of the authors' weights, in timm's reading of the disputed flags."""
     import timm
 
-    from focalclip.models.variants import FOCALNETS, create_focalnet
-    from focalclip.models.weight_config import check_published
+    from focalclip.models.focalnet.variants import FOCALNETS, create_focalnet
     from focalclip.models.weights import from_timm, load_strictly
+    from focalclip.models.weights.architecture import check_published
 
     with torch.device("meta"):
         tower = create_focalnet(name, **options)
@@ -106,7 +106,7 @@ def create_timm_tower(
 @torch.no_grad()
 def _init_fan_in(tower: nn.Module) -> None:
     """FocalNet's ``init="fan_in"`` for another tower: its linear maps and convolutions; all else stays as it is."""
-    from focalclip.models.focalnet import init_affine
+    from focalclip.models.focalnet.network import init_affine
 
     for module in tower.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):  # convolutions of 1x1 are linear maps too

@@ -14,7 +14,7 @@ def list_models(pattern: str = "*") -> list[str]:
     Args:
         pattern: shell pattern such as ``focalnet*lrf``.
     """
-    from focalclip.models.variants import FOCALNETS
+    from focalclip.models.focalnet.variants import FOCALNETS
 
     return fnmatch.filter([*FOCALNETS, *config_names()], pattern)
 

@@ -22,8 +22,8 @@ from focalclip.distributed import (
     world_size,
 )
 from focalclip.errors import SharedError, UserError
-from focalclip.models import store
 from focalclip.models.clip import FocalCLIP
+from focalclip.models.sources import store
 from focalclip.training import checkpoint, elastic, engine
 from focalclip.training.checkpoint import Checkpoint, TrainState
 from focalclip.training.log import TrainLog

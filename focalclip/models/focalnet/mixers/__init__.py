@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from focalclip.models.focal_modulation import FocalModulation
-from focalclip.models.mixers.ablations import (
+from focalclip.models.focalnet.focal_modulation import FocalModulation
+from focalclip.models.focalnet.mixers.ablations import (
     Additive,
     LastLevel,
     NoGates,
@@ -19,9 +19,9 @@ from focalclip.models.mixers.ablations import (
     SingleLevel,
     SqueezeExcitation,
 )
-from focalclip.models.mixers.attention import GlobalAttention, WindowAttention
-from focalclip.models.mixers.convolution import DepthwiseConvolution, PoolFormerPooling
-from focalclip.models.mixers.focal_attention import FocalAttention
+from focalclip.models.focalnet.mixers.attention import GlobalAttention, WindowAttention
+from focalclip.models.focalnet.mixers.convolution import DepthwiseConvolution, PoolFormerPooling
+from focalclip.models.focalnet.mixers.focal_attention import FocalAttention
 
 
 @dataclass(frozen=True)

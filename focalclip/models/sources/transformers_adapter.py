@@ -15,13 +15,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from focalclip.errors import UserError, first_line
-from focalclip.models.encoder import ImageEncoder
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.foreign import ForeignTower
+from focalclip.models.registries.transformers_registry import MODEL_TYPE
+from focalclip.models.sources.encoder import ImageEncoder
+from focalclip.models.sources.foreign import ForeignTower
 from focalclip.models.text import HUGGING_FACE
-from focalclip.models.transformers_registry import MODEL_TYPE
-from focalclip.models.weight_names import some
 from focalclip.models.weights import from_transformers, load_strictly
+from focalclip.models.weights.names import some
 from focalclip.preprocess import eval_transform
 
 _TWO_TOWERS = ("clip", "siglip")

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from focalclip.models.layers import DropPath, Mlp, layer_scale
-from focalclip.models.mixers import build_mixer
+from focalclip.models.focalnet.layers import DropPath, Mlp, layer_scale
+from focalclip.models.focalnet.mixers import build_mixer
 
 if TYPE_CHECKING:
-    from focalclip.models.focalnet_config import FocalNetConfig
+    from focalclip.models.focalnet.config import FocalNetConfig
 
 UNICL_STEM_PADDING = 3
 

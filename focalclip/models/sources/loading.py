@@ -9,14 +9,14 @@ from PIL import Image
 
 from focalclip.config import ImageTowerConfig
 from focalclip.errors import UserError
-from focalclip.models import store
-from focalclip.models.encoder import ImageEncoder, Preprocess
-from focalclip.models.open_clip_adapter import OPEN_CLIP, OpenClipModel, open_clip_encoder
+from focalclip.models.sources import store
+from focalclip.models.sources.encoder import ImageEncoder, Preprocess
+from focalclip.models.sources.open_clip_adapter import OPEN_CLIP, OpenClipModel, open_clip_encoder
+from focalclip.models.sources.transformers_adapter import load_transformers, transformers_encoder
 from focalclip.models.text import HUGGING_FACE
 from focalclip.models.towers import TIMM, create_image_tower
-from focalclip.models.transformers_adapter import load_transformers, transformers_encoder
-from focalclip.models.weight_config import variant_of
 from focalclip.models.weights import load_focalnet
+from focalclip.models.weights.architecture import variant_of
 from focalclip.preprocess import eval_transform
 
 FILES = (".pth", ".pt", ".safetensors")

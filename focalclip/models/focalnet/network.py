@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from focalclip.errors import UserError
-from focalclip.models.focalnet_config import FocalNetConfig, Init
-from focalclip.models.klite import UNICL_STEM_PADDING, UniCLBlock
-from focalclip.models.layers import DropPath, LayerScale, Mlp, PatchEmbed, layer_scale
-from focalclip.models.mixers import build_mixer
-from focalclip.models.mixers.attention import RelativePositionBias
+from focalclip.models.focalnet.config import FocalNetConfig, Init
+from focalclip.models.focalnet.klite import UNICL_STEM_PADDING, UniCLBlock
+from focalclip.models.focalnet.layers import DropPath, LayerScale, Mlp, PatchEmbed, layer_scale
+from focalclip.models.focalnet.mixers import build_mixer
+from focalclip.models.focalnet.mixers.attention import RelativePositionBias
 
 
 class Block(nn.Module):

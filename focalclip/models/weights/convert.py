@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from focalclip.errors import UserError
 from focalclip.models.focalnet import FocalNet
-from focalclip.models.weight_config import complete, implied_config
-from focalclip.models.weight_files import read_weights, recognise
-from focalclip.models.weight_names import (
+from focalclip.models.weights.architecture import complete, implied_config
+from focalclip.models.weights.files import read_weights, recognise
+from focalclip.models.weights.names import (
     KLITE,
     MATRIX,
     OFFICIAL,
@@ -80,7 +80,7 @@ def from_klite(
     with_head: bool = False,
     **flags: Any,
 ) -> FocalNet:
-    """Build K-LITE's UniCL FocalNet (see :mod:`focalclip.models.klite`) from its weights, in float32 on the CPU.
+    """Build K-LITE's UniCL FocalNet (see :mod:`focalclip.models.focalnet.klite`) from weights, in float32 on the CPU.
 
     K-LITE's names tell all but whether gates pass a sigmoid (``USE_SIGMOID``, off in its configuration); here they do
     not.

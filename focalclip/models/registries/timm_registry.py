@@ -26,7 +26,7 @@ def _register(timm_focalnet: Any) -> None:
     """Register an entry point, without weights, for each of our variants that timm lacks."""
     from timm.models import _registry
 
-    from focalclip.models.variants import FOCALNETS
+    from focalclip.models.focalnet.variants import FOCALNETS
 
     for name in FOCALNETS:
         if not _registry.is_model(name):
@@ -36,13 +36,13 @@ def _register(timm_focalnet: Any) -> None:
 
 
 def _register_patch2(_: Any) -> None:
-    from focalclip.models.patch2 import default_cfgs  # importing it registers what it holds
+    from focalclip.models.registries.patch2 import default_cfgs  # importing it registers what it holds
 
     _added.update(default_cfgs)
 
 
 def _entry_point(name: str) -> Any:
-    from focalclip.models.variants import FOCALNETS
+    from focalclip.models.focalnet.variants import FOCALNETS
 
     config = FOCALNETS[name]
     options: dict[str, Any] = {
@@ -62,7 +62,7 @@ def _entry_point(name: str) -> Any:
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
         from timm.models._builder import build_model_with_cfg
 
-        from focalclip.models.timm_tower import tower_class
+        from focalclip.models.registries.timm_tower import tower_class
 
         stages = tuple(range(config.num_stages))
         return build_model_with_cfg(

@@ -24,8 +24,8 @@ from focalclip.config import ModelConfig, from_dict
 from focalclip.errors import UserError
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.norm import GlobalBatchNorm, fold_into
+from focalclip.models.registries.timm_registry import needs_focalclip
 from focalclip.models.text import HUGGING_FACE
-from focalclip.models.timm_registry import needs_focalclip
 from focalclip.models.towers import TIMM
 from focalclip.models.weights import from_timm, to_timm
 

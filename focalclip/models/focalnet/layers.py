@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from focalclip.models.focalnet_config import OVERLAP
+from focalclip.models.focalnet.config import OVERLAP
 
 
 class PatchEmbed(nn.Module):
@@ -13,7 +13,7 @@ class PatchEmbed(nn.Module):
         in_dim: channels before.
         dim: channels after.
         stride: pixels or positions per position of the result.
-        use_overlap: kernels wider than the stride, as :data:`~focalclip.models.focalnet_config.OVERLAP` has them.
+        use_overlap: kernels wider than the stride, as :data:`~focalclip.models.focalnet.config.OVERLAP` has them.
         padding: other than that of ``use_overlap``.
     """
 

@@ -6,9 +6,9 @@ from dataclasses import fields, replace
 from typing import Any
 
 from focalclip.errors import UserError
-from focalclip.models.focalnet_config import OVERLAP, FocalNetConfig
-from focalclip.models.variants import FOCALNETS
-from focalclip.models.weight_names import Weights
+from focalclip.models.focalnet.config import OVERLAP, FocalNetConfig
+from focalclip.models.focalnet.variants import FOCALNETS
+from focalclip.models.weights.names import Weights
 
 # What weights cannot tell; but timm's names tell the first.
 _UNTOLD = ("use_post_norm", "normalize_modulator")

@@ -1,7 +1,8 @@
 """Focal modulation with one thing changed: the ablations of the paper's tables 12 to 14, at the same widths.
 
-Parameters and multiply-adds follow :class:`~focalclip.models.focal_modulation.FocalModulation`'s formulas with the
-number of gates and the kernels that each class names: ``4 C^2 + C gates + C sum(k^2)`` weights, ``4 C + gates`` biases.
+Parameters and multiply-adds follow :class:`~focalclip.models.focalnet.focal_modulation.FocalModulation`'s formulas with
+the number of gates and the kernels that each class names: ``4 C^2 + C gates + C sum(k^2)`` weights, ``4 C + gates``
+biases.
 """
 
 import operator
@@ -11,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from focalclip.models.focal_modulation import FocalModulation
+from focalclip.models.focalnet.focal_modulation import FocalModulation
 
 
 class Additive(FocalModulation):

@@ -18,7 +18,7 @@ def register_with_transformers() -> None:
 def _register(modeling_auto: Any) -> None:
     from transformers import AutoConfig
 
-    from focalclip.models.transformers_config import FocalCLIPConfig
+    from focalclip.models.registries.transformers_config import FocalCLIPConfig
 
     AutoConfig.register(MODEL_TYPE, FocalCLIPConfig)
     # The pipeline looks here, not where models are registered (transformers 5.23); else it logs an error.

@@ -4,11 +4,11 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from focalclip.models.transformers_registry import MODEL_TYPE
+from focalclip.models.registries.transformers_registry import MODEL_TYPE
 
 
 class FocalCLIPConfig(PreTrainedConfig):
-    """What :class:`~focalclip.models.transformers_clip.FocalCLIPModel` is built from.
+    """What :class:`~focalclip.models.registries.transformers_clip.FocalCLIPModel` is built from.
 
     Attributes:
         model: a :class:`~focalclip.config.ModelConfig` as a dictionary.
@@ -24,6 +24,6 @@ class FocalCLIPConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         # Here, as no model is looked up without a configuration: open_clip alone loads transformers' automatic classes,
         # and it need not pay for transformers' model classes.
-        from focalclip.models.transformers_clip import register_models
+        from focalclip.models.registries.transformers_clip import register_models
 
         register_models()

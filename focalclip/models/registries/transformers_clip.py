@@ -14,8 +14,8 @@ from focalclip.config import ModelConfig, from_dict
 from focalclip.errors import UserError
 from focalclip.losses import contrastive_loss
 from focalclip.models.clip import FocalCLIP
+from focalclip.models.registries.transformers_config import FocalCLIPConfig
 from focalclip.models.text import HUGGING_FACE
-from focalclip.models.transformers_config import FocalCLIPConfig
 
 
 @dataclass

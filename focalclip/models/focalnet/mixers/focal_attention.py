@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from focalclip.models.mixers.attention import Attention, RelativePositionBias
+from focalclip.models.focalnet.mixers.attention import Attention, RelativePositionBias
 
 
 class FocalAttention(Attention):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from focalclip.errors import UserError
-from focalclip.models.mixers import FOCAL, MIXERS, NEED_LEVELS, Place
+from focalclip.models.focalnet.mixers import FOCAL, MIXERS, NEED_LEVELS, Place
 
 Init = Literal["official", "timm", "fan_in"]
 Block = Literal["focal", "unicl"]
@@ -54,10 +54,11 @@ class FocalNetConfig:
     init: Init = "official"
     """See :meth:`~focalclip.models.focalnet.FocalNet.init_weights`."""
     mixer: str = "focal_modulation"
-    """What mixes positions in each block: a key of :data:`~focalclip.models.mixers.MIXERS`. Attention, convolution and
-    pooling have sizes of their own and take neither focal levels nor windows."""
+    """What mixes positions in each block: a key of :data:`~focalclip.models.focalnet.mixers.MIXERS`. Attention,
+    convolution and pooling have sizes of their own and take neither focal levels nor windows."""
     block: Block = "focal"
-    """``focal``: the paper's; ``unicl``: that of K-LITE's UniCL FocalNet-B, see :mod:`focalclip.models.klite`."""
+    """``focal``: the paper's; ``unicl``: that of K-LITE's UniCL FocalNet-B, see
+    :mod:`focalclip.models.focalnet.klite`."""
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.embed_dim, *self.depths) < 1:

@@ -8,9 +8,8 @@ from timm.models import focalnet as timm_focalnet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from focalclip.models.focalnet import FocalNet
-from focalclip.models.focalnet_config import FocalNetConfig
-from focalclip.models.weight_names import MATRIX
+from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.weights.names import MATRIX
 
 
 def tower_class(config: FocalNetConfig) -> Any:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from focalclip.errors import UserError, first_line
-from focalclip.models.encoder import ImageEncoder
-from focalclip.models.foreign import ForeignTower
+from focalclip.models.sources.encoder import ImageEncoder
+from focalclip.models.sources.foreign import ForeignTower
 
 OPEN_CLIP = "open_clip:"
 

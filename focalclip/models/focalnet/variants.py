@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from focalclip.errors import UserError
-from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.focalnet.config import FocalNetConfig
+from focalclip.models.focalnet.network import FocalNet
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from focalclip.errors import UserError, first_line
-from focalclip.models.weight_names import DIALECTS, Dialect, Weights, some
+from focalclip.models.weights.names import DIALECTS, Dialect, Weights, some
 
 _WRAPPERS = ("model", "state_dict")  # of the authors' files, and of those of most training loops
 
