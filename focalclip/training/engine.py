@@ -98,6 +98,8 @@ def create_engine(model: nn.Module, config: RunConfig, total_steps: int, load_un
     )
     settings = deepspeed_config(config, world_size()) | {"checkpoint": {"load_universal": load_universal}}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
+    if world_size() == 1 and config.train.zero_stage == 0:
+        engine.enable_backward_allreduce = False  # it would copy every gradient twice to average it with itself
     return engine
 
 
