@@ -114,7 +114,7 @@ class _DepthwiseConv(nn.Conv2d):
 
 
 def _conv_is_slow(kernel_size: int, height: int, width: int) -> bool:
-    """Whether oneDNN has no quick backward pass for such a map (torch 2.15: it takes 2 to 10 times as long as below)."""
+    """Whether oneDNN has no quick backward pass for such a map (torch 2.15: 2 to 10 times that of the way below)."""
     return max(height, width) <= (2 if kernel_size == 3 else 4)
 
 
