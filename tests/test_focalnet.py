@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from focalclip.errors import UserError
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.focalnet.focal_modulation import FocalModulation, _conv_is_slow, _DepthwiseConv
+from focalclip.models.focalnet.depthwise import DepthwiseConv, _is_slow
+from focalclip.models.focalnet.focal_modulation import FocalModulation
 from focalclip.models.focalnet.layers import DropPath
 
 SMALL = {"embed_dim": 8, "depths": (1, 2, 1)}
@@ -145,16 +146,24 @@ def test_drop_path_drops_whole_samples_and_keeps_the_mean():
 @pytest.mark.parametrize(("kernel_size", "height", "width"), [(3, 2, 2), (3, 1, 2), (5, 4, 4), (5, 1, 3), (9, 4, 2)])
 def test_depthwise_convolution_of_tiny_maps_is_the_convolution(kernel_size, height, width, dtype):
     torch.manual_seed(0)
-    layer = _DepthwiseConv(6, kernel_size).to(dtype)
-    assert _conv_is_slow(kernel_size, height, width)
+    layer = DepthwiseConv(6, kernel_size).to(dtype)
+    assert _is_slow(kernel_size, height, width)
     x = torch.randn(3, 6, height, width, dtype=dtype, requires_grad=True)
-    outputs = layer(x), F.conv2d(x, layer.weight, padding=kernel_size // 2, groups=6)
+    outputs = layer(x), F.conv2d(x, layer.weight, layer.bias, padding=kernel_size // 2, groups=6)
     upstream = torch.randn_like(x)
-    ours, theirs = (torch.autograd.grad(output, (x, layer.weight), upstream) for output in outputs)
+    ours, theirs = (torch.autograd.grad(output, (x, layer.weight, layer.bias), upstream) for output in outputs)
     tolerance = {torch.float32: 1e-6, torch.float64: 1e-12, torch.bfloat16: 0.1}[dtype]
     for a, b in zip([outputs[0], *ours], [outputs[1], *theirs], strict=True):
         assert a.dtype == dtype
         assert torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def test_a_map_size_first_seen_in_inference_mode_can_be_trained_on():
+    layer, x = DepthwiseConv(2, 3), torch.randn(1, 2, 2, 1)
+    with torch.inference_mode():
+        layer(x)
+    layer(x).sum().backward()
+    assert layer.weight.grad is not None
 
 
 def test_drop_path_grows_linearly_and_acts_only_in_training():

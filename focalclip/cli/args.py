@@ -20,7 +20,7 @@ def guarded(command: Callable[[], int]) -> int:
     """Exit status of ``command``; a mistake of the user's becomes one line on stderr and status 2."""
     # Read when torch is loaded, which no command does before this point. OpenMP's threads wait for each other thousands
     # of times a step: those that spin on slow it 5 to 10 times where a loader shares the cores, those that sleep at
-    # once slow it by half. A spin of a fraction of a millisecond, then sleep, is good for both.
+    # once nearly double it. So they spin for a fraction of a millisecond, then sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:

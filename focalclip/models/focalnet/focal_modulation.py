@@ -6,11 +6,12 @@ permuted view, the channels-last layout that is the quickest on CPUs as well as 
 
 import operator
 from collections.abc import Iterator
-from functools import lru_cache, reduce
+from functools import reduce
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from focalclip.models.focalnet.depthwise import DepthwiseConv
 
 
 class FocalModulation(nn.Module):
@@ -95,55 +96,6 @@ class FocalModulation(nn.Module):
         return height * width * (4 * dim**2 + dim * num_gates + dim * sum(k**2 for k in self.kernel_sizes))
 
 
-class _DepthwiseConv(nn.Conv2d):
-    """Depthwise convolution of odd size without bias that keeps height and width."""
-
-    def __init__(self, dim: int, kernel_size: int) -> None:
-        super().__init__(dim, dim, kernel_size, padding=kernel_size // 2, groups=dim, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(input)
-        # In 32 bits at least: on CPUs the bf16 backward pass of 5x5 kernels takes 15 times as long (torch 2.15).
-        dtype = torch.promote_types(input.dtype, torch.float32)
-        with torch.autocast("cpu", enabled=False):
-            x, kernels = input.to(dtype), self.weight.to(dtype)
-            if _conv_is_slow(self.kernel_size[0], *x.shape[-2:]):
-                return _depthwise_tap_by_tap(x, kernels).to(input.dtype)
-            return self._conv_forward(x, kernels, None).to(input.dtype)
-
-
-def _conv_is_slow(kernel_size: int, height: int, width: int) -> bool:
-    """Whether oneDNN has no quick backward pass for such a map (torch 2.15: 2 to 10 times that of the way below)."""
-    return max(height, width) <= (2 if kernel_size == 3 else 4)
-
-
-def _depthwise_tap_by_tap(x: Tensor, kernels: Tensor) -> Tensor:
-    """Depthwise convolution of tiny maps, one position after another; returns (B, C, H, W), channels last.
-
-    Args:
-        x: (B, C, H, W).
-        kernels: (C, 1, k, k), k odd; positions outside of the map count as zero.
-    """
-    batch, dim, height, width = x.shape
-    taps = F.pad(kernels.flatten(1), (0, 1))  # the last one, zero, is what positions further apart than k have
-    weights = taps[:, _tap_numbers(height, width, kernels.shape[-1])].permute(1, 2, 0).contiguous()  # from, to, C
-    positions = x.permute(2, 3, 0, 1).flatten(0, 1)[:, :, None]  # from, B, 1, C
-    out = positions[0] * weights[0]
-    for position, weight in zip(positions[1:], weights[1:], strict=True):
-        out = torch.addcmul(out, position, weight)
-    return out.view(batch, height, width, dim).permute(0, 3, 1, 2)
-
-
-@lru_cache
-def _tap_numbers(height: int, width: int, kernel_size: int) -> Tensor:
-    """The tap of a kernel, row by row, that carries position p to position q: (H W, H W) for p, q."""
-    y, x = torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height)
-    dy, dx = (at[:, None] - at + kernel_size // 2 for at in (y, x))
-    is_within = (dy >= 0) & (dy < kernel_size) & (dx >= 0) & (dx < kernel_size)
-    return torch.where(is_within, dy * kernel_size + dx, kernel_size**2)
-
-
 def _focal_level(dim: int, kernel_size: int) -> nn.Sequential:
     """Depthwise convolution (no bias) and GELU; a Sequential because published weights call the kernel ``0.weight``."""
-    return nn.Sequential(_DepthwiseConv(dim, kernel_size), nn.GELU())
+    return nn.Sequential(DepthwiseConv(dim, kernel_size, bias=False), nn.GELU())

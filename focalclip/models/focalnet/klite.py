@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from focalclip.models.focalnet.depthwise import DepthwiseConv
 from focalclip.models.focalnet.layers import DropPath, Mlp, layer_scale
 from focalclip.models.focalnet.mixers import build_mixer
 
@@ -38,11 +39,11 @@ class UniCLBlock(nn.Module):
     def __init__(self, config: "FocalNetConfig", *, stage: int, index: int, drop_path: float) -> None:
         super().__init__()
         dim = config.dims[stage]
-        self.dw1 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.dw1 = DepthwiseConv(dim, 3)
         self.modulation = build_mixer(config.mixer, config.place(stage, index))
         self.ls1 = layer_scale(dim, config.layer_scale)
         self.norm1 = nn.LayerNorm(dim)
-        self.dw2 = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.dw2 = DepthwiseConv(dim, 3)
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), dropout=config.dropout)
         self.ls2 = layer_scale(dim, config.layer_scale)
         self.norm2 = nn.LayerNorm(dim)

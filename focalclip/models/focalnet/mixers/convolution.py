@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from focalclip.models.focalnet.depthwise import DepthwiseConv
+
 
 class PoolFormerPooling(nn.Module):
     """Average of the 3x3 neighbours minus the position itself (https://arxiv.org/abs/2111.11418, algorithm 1)."""
@@ -36,7 +38,7 @@ class DepthwiseConvolution(nn.Module):
 
     def __init__(self, dim: int, *, dropout: float = 0.0) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, dim, self.KERNEL, padding=self.KERNEL // 2, groups=dim)
+        self.conv = DepthwiseConv(dim, self.KERNEL)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
