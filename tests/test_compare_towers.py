@@ -170,6 +170,16 @@ def test_the_report_sorts_by_score_and_names_what_is_missing(tmp_path):
     assert row["samples"] == 400 * 192
 
 
+def test_a_tower_without_any_result_yet_does_not_keep_the_others_from_being_written(tmp_path):
+    result(tmp_path, "focalnet", 0, mnist=0.2)
+    plan = a_plan()
+    rows = report.collect(plan, [Run(tower, 0, tmp_path) for tower in ("swin", "focalnet")])
+    report.write(plan, rows, [0], tmp_path)
+    written = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert [(row["tower"], list(row["scores"])) for row in written] == [("focalnet", ["score", "mnist"]), ("swin", [])]
+    assert written[1]["remarks"] == ["seed 0: not finished"]
+
+
 def test_cores_are_dealt_out(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 5}, raising=False)
     assert _shares(1) == [[0, 1, 2, 5]]

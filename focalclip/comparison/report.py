@@ -94,7 +94,7 @@ def collect(plan: Plan, runs: Sequence[Run]) -> list[Row]:
 def _row(plan: Plan, tower: str, runs: Sequence[Run]) -> Row:
     if tower not in plan.costs:
         return Row(tower, remarks=(f"failed: {plan.failed.get(tower, 'not measured yet')}",))
-    values: dict[str, dict[int, float]] = {SCORE: {}}
+    values: dict[str, dict[int, float]] = {}
     chance: dict[str, float] = {}
     remarks = []
     for run in runs:
@@ -102,7 +102,7 @@ def _row(plan: Plan, tower: str, runs: Sequence[Run]) -> Row:
             remarks.append(f"seed {run.seed}: " + (f"failed: {run.failure}" if run.failure else "not finished"))
             continue
         result = _read(run.result)
-        values[SCORE][run.seed] = result["score"]
+        values.setdefault(SCORE, {})[run.seed] = result["score"]
         for task, numbers in result["tasks"].items():
             values.setdefault(task, {})[run.seed] = numbers["value"]
             chance[task] = numbers["chance"]
