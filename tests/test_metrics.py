@@ -5,6 +5,7 @@ import pytest
 from sklearn import metrics as sk
 
 from focalclip.evaluation import metrics
+from focalclip.evaluation.intervals import bootstrap_interval, wilson_interval
 
 
 def rng(seed=0):
@@ -123,9 +124,9 @@ def test_softmax_over_classes_changes_the_ranking_over_images():
 
 def test_wilson_interval_known_values():
     # Newcombe (1998), table I, method 3: 81/263 and 0/20
-    assert metrics.wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
-    assert metrics.wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
-    low, high = metrics.wilson_interval(20, 20)
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=5e-5)
+    low, high = wilson_interval(20, 20)
     assert (low, high) == pytest.approx((1 - 0.1611, 1.0), abs=5e-5)
 
 
@@ -157,15 +158,15 @@ def test_weights_mean_that_an_image_counts_so_often():
 
 def test_bootstrap_of_accuracy_agrees_with_wilson_and_repeats_with_its_seed():
     correct = np.arange(1000) < 700
-    interval = metrics.bootstrap_interval(lambda w: metrics.accuracy(correct, w), 1000)
-    assert interval == pytest.approx(metrics.wilson_interval(700, 1000), abs=0.006)
-    assert interval == metrics.bootstrap_interval(lambda w: metrics.accuracy(correct, w), 1000)
-    assert interval != metrics.bootstrap_interval(lambda w: metrics.accuracy(correct, w), 1000, seed=1)
+    interval = bootstrap_interval(lambda w: metrics.accuracy(correct, w), 1000)
+    assert interval == pytest.approx(wilson_interval(700, 1000), abs=0.006)
+    assert interval == bootstrap_interval(lambda w: metrics.accuracy(correct, w), 1000)
+    assert interval != bootstrap_interval(lambda w: metrics.accuracy(correct, w), 1000, seed=1)
 
 
 def test_bootstrap_interval_of_map_at_chance_is_centred_on_the_value():
     scores, positives = rng().random((600, 5)), rng(1).random((600, 5)) < 0.07
-    low, high = metrics.bootstrap_interval(lambda w: metrics.map_11point(scores, positives, w), 600, draws=300)
+    low, high = bootstrap_interval(lambda w: metrics.map_11point(scores, positives, w), 600, draws=300)
     assert (low + high) / 2 == pytest.approx(value(metrics.map_11point(scores, positives)), abs=(high - low) / 6)
 
 

@@ -23,6 +23,7 @@ from focalclip.evaluation import metrics
 from focalclip.evaluation.classifier import class_matrix, encode_prompts
 from focalclip.evaluation.datasets import decode, read_task_folder
 from focalclip.evaluation.features import encode_images
+from focalclip.evaluation.intervals import wilson_interval
 from focalclip.evaluation.model import weights_sha256
 from focalclip.evaluation.tasks import Benchmark, Task
 from focalclip.evaluation.zeroshot import evaluate
@@ -80,7 +81,7 @@ def test_accuracy_top5_and_mean_per_class_equal_the_naive_way(tmp_path):
     result = run(folder, batch_size=5).tasks["t"]
     assert result.value == pytest.approx(sk.accuracy_score(labels, cosines.argmax(1)), abs=1e-12)
     assert result.extras["top5"] == pytest.approx(sk.top_k_accuracy_score(labels, cosines, k=5), abs=1e-12)
-    assert result.interval == metrics.wilson_interval(round(result.value * len(labels)), len(labels))
+    assert result.interval == wilson_interval(round(result.value * len(labels)), len(labels))
     assert (result.n, result.classes, result.templates, result.chance) == (18, 7, 2, pytest.approx(1 / 7))
 
     task = Task(id="t", metric="mean_per_class")

@@ -1,19 +1,13 @@
-"""The four ELEVATER metrics from their definitions, in float64, with 95% intervals.
+"""The four ELEVATER metrics from their definitions, in float64.
 
 Every metric takes optional ``weights`` of shape (draws, N): how often each image counts. All ones give the value
 itself, multinomial draws give its bootstrap, so that one piece of code computes both.
 """
 
-import math
-from collections.abc import Callable
-
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-
-Z95 = 1.959963984540054  # 97.5% point of the standard normal distribution
-BOOTSTRAP_DRAWS = 1000
 
 
 def true_class_ranks(scores: NDArray[np.floating], labels: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -114,40 +108,6 @@ def softmax(logits: NDArray[np.floating]) -> Floats:
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     exponentials = np.exp(shifted)
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
-
-
-def wilson_interval(correct: int, n: int) -> tuple[float, float]:
-    """95% Wilson score interval of a proportion (Wilson, 1927): honest also near 0, near 1 and for small n."""
-    p, z2 = correct / n, Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def bootstrap_interval(
-    statistic: Callable[[Floats], Floats], n: int, draws: int = BOOTSTRAP_DRAWS, seed: int = 0
-) -> tuple[float, float]:
-    """95% percentile bootstrap over n images, freed of the bootstrap's own bias.
-
-    Resampling repeats images, and repeats raise the 11-point mAP of weak scores: the draws are shifted so that their
-    mean is the value itself.
-
-    Args:
-        statistic: takes weights (draws, n), how often each image was drawn, and gives (draws,).
-        n: number of images.
-        draws: number of resamples.
-        seed: of the resampling; the same seed gives the same interval.
-    """
-    rng = np.random.default_rng(seed)
-    rows = max(1, min(draws, 2_000_000 // n))  # bounds one block to about 16 MB per array
-    blocks = []
-    for start in range(0, draws, rows):
-        picks = rng.integers(n, size=(min(rows, draws - start), n))
-        blocks.append(statistic(np.stack([np.bincount(row, minlength=n) for row in picks]).astype(np.float64)))
-    values = np.concatenate(blocks)
-    shifted = values - np.nanmean(values) + statistic(_ones(n))
-    low, high = np.clip(np.nanpercentile(shifted, [2.5, 97.5]), 0, 1)
-    return float(low), float(high)
 
 
 def _ones(n: int) -> Floats:

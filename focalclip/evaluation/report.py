@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from focalclip.evaluation.metrics import Z95
+from focalclip.evaluation.intervals import Z95
 from focalclip.evaluation.tasks import METRIC_TITLES, Metric
 
 WIDTH = 110  # columns of the printed text

@@ -9,6 +9,7 @@ from torch import Tensor
 from focalclip.errors import UserError
 from focalclip.evaluation import metrics
 from focalclip.evaluation.datasets import TaskData
+from focalclip.evaluation.intervals import bootstrap_interval, wilson_interval
 from focalclip.evaluation.tasks import Metric, Task
 
 ELEVATER_SCALE = 100.0  # ELEVATER scores by softmax(100 x cosine), whatever temperature the model learned
@@ -75,12 +76,12 @@ def _score_top1(metric: Metric, images: Tensor, classes: Tensor, labels: np.ndar
     if num_classes > TOP_K:
         extras["top5"] = float(metrics.accuracy(ranks < TOP_K)[0])
     if metric == "accuracy":
-        return Score(top1, metrics.wilson_interval(int(correct.sum()), n), 1 / num_classes, extras)
+        return Score(top1, wilson_interval(int(correct.sum()), n), 1 / num_classes, extras)
     present, index = metrics.occurring_classes(labels)
     if len(present) < num_classes:  # as in ELEVATER, classes without images cannot win
         correct = _ranks(images, classes[torch.from_numpy(present)], index) == 0
     value = float(metrics.mean_per_class(correct, labels)[0])
-    interval = metrics.bootstrap_interval(lambda weights: metrics.mean_per_class(correct, labels, weights), n)
+    interval = bootstrap_interval(lambda weights: metrics.mean_per_class(correct, labels, weights), n)
     return Score(value, interval, 1 / len(present), extras)
 
 
@@ -91,7 +92,7 @@ def _score_auc(images: Tensor, classes: Tensor, labels: np.ndarray) -> Score:
     if positives.all() or not positives.any():
         raise UserError("roc_auc needs images of both classes, the readable ones have only one; complete the data")
     value = float(metrics.roc_auc(margin, positives)[0])
-    interval = metrics.bootstrap_interval(lambda weights: metrics.roc_auc(margin, positives, weights), len(labels))
+    interval = bootstrap_interval(lambda weights: metrics.roc_auc(margin, positives, weights), len(labels))
     return Score(value, interval, 0.5, {"accuracy": float(((margin > 0) == positives).mean())})
 
 
@@ -101,7 +102,7 @@ def _score_map(images: Tensor, classes: Tensor, labels: np.ndarray) -> Score:
         raise UserError("map_11point needs positive labels, the data has none; wrong folder?")
     probabilities = metrics.softmax(ELEVATER_SCALE * (images @ classes.T).double().numpy())
     value = float(metrics.map_11point(probabilities, labels)[0])
-    interval = metrics.bootstrap_interval(lambda w: metrics.map_11point(probabilities, labels, w), len(labels))
+    interval = bootstrap_interval(lambda w: metrics.map_11point(probabilities, labels, w), len(labels))
     rng = np.random.default_rng(0)
     guesses = [metrics.map_11point(rng.random(labels.shape), labels)[0] for _ in range(_RANDOM_DRAWS)]
     return Score(value, interval, float(np.mean(guesses)))
