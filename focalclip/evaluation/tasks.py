@@ -49,6 +49,13 @@ class Task(Strict):
     """Accepted local folder names, besides ``id``; each also with ``wds_`` before it and ``_test`` behind."""
     hub: str | None = None
     """Data set repository in the wds layout on the Hugging Face hub; null: there is none."""
+    source: str | None = None
+    """Where the data is, if not in a folder of one of those names or on that hub repository: ``hf:REPOSITORY``,
+    ``hf:REPOSITORY:FOLDER``, ``hf:FOLDER`` under the data root, or ``torchvision:NAME``; null: look for it."""
+    names: tuple[str, ...] | None = None
+    """Class names in the order of ELEVATER's labels; null: the data's own."""
+    templates: tuple[str, ...] | None = None
+    """Prompts with ``{c}`` for the class name; null: the data's own."""
     resize: Literal["model", "squash"] = "model"
     """``squash``: the whole picture is resized to the model's square before the model's own preprocessing."""
     in_score: bool = True
