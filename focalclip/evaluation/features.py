@@ -75,7 +75,7 @@ def encode_images(
             digest.update(b"".join(batch.digests))
             bar.update(len(batch.readable))
     if not embeds:
-        raise UserError(f"{entries[0].shard.parent}: none of the {len(entries):,} images can be read ({broken[0]})")
+        raise UserError(f"none of the {len(entries):,} images can be read ({broken[0]})")
     matrix = torch.cat(embeds)
     if not bool(torch.isfinite(matrix).all()):
         raise UserError("the model's image features hold NaN or infinity; evaluate weights from before the divergence")
