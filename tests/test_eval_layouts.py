@@ -143,6 +143,14 @@ def test_a_folder_that_is_no_label_is_named(tmp_path):
         open_task(TASK, tmp_path, {})
 
 
+def test_a_faulty_label_file_is_named(tmp_path):
+    folder = write_archive_set(tmp_path / "pets", classes=3)
+    for content, message in ((b"ant\n\nbee\n", "line 2 is empty"), ("bière".encode("latin-1"), "not UTF-8")):
+        (folder / "label.txt").write_bytes(content)
+        with pytest.raises(UserError, match=rf"pets: label\.txt: {message}"):
+            open_task(TASK, tmp_path, {})
+
+
 def test_several_labels_per_image_are_refused_where_the_layout_has_one(tmp_path):
     write_archive_set(tmp_path / "voc-2007-classification", classes=20)
     task = Task(id="voc-2007-classification", metric="map_11point", templates=("a {c}.",))
@@ -208,6 +216,16 @@ def test_image_folder_without_splits_counts_as_test_even_with_a_class_called_tra
     assert (data.class_names, data.labels.tolist()) == (("bus", "train", "tram"), [0, 1, 2])
     with pytest.raises(Unavailable, match=r"has no train split \(it has no splits of its own and counts as test"):
         open_task(TASK, tmp_path, {}, "train")
+
+
+def test_a_set_that_is_tested_on_its_val_says_how(tmp_path):
+    write_images(tmp_path / "pets", ["val/n01440764/a.JPEG", "val/n01443537/b.JPEG", "train/n01440764/c.JPEG"])
+    with pytest.raises(
+        Unavailable, match=r"no test split \(it has train, val\); where val is what models are tested on"
+    ):
+        open_task(TASK, tmp_path, {})
+    (tmp_path / "pets" / "test").symlink_to("val")
+    assert open_task(TASK, tmp_path, {}).class_names == ("n01440764", "n01443537")
 
 
 def test_a_layout_without_prompts_needs_the_tasks(tmp_path):
@@ -335,3 +353,12 @@ def test_labels_outside_the_classes_are_refused_whatever_the_reader(tmp_path):
         TaskData(tmp_path, ("ant", "bee"), ("{c}",), entries, np.array([0, -1]))
     with pytest.raises(UserError, match="it holds no images"):
         TaskData(tmp_path, ("ant", "bee"), ("{c}",), (), np.array([], dtype=np.int64))
+
+
+def test_a_subset_loses_the_order_that_is_of_all(tmp_path):
+    write_archive_set(tmp_path / "pets", classes=3, index=[5, 0, 4, 1, 2, 3])
+    data = open_task(TASK, tmp_path, {})
+    part = data.subset(np.array([4, 0]))
+    assert ([entry.key for entry in part.entries], part.labels.tolist()) == (["test/2/a.png", "test/0/a.png"], [2, 0])
+    assert part.official_order is None
+    assert [entry.file for entry in part.entries] == [tmp_path / "pets" / entry.key for entry in part.entries]

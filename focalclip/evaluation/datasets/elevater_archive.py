@@ -23,6 +23,7 @@ from focalclip.evaluation.datasets.files import (
     ZipTree,
     content_offset,
     images_by_class,
+    lines_of,
     zip_members,
 )
 from focalclip.evaluation.datasets.records import Split, TaskData, no_split, templates_of
@@ -101,8 +102,7 @@ def _read(tree: Tree, task: Task, split: Split) -> TaskData:
     present = [name for name in ("train", "test") if tree.folders(name)]
     if split not in present:
         raise no_split(tree.place, split, present)
-    names = (tree.read(_LABELS) or b"").decode("utf-8-sig").strip().split("\n")
-    class_names = tuple(name.strip() for name in names)
+    class_names = lines_of(tree.read(_LABELS) or b"", f"{tree.place}: {_LABELS}", "one class name per line")
     images = images_by_class(tree, split)
     for folder, path in images:
         if not folder.isdecimal() or int(folder) >= len(class_names):

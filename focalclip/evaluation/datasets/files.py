@@ -29,6 +29,11 @@ class FileEntry(NamedTuple):
         """How messages call it."""
         return str(self.path)
 
+    @property
+    def file(self) -> Path:
+        """The file itself."""
+        return self.path
+
     def read(self) -> bytes:
         """The compressed image."""
         return self.path.read_bytes()
@@ -49,6 +54,11 @@ class ZipEntry(NamedTuple):
     def name(self) -> str:
         """How messages call it."""
         return f"{self.archive.name}:{self.key}"
+
+    @property
+    def file(self) -> Path:
+        """The zip."""
+        return self.archive
 
     def read(self) -> bytes:
         """The compressed image; empty if the zip's checksum does not fit."""
@@ -186,6 +196,21 @@ def content_offset(archive: Path, member: zipfile.ZipInfo) -> int:
         file.seek(member.header_offset)
         _, name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
     return member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
+
+
+def lines_of(data: bytes, what: object, content: str) -> tuple[str, ...]:
+    """The stripped lines of a UTF-8 text, but for empty ones at its end.
+
+    Raises:
+        UserError: naming ``what``, if it is no UTF-8 or a line is empty; ``content`` says what lines should hold.
+    """
+    try:
+        lines = [line.strip() for line in data.decode("utf-8-sig").rstrip().split("\n")]
+    except UnicodeDecodeError as error:
+        raise UserError(f"{what}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
+    if not all(lines):
+        raise UserError(f"{what}: line {lines.index('') + 1} is empty; expected {content}")
+    return tuple(lines)
 
 
 def images_by_class(tree: Tree, folder: str) -> list[tuple[str, str]]:

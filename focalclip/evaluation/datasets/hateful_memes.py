@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from focalclip.errors import UserError
-from focalclip.evaluation.datasets.files import FileEntry
+from focalclip.evaluation.datasets.files import FileEntry, lines_of
 from focalclip.evaluation.datasets.records import Split, TaskData, no_split, templates_of
 from focalclip.evaluation.tasks import Task
 
@@ -36,7 +36,8 @@ def read_hateful_memes(folder: Path, task: Task, split: Split) -> TaskData:
     if split not in present:
         raise no_split(folder, split, list(present))
     entries, labels = [], []
-    for number, line in enumerate(present[split].read_text(encoding="utf-8").splitlines(), start=1):
+    lines = lines_of(present[split].read_bytes(), present[split], "one meme per line")
+    for number, line in enumerate(lines, start=1):
         image, label = _meme(line, f"{present[split]}: line {number}")
         entries.append(FileEntry(folder / image, image))
         labels.append(label)

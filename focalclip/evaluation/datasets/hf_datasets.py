@@ -34,6 +34,10 @@ class RowEntry(NamedTuple):
         """How messages call it."""
         return f"{self.place}: row {self.row}"
 
+    @property
+    def file(self) -> None:
+        """Unknown: the library keeps the rows in files of its own."""
+
     def read(self) -> bytes:
         """The compressed image, from the row or from the file that it names."""
         (image,) = self.table[self.row].values()

@@ -98,10 +98,10 @@ def read_place(place: Path, task: Task, split: Split) -> TaskData:
         return hf_datasets.read_saved(place, task, split)
     if (found := _torchvision_root(place, task)) is not None:
         return torchvision_sets.read_torchvision(*found, task, split)
-    if hf_datasets.has_parquet(place):
-        return hf_datasets.read_parquet(place, task, split)
     if is_image_folder(place):
         return read_image_folder(place, task, split)
+    if hf_datasets.has_parquet(place):
+        return hf_datasets.read_parquet(place, task, split)
     present = sorted(path.name for path in place.iterdir())
     some = ", ".join(present[:5]) + (" ..." if present[5:] else "")
     raise UserError(f"{place}: no layout that can be read (it holds {some or 'nothing'}); expected {_LAYOUTS}")

@@ -1,7 +1,7 @@
 """What every reader returns: one split's names, prompts and labels, and entries that read one image each."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
@@ -39,6 +39,11 @@ class Entry(Protocol):
     @property
     def name(self) -> str:
         """How messages call it."""
+        ...
+
+    @property
+    def file(self) -> Path | None:
+        """The file that holds it: as long as that stays as it is, so does the image; None where no one file does."""
         ...
 
     def read(self) -> bytes:
@@ -83,6 +88,11 @@ class TaskData:
         """Whether an image may have several labels."""
         return self.labels.ndim == 2
 
+    def subset(self, chosen: np.ndarray) -> "TaskData":
+        """Only these images, by their places (M,); the official order is that of all, so it is lost."""
+        entries = tuple(self.entries[i] for i in chosen)
+        return replace(self, entries=entries, labels=self.labels[chosen], official_order=None)
+
     def digest(self, images_sha256: str) -> str:
         """SHA-256 of everything that decides a result: names, prompts, keys, labels and the images' own digest."""
         keys = [entry.key for entry in self.entries]
@@ -107,5 +117,9 @@ def templates_of(task: Task, place: object) -> tuple[str, ...]:
 def no_split(place: object, split: str, present: list[str]) -> Unavailable:
     """That a split is not there; says which are."""
     has = f"it has {', '.join(present)}" if present else "it has no splits of its own and counts as test"
-    hint = "; a validation set can be cut from train" if split == "val" and "train" in present else ""
+    hint = ""
+    if split == "val" and "train" in present:
+        hint = "; a validation set can be cut from train"
+    elif split == "test" and "val" in present:
+        hint = "; where val is what models are tested on, as in ImageNet-1K, give that folder the name test"
     return Unavailable(f"{place} has no {split} split ({has}){hint}")

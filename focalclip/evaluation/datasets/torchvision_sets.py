@@ -92,6 +92,10 @@ class ArrayEntry(NamedTuple):
         """How messages call it."""
         return f"{type(self.dataset).__name__}: image {self.row}"
 
+    @property
+    def file(self) -> None:
+        """Unknown: torchvision has read the array from files of its own."""
+
     def read(self) -> bytes:
         """The image as PNG."""
         buffer = io.BytesIO()

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from focalclip.errors import UserError, first_line
+from focalclip.evaluation.datasets.files import lines_of
 from focalclip.evaluation.datasets.records import SPLITS, TaskData
 
 NAMES, TEMPLATES, TYPE = "classnames.txt", "zeroshot_classification_templates.txt", "dataset_type.txt"
@@ -37,6 +38,11 @@ class TarEntry(NamedTuple):
     def name(self) -> str:
         """How messages call it: split, shard and key."""
         return f"{self.shard.parent.name}/{self.shard.name}:{self.key}"
+
+    @property
+    def file(self) -> Path:
+        """The tar."""
+        return self.shard
 
     def read(self) -> bytes:
         """The compressed image."""
@@ -90,13 +96,7 @@ def read_task_folder(folder: Path, split: str = "test") -> TaskData:
 def _lines(path: Path, content: str) -> tuple[str, ...]:
     if not path.is_file():
         raise UserError(f"{path}: missing; a task folder needs it ({content})")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().split("\n")]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    if not all(lines):
-        raise UserError(f"{path}: line {lines.index('') + 1} is empty; expected {content}")
-    return tuple(lines)
+    return lines_of(path.read_bytes(), path, content)
 
 
 def _shards(folder: Path) -> list[Path]:
