@@ -11,7 +11,7 @@ from wds_folder import picture, write_folder
 
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import TaskData, Unavailable, decode, open_task
-from focalclip.evaluation.tasks import Task
+from focalclip.evaluation.tasks import Task, load_benchmark
 
 TASK = Task(id="pets", folders=("vtab-pets",), templates=("a photo of a {c}.",))
 
@@ -335,6 +335,25 @@ def test_folders_come_before_zips_and_the_likeliest_name_first(tmp_path):
     assert len(open_task(TASK, tmp_path, {}).class_names) == 3
     write_folder(tmp_path / "wds_vtab-pets", [0, 1], names=("cat", "dog"))
     assert open_task(TASK, tmp_path, {}).class_names == ("cat", "dog")
+
+
+def test_the_tasks_in_the_documentation_are_understood(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "evaluation-data.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    write_images(tmp_path / "bees", ["honey/a.png", "bumble/b.png"])
+    found = {}
+    for task in load_benchmark(tmp_path / "mine.yaml").tasks:
+        try:
+            found[task.id] = open_task(task, tmp_path, {}).class_names
+        except Unavailable as reason:
+            found[task.id] = str(reason).split(",")[0]
+    assert found == {
+        "bugs": "offline",
+        "ants": "offline",
+        "bees": ("bumble", "honey"),
+        "svhn": f"{tmp_path}: has no test_32x32.mat; to download: python -c "
+        f"\"from torchvision.datasets import *; SVHN('{tmp_path}'",
+    }
 
 
 def test_an_unknown_split_or_source_is_refused(tmp_path):

@@ -321,13 +321,16 @@ def test_svhn_has_digits_for_names_and_ten_means_zero(tmp_path, monkeypatch):
     assert np.array_equal(np.asarray(decode(data.entries[1].read())), images[..., 1])
 
 
-def test_every_set_in_the_table_is_torchvisions(tmp_path):
+def test_every_set_in_the_table_is_torchvisions_and_says_how_to_get_it(tmp_path):
     from focalclip.evaluation.datasets.torchvision_sets import SETS
 
     for known in SETS:
         assert hasattr(torchvision.datasets, known.name)
         task = Task(id="x", source=f"torchvision:{known.name}", templates=("{c}",))
-        with pytest.raises(Unavailable, match=rf"has no .*; to download: python -c .* {known.name}\('.*download=True"):
+        how = {"FER2013": "take fer2013.csv", "StanfordCars": "links are dead"}.get(
+            known.name, rf"to download: python -c .* {known.name}\('.*download=True"
+        )
+        with pytest.raises(Unavailable, match=rf"has no .*; .*{how}"):
             open_task(task, tmp_path, {})
     assert not list(tmp_path.iterdir())
 

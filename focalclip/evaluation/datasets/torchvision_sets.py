@@ -39,6 +39,8 @@ class TorchvisionSet:
     """The registry's task of the same data."""
     names: tuple[str, ...] = field(default=(), repr=False)
     """Names of its labels where torchvision has none, from the set's own documentation."""
+    obtain: str = field(default="", repr=False)
+    """How to get it where torchvision cannot download it."""
 
 
 SETS = (
@@ -53,6 +55,7 @@ SETS = (
     TorchvisionSet(
         "FER2013", "fer2013/*.csv", _TWO, "fer-2013",
         names=("angry", "disgusted", "fearful", "happy", "sad", "surprised", "neutral"),
+        obtain="take fer2013.csv from the Kaggle challenge on facial expression recognition",
     ),
     TorchvisionSet("FGVCAircraft", "fgvc-aircraft-2013b/data", _THREE, "fgvc-aircraft-2013b-variants102"),
     TorchvisionSet("FashionMNIST", "FashionMNIST/raw", _TRAIN_FLAG, "fashion-mnist"),
@@ -72,7 +75,10 @@ SETS = (
     TorchvisionSet("STL10", "stl10_binary", _TWO),
     TorchvisionSet("SUN397", "SUN397", _TEST_ONLY),
     TorchvisionSet("SVHN", "test_32x32.mat", _TWO, names=tuple("0123456789")),
-    TorchvisionSet("StanfordCars", "stanford_cars/cars_test", _TWO, "stanford-cars"),
+    TorchvisionSet(
+        "StanfordCars", "stanford_cars/cars_test", _TWO, "stanford-cars",
+        obtain="its authors' links are dead: take the task's hub repository or ELEVATER's archive instead",
+    ),
 )  # fmt: skip
 
 
@@ -156,7 +162,8 @@ def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: Split
 def _absent(known: TorchvisionSet, root: Path, split: Split, reason: str) -> Unavailable:
     arguments = "".join(f", {name}={value!r}" for name, value in known.splits[split].items())
     call = f"{known.name}('{root}'{arguments}, download=True)"
-    return Unavailable(f'{root}: {reason}; to download: python -c "from torchvision.datasets import *; {call}"')
+    how = known.obtain or f'to download: python -c "from torchvision.datasets import *; {call}"'
+    return Unavailable(f"{root}: {reason}; {how}")
 
 
 def _class_names(known: TorchvisionSet, dataset: Any, task: Task) -> tuple[str, ...]:
