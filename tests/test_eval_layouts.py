@@ -2,6 +2,7 @@
 
 import json
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +86,13 @@ def test_a_sets_zip_reads_like_its_folder(tmp_path, method, root):
     assert zipped.official_order.tolist() == order
     assert zipped.entries[0].name == "pets.zip:test/000/a.png"
     assert open_task(TASK, tmp_path / "data", {}, "train").labels.tolist() == list(range(12))
+
+
+def test_threads_read_one_zip_at_once(tmp_path):
+    zip_folder(write_archive_set(tmp_path / "made", classes=30), tmp_path / "pets.zip")
+    data = open_task(TASK, tmp_path, {})
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda entry: entry.read(), data.entries * 5)) == contents(data) * 5
 
 
 def test_a_zip_inside_the_whole_download_is_read_in_place(tmp_path):

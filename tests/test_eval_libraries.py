@@ -4,6 +4,7 @@ import hashlib
 import json
 import pickle
 import struct
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,17 @@ def test_images_in_files_of_their_own(tmp_path):
     assert [entry.read() for entry in open_task(TASK, tmp_path, {}).entries] == [picture(0), picture(1)]
 
 
+def test_threads_read_rows_and_arrays_at_once(tmp_path, monkeypatch):
+    table([i % 3 for i in range(60)], BUGS).save_to_disk(tmp_path / "mine")
+    images = write_cifar(tmp_path, monkeypatch, count=60)
+    rows = open_task(TASK, tmp_path, {}).entries
+    arrays = open_task(Task(id="cifar-10", templates=("{c}",)), tmp_path, {}).entries
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda entry: entry.read(), rows * 5)) == [picture(i) for i in range(60)] * 5
+        read = list(pool.map(lambda entry: np.asarray(decode(entry.read())), arrays * 5))
+    assert np.array_equal(read, np.concatenate([images] * 5))
+
+
 def test_faulty_tables_are_one_clear_sentence(tmp_path):
     cases = {
         "no column holds images": Dataset.from_dict({"label": [0]}, features=Features({"label": BUGS})),
@@ -165,7 +177,7 @@ def write_cifar(root, monkeypatch, count=3):
     """CIFAR-10's pickles, with the checksums of these files in place of the real ones."""
     folder, images = root / "cifar-10-batches-py", pixels(0, (count, 3, 32, 32))
     folder.mkdir(parents=True)
-    batch = {"data": images.reshape(count, -1), "labels": list(range(count))}
+    batch = {"data": images.reshape(count, -1), "labels": [i % 3 for i in range(count)]}
     (folder / "test_batch").write_bytes(pickle.dumps(batch))
     names = {"label_names": ["airplane", "automobile", "bird"]}
     (folder / "batches.meta").write_bytes(pickle.dumps(names))
@@ -319,6 +331,39 @@ def test_svhn_has_digits_for_names_and_ten_means_zero(tmp_path, monkeypatch):
     data = open_task(Task(id="svhn", source="torchvision:SVHN", templates=("{c}",)), tmp_path, {})
     assert (data.class_names, data.labels.tolist()) == (tuple("0123456789"), [0, 1, 9])
     assert np.array_equal(np.asarray(decode(data.entries[1].read())), images[..., 1])
+
+
+def md5_of(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def test_flowers_labels_count_from_one_in_the_file(tmp_path, monkeypatch):
+    folder, make = tmp_path / "flowers-102", torchvision.datasets.Flowers102
+    write_files(folder / "jpg", [f"image_{i:05d}.jpg" for i in (1, 2, 3)])
+    savemat(folder / "imagelabels.mat", {"labels": np.array([[102, 1, 77]])})
+    savemat(folder / "setid.mat", {"trnid": np.array([[2]]), "valid": np.array([[2]]), "tstid": np.array([[3, 1]])})
+    checksums = {
+        key: (name, md5_of(folder / name)) for key, name in (("label", "imagelabels.mat"), ("setid", "setid.mat"))
+    }
+    monkeypatch.setattr(make, "_file_dict", {**make._file_dict, **checksums})
+    data = open_task(Task(id="oxford-flower-102", templates=("{c}",)), tmp_path, {})
+    assert [data.class_names[label] for label in data.labels] == ["passion flower", "blackberry lily"]
+    assert data.entries[0].key == "flowers-102/jpg/image_00003.jpg"
+
+
+def test_stl10_is_stored_by_columns(tmp_path, monkeypatch):
+    folder, make = tmp_path / "stl10_binary", torchvision.datasets.STL10
+    folder.mkdir()
+    images = pixels(2, (2, 96, 96, 3))
+    (folder / "test_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
+    (folder / "test_y.bin").write_bytes(bytes([3, 1]))
+    (folder / "class_names.txt").write_text("airplane\nbird\ncar\n")
+    monkeypatch.setattr(make, "train_list", [])
+    names = ("test_X.bin", "test_y.bin")
+    monkeypatch.setattr(make, "test_list", [[name, md5_of(folder / name)] for name in names])
+    data = open_task(Task(id="stl10", source="torchvision:STL10", templates=("{c}",)), tmp_path, {})
+    assert (data.class_names, data.labels.tolist()) == (("airplane", "bird", "car"), [2, 0])
+    assert np.array_equal(np.asarray(decode(data.entries[1].read())), images[1])
 
 
 def test_every_set_in_the_table_is_torchvisions_and_says_how_to_get_it(tmp_path):

@@ -73,7 +73,6 @@ SETS = (
     ),
     TorchvisionSet("RenderedSST2", "rendered-sst2/test", _THREE, "rendered-sst2"),
     TorchvisionSet("STL10", "stl10_binary", _TWO),
-    TorchvisionSet("SUN397", "SUN397", _TEST_ONLY),
     TorchvisionSet("SVHN", "test_32x32.mat", _TWO, names=tuple("0123456789")),
     TorchvisionSet(
         "StanfordCars", "stanford_cars/cars_test", _TWO, "stanford-cars",
@@ -151,7 +150,7 @@ def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: Split
     try:
         dataset = make(root, **known.splits[split], **loader)
     except (ImportError, RuntimeError) as error:
-        raise _absent(known, root, split, first_line(error)) from None
+        raise _absent(known, root, split, first_line(error).partition(". You can")[0]) from None
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{root}: torchvision cannot read its {known.name} ({first_line(error)})") from None
     class_names = _class_names(known, dataset, task)
@@ -183,16 +182,15 @@ def _entries(dataset: Any, root: Path) -> tuple[tuple[FileEntry | ArrayEntry, ..
     """Entries and labels, without decoding an image."""
     samples = _samples(dataset)
     if samples is None:
-        samples = [dataset[i] for i in range(len(dataset))] if hasattr(dataset, "loader") else None
-    if samples is None:
-        return tuple(ArrayEntry(dataset, i) for i in range(len(dataset))), [dataset[i][1] for i in range(len(dataset))]
+        labels = _array_labels(dataset)
+        return tuple(ArrayEntry(dataset, i) for i in range(len(labels))), labels
     paths = [Path(path) for path, _ in samples]
     return tuple(FileEntry(path, _key(path, root)) for path in paths), [int(label) for _, label in samples]
 
 
 def _samples(dataset: Any) -> list[tuple[Any, int]] | None:
-    """Paths and labels of the three classes that open files themselves."""
-    match type(dataset).__name__:
+    """Paths and labels; None for a set whose images are in arrays."""
+    match type(dataset).__name__:  # three classes open files themselves
         case "GTSRB":
             return dataset._samples
         case "OxfordIIITPet":
@@ -201,7 +199,14 @@ def _samples(dataset: Any) -> list[tuple[Any, int]] | None:
             folder = Path(dataset.root, "101_ObjectCategories")
             pairs = zip(dataset.y, dataset.index, strict=True)
             return [(folder / dataset.categories[y] / f"image_{i:04d}.jpg", y) for y, i in pairs]
-    return None
+    return [dataset[i] for i in range(len(dataset))] if hasattr(dataset, "loader") else None
+
+
+def _array_labels(dataset: Any) -> list[int]:
+    if type(dataset).__name__ == "PCAM":  # opens its files for each image: minutes for all of them
+        with dataset.h5py.File(dataset._base_folder / dataset._FILES[dataset._split]["targets"][0]) as file:
+            return file["y"][:, 0, 0, 0].tolist()
+    return [dataset[i][1] for i in range(len(dataset))]
 
 
 def _key(path: Path, root: Path) -> str:
