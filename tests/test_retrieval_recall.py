@@ -26,8 +26,9 @@ def perfect_ranks(data):
     """A model that sees exactly which words stand under an image, where each image has one caption."""
     words, word = data.distinct()
     texts = F.one_hot(torch.from_numpy(word), len(words)).float()
-    images = F.normalize(torch.zeros(len(data.entries), len(words)).index_add_(0, torch.from_numpy(data.pairs[:, 0]),
-                                                                             texts[data.pairs[:, 1]]), dim=-1)  # fmt: skip
+    image, text = torch.from_numpy(data.pairs.T.copy())
+    images = torch.zeros(len(data.entries), len(words)).index_add_(0, image, texts[text])
+    images = F.normalize(images, dim=-1)
     return retrieval_ranks(images, texts, data.pairs, progress=False)
 
 
@@ -112,25 +113,25 @@ def test_keeping_some_images_drops_the_others_captions():
 
 
 def test_interval_is_wilsons_where_nothing_hangs_together():
-    hits = np.arange(50) < 13
+    hits = (np.arange(50) < 13).astype(float)
     assert clustered_interval(hits, np.arange(50)) == pytest.approx(wilson_interval(13, 50))
 
 
 def test_captions_that_always_agree_count_as_one_each_image():
-    hits = np.repeat(np.arange(40) < 9, 5)
+    hits = np.repeat(np.arange(40) < 9, 5).astype(float)
     assert clustered_interval(hits, np.repeat(np.arange(40), 5)) == pytest.approx(wilson_interval(9, 40))
 
 
 @pytest.mark.parametrize("value", [False, True])
 def test_interval_is_honest_where_all_are_right_or_wrong(value):
-    low, high = clustered_interval(np.full(100, value), np.arange(100) // 5)
+    low, high = clustered_interval(np.full(100, float(value)), np.arange(100) // 5)
     assert (low, high) == pytest.approx(wilson_interval(20 * value, 20))
     assert high - low > 0.15
 
 
 def clustered_hits(rng, images, captions=5):
     """Hits whose chance differs from image to image."""
-    return rng.random((images, captions)) < rng.beta(0.8, 1.2, size=(images, 1))
+    return (rng.random((images, captions)) < rng.beta(0.8, 1.2, size=(images, 1))).astype(float)
 
 
 def test_interval_agrees_with_the_bootstrap_over_images():

@@ -14,15 +14,17 @@ examples:
   python eval/retrieval.py --data pairs.csv --model open_clip:ViT-B-32-quickgelu/openai --output result.json
 
 --data is one of:
-  a folder in the wds layout of CLIP_benchmark   dataset_type.txt says retrieval; test/0.tar ... hold KEY.jpg and KEY.txt
-                                                 with one caption per line
+  wds folder         the layout of CLIP_benchmark: dataset_type.txt says retrieval; test/0.tar ... hold KEY.jpg and
+                     KEY.txt with one caption per line
   training shards    a folder of tars or a pattern; KEY.jpg with KEY.txt (one caption) and, or, KEY.json (captions)
-  a table            .csv or .tsv; its first line names the columns: path (or filepath, image) and caption (or title,
+  table              .csv or .tsv; its first line names the columns: path (or filepath, image) and caption (or title,
                      text); an image with several captions has several lines
-  a caption file     .json; Karpathy's dataset_coco.json, dataset_flickr30k.json ..., or COCO's captions_val2017.json
+  caption file       .json; Karpathy's dataset_coco.json, dataset_flickr30k.json ..., or COCO's captions_val2017.json
 
 An image's recall@K is 1 if any of its captions is among the first K; CLIP_benchmark calls that direction
 text_retrieval, and text -> image image_retrieval. A run directory keeps the result in its eval/ folder.
+
+To fetch a set: hf download clip-benchmark/wds_flickr8k --repo-type dataset --local-dir DATA/wds_flickr8k
 
 exit status: 0 measured; 2 a mistake on the command line or in the data
 """
@@ -82,7 +84,7 @@ def _run(args: argparse.Namespace) -> int:
         args.data, split=args.split, image_root=args.image_root, limit=args.limit,
         captions_per_image=args.captions_per_image,
     )  # fmt: skip
-    data = replace(data, name=args.name or data.name)
+    data = replace(data, name=args.name or _name(args, data.name))
     data = data.merged() if args.merge_captions else data
     model = focalclip.load(source)
     result = evaluate(model, data, batch_size=args.batch_size, chunk=args.chunk, device=device).with_source(source)
@@ -95,3 +97,15 @@ def _run(args: argparse.Namespace) -> int:
     if args.ranks:
         print(f"\nwritten to {result.write_ranks(args.ranks)}")
     return 0
+
+
+def _name(args: argparse.Namespace, name: str) -> str:
+    """A part of a set, or another way to count, gets a name of its own, so that it never overwrites the full result."""
+    parts = [
+        name,
+        args.split if args.split != "test" else "",
+        f"first{args.limit}" if args.limit else "",
+        f"{args.captions_per_image}captions" if args.captions_per_image else "",
+        "merged" if args.merge_captions else "",
+    ]
+    return "-".join(part for part in parts if part)

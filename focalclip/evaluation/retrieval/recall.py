@@ -63,7 +63,7 @@ def text_to_image(ranks: NDArray[np.int64], data: PairData) -> Direction:
     return _direction(ranks, n, right, first_image, _text_ceilings(data))
 
 
-def clustered_interval(values: NDArray[np.number], clusters: NDArray[np.integer]) -> tuple[float, float]:
+def clustered_interval(values: NDArray[np.floating], clusters: NDArray[np.integer]) -> tuple[float, float]:
     """95% interval of the mean of numbers in [0, 1], of which those of one cluster may hang together.
 
     Wilson's score interval on an effective sample size: the variance of the mean is taken over clusters (the
@@ -102,7 +102,7 @@ def _direction(
 ) -> Direction:
     recalls = {}
     for k, ceiling in zip(RECALL_AT, ceilings, strict=True):
-        hits = ranks <= k
+        hits = (ranks <= k).astype(np.float64)
         interval = clustered_interval(hits, clusters)
         recalls[k] = Recall(float(hits.mean()), interval, chance_recall(candidates, right, k), ceiling)
     reciprocal = 1 / ranks

@@ -47,6 +47,11 @@ class RetrievalResult:
     peak_memory_mib: dict[str, float]
 
     @property
+    def protocol(self) -> str:
+        """What counts as right: ``clip_benchmark``'s own pairs alone, or all images of a caption."""
+        return "merged_captions" if self.data.is_merged else "clip_benchmark"
+
+    @property
     def score(self) -> float:
         """Mean of both recall@1, DataComp's number for a retrieval set."""
         return (self.image_to_text.recall[1].value + self.text_to_image.recall[1].value) / 2
@@ -72,7 +77,6 @@ class RetrievalResult:
             "captions": len(self.data.captions),
             "chance": sum(way.recall[1].chance for way in ways.values()) / 2,
             **{name: way.to_json() for name, way in ways.items()},
-            "merged_captions": self.data.is_merged,
             "repeated_captions": self.data.repeated,
             "left_out": self.data.faults,
             "broken": self.broken,
@@ -81,7 +85,7 @@ class RetrievalResult:
         }
         return {
             "benchmark": "retrieval",
-            "protocol": "clip_benchmark",
+            "protocol": self.protocol,
             "score": self.score,
             "score_interval": self.score_interval,
             "n_tasks": 1,
@@ -129,16 +133,17 @@ class RetrievalResult:
         per_image = np.bincount(self.data.pairs[:, 0])
         low, high = per_image.min(), per_image.max()
         each = f"{low}" if low == high else f"{low} to {high}"
+        each += f" per image, {self.data.repeated:,} with several images" if self.data.is_merged else " per image"
         took = self.seconds
         return (
-            f"{len(self.data.entries):,} images, {len(self.data.captions):,} captions ({each} per image); images"
+            f"{len(self.data.entries):,} images, {len(self.data.captions):,} captions ({each}); images"
             f" {took.images:.1f} s, captions {took.texts:.1f} s, ranking {took.ranking:.1f} s"
         )
 
     def _grid(self) -> str:
         """One aligned line per number; a ceiling is shown where a perfect model would not reach 100%."""
         ways = {"image -> text": self.image_to_text, "text -> image": self.text_to_image}
-        rows = [("direction", "metric", "value %", "95% interval", "chance %", "ceiling %", "n")]
+        rows: list[tuple[str, ...]] = [("direction", "metric", "value %", "95% interval", "chance %", "ceiling %", "n")]
         for name, way in ways.items():
             for k, recall in way.recall.items():
                 first = (name, f"{way.queries:,}") if k == 1 else ("", "")
