@@ -84,19 +84,27 @@ def retrieval_ranks(
                 for column in range(0, len(texts), chunk):
                     b = texts[column : column + chunk].to(device)
                     scores = a @ b.T
-                    _count(scores, a, b, for_image, ahead_image, row, column)
-                    _count(scores.T, b, a, for_text, ahead_text, column, row)
+                    _count(scores, 1, a, b, for_image, ahead_image, row, column)
+                    _count(scores, 0, b, a, for_text, ahead_text, column, row)
                     bar.update()
         return Ranks(*(1 + sum_with_grad(ahead).cpu().numpy() for ahead in (ahead_image, ahead_text)))
 
 
 def _count(
-    scores: Tensor, queries: Tensor, candidates: Tensor, target: _Target, ahead: Tensor, start: int, first: int
+    scores: Tensor,
+    axis: int,
+    queries: Tensor,
+    candidates: Tensor,
+    target: _Target,
+    ahead: Tensor,
+    start: int,
+    first: int,
 ) -> None:
     """Add to ``ahead`` how many of these candidates lie ahead of each query's target.
 
     Args:
-        scores: float32 (q, c) of the block.
+        scores: float32 (images, texts) of the block.
+        axis: of the scores, along which the candidates lie.
         queries: (q, D); they are ``start`` ... of all.
         candidates: (c, D); they are ``first`` ... of all.
         target: of all queries.
@@ -105,13 +113,14 @@ def _count(
         first: index of the first candidate.
     """
     rows = slice(start, start + len(queries))
-    true = target.score[rows, None]
+    true = target.score[rows].unsqueeze(axis)
     # The bound on |float32 product - exact| of unit vectors is D x rounding (Higham, Accuracy and Stability of
     # Numerical Algorithms, section 3.1); the 8 are for lengths a little above 1 and for rounding the limits.
     doubt = (queries.shape[1] + 8) * _FLOAT32_ROUNDING
     above = scores > (true + doubt).float()
-    ahead[rows] += above.sum(dim=1)
-    q, c = ((scores >= (true - doubt).float()) & ~above).nonzero(as_tuple=True)
+    ahead[rows] += above.sum(axis, dtype=torch.int32)  # ten times as fast as into int64
+    close = ((scores >= (true - doubt).float()) & ~above).nonzero(as_tuple=True)
+    q, c = close[1 - axis], close[axis]
     gap = _exact(queries, candidates, q, c) - target.score[rows][q]
     before = (gap > TIE) | ((gap >= -TIE) & (first + c < target.index[rows][q]))
     ahead[rows].index_add_(0, q, before.long())
