@@ -15,6 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from focalclip.data.captions import read_captions
 from focalclip.data.index import IMAGE, JSON, TEXT, index_shards, load_keys, load_members
 from focalclip.data.shards import resolve_shards
@@ -80,7 +82,7 @@ def _wds_shards(folder: Path, split: str) -> list[Path]:
 def _read_shards(shards: Sequence[Path], texts: Any) -> Iterator[Sample]:
     """Images and captions in order; ``texts`` makes captions of the bytes of text and JSON."""
     index_shards(shards)
-    for shard in shards:
+    for shard in tqdm(shards, desc="captions", unit=" shards", leave=False, disable=None):
         members = load_members(shard)
         with shard.open("rb") as file:
             for key, places in zip(load_keys(shard), members.tolist(), strict=True):
