@@ -6,16 +6,18 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import focalclip
 from focalclip.errors import UserError
+from focalclip.evaluation.calibration import learned_scale
 from focalclip.evaluation.classifier import class_matrix
 from focalclip.evaluation.datasets import Unavailable, locate, read_task_folder
+from focalclip.evaluation.facts import hardware_facts, model_facts
 from focalclip.evaluation.features import encode_images
-from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating, weights_sha256
+from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating
+from focalclip.evaluation.predictions import Predictions
 from focalclip.evaluation.report import Result, TaskResult
 from focalclip.evaluation.scoring import check_task, score
 from focalclip.evaluation.tasks import Benchmark, Task, load_benchmark
@@ -29,6 +31,7 @@ def evaluate(
     device: str | torch.device | None = None,
     tasks: Sequence[str] | None = None,
     progress: bool = True,
+    keep_all: bool = False,
 ) -> Result:
     """Measure a model zero-shot; its modes are as before afterwards, so that training can go on.
 
@@ -40,6 +43,7 @@ def evaluate(
         device: where to move the model first; None leaves it where it is.
         tasks: ids of the tasks to run; None for all.
         progress: show a bar and one line per finished task, on stderr.
+        keep_all: keep the scores of all classes for every image, as a submission to ELEVATER's server needs them.
 
     Returns:
         What was measured, what is missing (with what to do) and what failed (with why). One task's faulty data never
@@ -61,14 +65,13 @@ def evaluate(
         try:
             folder = locate(task, chosen.data_root, chosen.absent)
             with evaluating(model):
-                results[task.id] = _evaluate_task(model, task, folder, batch_size, label, progress)
+                results[task.id] = _evaluate_task(model, task, folder, batch_size, label, progress, keep_all)
         except Unavailable as reason:
             missing[task.id] = str(reason)
         except UserError as error:
             failed[task.id] = str(error)
         if progress and task.id not in missing:
             print(f"{label}: {_outcome(results.get(task.id))}", file=sys.stderr)
-    where, precision = device_and_dtype(model)
     return Result(
         benchmark=full.name,
         protocol=full.protocol,
@@ -76,14 +79,15 @@ def evaluate(
         tasks=results,
         missing=missing,
         failed=failed,
-        model={"sha256": weights_sha256(model), "precision": _name(precision), "device": _name(where)},
+        model=model_facts(model),
+        hardware=hardware_facts(device_and_dtype(model)[0]),
         versions=_versions(),
         seconds=round(time.perf_counter() - start, 3),
     )
 
 
 def _evaluate_task(
-    model: DualEncoder, task: Task, folder: Path, batch_size: int, label: str, progress: bool
+    model: DualEncoder, task: Task, folder: Path, batch_size: int, label: str, progress: bool, keep_all: bool
 ) -> TaskResult:
     start = time.perf_counter()
     data = read_task_folder(folder)
@@ -112,6 +116,7 @@ def _evaluate_task(
         folder=str(folder),
         seconds=round(time.perf_counter() - start, 3),
         images_per_second=round(len(data.entries) / images.seconds, 1),
+        predictions=Predictions.of(task, data, images, classes, learned_scale(model), keep_all),
     )
 
 
@@ -120,10 +125,6 @@ def _outcome(result: TaskResult | None) -> str:
         return "failed, see below"
     speed = f"{result.n:,} images in {result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
     return f"{100 * result.value:.1f}% ({speed})"
-
-
-def _name(value: Any) -> str:
-    return str(value).removeprefix("torch.")
 
 
 def _versions() -> dict[str, str]:
