@@ -13,6 +13,7 @@ done, so a killed run goes on within a data set. Features are kept in float32: i
 The folder may be deleted at any time; beyond ``MAX_BYTES`` the models that were not used for longest are dropped.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -120,7 +121,8 @@ class FeatureCache:
             temporary.replace(path)
         except OSError as error:
             self._is_writable = False
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
             _tell(f"{path.parent}: cannot be written ({first_line(error)}); features are not kept from here on")
 
 
