@@ -272,3 +272,24 @@ def test_runs_are_compared_by_the_benchmark_that_both_have(root, tmp_path):
         find_results(tmp_path, y)
     unkept = compare(x / "eval" / "demo.json", y, progress=False).refused
     assert unkept["plain"] == "the answers of A were not kept beside its JSON; evaluate it again"
+
+
+def test_a_task_taken_over_keeps_its_answers_and_leaves_no_part_behind(root, tmp_path):
+    benchmark, output = Benchmark("one", "wds", TASKS[:1], root), tmp_path / "r.json"
+
+    def run(**options):
+        return evaluate(tiny_model(), benchmark, progress=False, outputs=[output], **options).tasks["plain"]
+
+    first = run()
+    assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.predictions"}
+    written = (tmp_path / "r.predictions" / "plain.npz").stat().st_mtime_ns
+    second = run()
+    assert second.seconds == first.seconds  # not measured again
+    np.testing.assert_array_equal(second.predictions.top_cosines, first.predictions.top_cosines)
+    assert (tmp_path / "r.predictions" / "plain.npz").stat().st_mtime_ns == written
+    assert not second.predictions.has_all
+    third = run(keep_all=True)  # what was not kept is measured anew
+    assert third.predictions.has_all
+    assert third.value == first.value
+    assert Result.read(output).tasks["plain"].predictions.cosines.shape == (60, 7)
+    assert run().predictions.has_all

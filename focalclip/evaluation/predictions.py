@@ -4,6 +4,7 @@ From it come, without the model or the data: the metric again, exactly; its diff
 images; calibration; per-class numbers; the worst mistakes, with their pictures.
 """
 
+import hashlib
 import io
 import os
 import zipfile
@@ -104,7 +105,7 @@ class Predictions:
         ]
         columns: dict[str, Any] = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
         columns["predicted"] = columns["top_classes"][:, 0]
-        if task.metric == "mean_per_class":
+        if task.metric == "mean_per_class" and getattr(task, "candidates", "occurring") == "occurring":
             columns["predicted"] = _best_of_occurring(images.embeds, classes, labels)
         places = np.flatnonzero(images.readable).astype(np.int32)
         official = getattr(data, "official_order", None)  # only some sources tell it
@@ -143,6 +144,11 @@ class Predictions:
             return self.labels[np.arange(self.n), self.predicted]
         return self.predicted == self.labels
 
+    @property
+    def has_all(self) -> bool:
+        """Whether the scores of all classes were kept."""
+        return self.cosines.shape[1] > 0
+
     def top_correct(self) -> NDArray[np.bool_]:
         """(N,), whether the best of all classes is right; differs from ``correct`` where classes do not occur."""
         return self.top_classes[:, 0] == self.labels
@@ -161,9 +167,17 @@ class Predictions:
         Raises:
             UserError: if not all scores were kept.
         """
-        if self.cosines.shape[1] == 0:
+        if not self.has_all:
             raise UserError(f"{self.task}: the result keeps only the top {TOP} classes; evaluate with --keep-all")
         return metrics.softmax(ELEVATER_SCALE * self.cosines.astype(np.float64))
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides all the rest: the task with its data, and the scores."""
+        digest = hashlib.sha256(f"{_FORMAT} {self.task_sha256} {self.metric} {self.ranking}".encode())
+        for array in (self.predicted, self.top_cosines, self.scales, self.cosines, self.official):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
 
     def statistic(self, weights: Floats | None = None) -> Floats:
         """The metric, or its bootstrap for weights (draws, N): see :mod:`focalclip.evaluation.metrics`."""
@@ -180,12 +194,14 @@ class Predictions:
         return getattr(metrics, self.metric)(self.predicted.astype(np.int64), self.labels, weights)
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all."""
+        """Write the file, whole or not at all; one that holds the same answers is left as it is."""
+        if _fingerprint_in(path) == self.fingerprint:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         names = [field.name for field in fields(self) if field.name != "pictures"]
         values: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in names}
-        values |= {"format": np.array(_FORMAT)} | self.pictures.to_arrays()
+        values |= {"format": np.array(_FORMAT), "fingerprint": np.array(self.fingerprint)} | self.pictures.to_arrays()
         with temporary.open("wb") as file:
             np.savez_compressed(file, **values)
         temporary.replace(path)
@@ -204,11 +220,21 @@ class Predictions:
             raise UserError(f"{path}: no predictions can be read ({error}); evaluate again") from None
         if int(values.pop("format", -1)) != _FORMAT:
             raise UserError(f"{path}: predictions of another version of focalclip; evaluate again")
+        values.pop("fingerprint", None)
         values["pictures"] = Pictures.from_arrays(values)
         for name, array in values.items():
             if isinstance(array, np.ndarray) and array.ndim == 0:
                 values[name] = array.item()
         return cls(**values | {"class_names": tuple(values["class_names"].tolist())})
+
+
+def _fingerprint_in(path: Path) -> str | None:
+    """Of the answers in a file, if it holds any."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return str(file["fingerprint"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
 
 
 def _answers(images: Tensor, classes: Tensor, labels: NDArray[Any], scales: Floats, whole: bool) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from focalclip.evaluation.calibration import BINS
-from focalclip.evaluation.report.published import Cell, Row, rows_beside
+from focalclip.evaluation.report.dots import dots, published_table, sources
+from focalclip.evaluation.report.facts import facts, own_scale
+from focalclip.evaluation.report.published import rows_beside
 from focalclip.evaluation.report.reliability import panel
 from focalclip.evaluation.report.sections import section
 from focalclip.evaluation.report.tables import table_rows
@@ -37,8 +39,8 @@ def html_page(result: "Result") -> str:
         subtitle=f"protocol {result.protocol}, {_tasks(len(result.tasks))} evaluated in {_duration(result.seconds)}",
         score=_score(result),
         expected=result.expected,
-        facts=_facts(result),
-        dots=_dots(result, rows),
+        facts=facts(result),
+        dots=dots(result, rows),
         legend=[{"name": row.name, "data": row.data, "shape": i} for i, row in enumerate(rows)],
         starred=not all(task.beats_guessing for task in result.tasks.values()),
         interval_note=_INTERVAL_NOTE,
@@ -46,10 +48,10 @@ def html_page(result: "Result") -> str:
         problems=_problems(result),
         panels=[{"name": name} | drawn for name, drawn in panels.items() if drawn],
         bins=BINS,
-        own_scale=_own_scale(result),
+        own_scale=own_scale(result),
         sections=[section(name, task) for name, task in result.tasks.items()],
-        published=_published(result, rows),
-        sources=_sources(rows),
+        published=published_table(result, rows),
+        sources=sources(rows),
         provenance=_provenance(result),
         hashes=[(name, task.version, task.task_sha256, task.folder) for name, task in result.tasks.items()],
     )
@@ -76,79 +78,6 @@ def _score(result: "Result") -> dict[str, Any] | None:
     }
 
 
-def _facts(result: "Result") -> list[tuple[str, str]]:
-    """What is known of model and machine, in words."""
-    model, hardware = result.model, result.hardware
-    images = sum(task.n for task in result.tasks.values())
-    seconds = sum(task.n / task.images_per_second for task in result.tasks.values())
-    facts = {
-        "weights (SHA-256)": str(model.get("sha256", ""))[:16],
-        "precision, device": ", ".join(str(model[key]) for key in ("precision", "device") if key in model),
-        "parameters": _sides(model, "parameters"),
-        "multiply-adds": _sides(model, "multiply_adds"),
-        "image size": f"{model['image_size']} px" if "image_size" in model else "",
-        "learned scale": f"{model['logit_scale']:.1f}" if "logit_scale" in model else "",
-        "machine": str(hardware.get("gpu", hardware.get("processor", ""))),
-        "cores": str(hardware.get("cores", "")),
-        "peak memory": f"{hardware['peak_memory_bytes'] / 2**30:.2f} GiB" if "peak_memory_bytes" in hardware else "",
-        "images": f"{images:,} at {images / seconds:,.0f} images/s" if seconds else "",
-        "software": ", ".join(f"{name} {version}" for name, version in result.versions.items()),
-    }
-    return [(name, value) for name, value in facts.items() if value]
-
-
-def _sides(model: dict[str, Any], what: str) -> str:
-    """``12.3 M (image 4.5 M, text 7.8 M)``, of what is known."""
-    sides = [f"{side} {_size(model[f'{side}_{what}'])}" for side in ("image", "text") if f"{side}_{what}" in model]
-    whole = _size(model[what]) if what in model else ""
-    return f"{whole} ({', '.join(sides)})" if whole and sides else whole or ", ".join(sides)
-
-
-def _size(number: float) -> str:
-    """Three digits and the thousands in a letter."""
-    power = next((i for i, letter in enumerate("kMG") if number < 999.5 * 1000 ** (i + 1)), 2) if number >= 1000 else -1
-    return f"{number:.0f}" if power < 0 else f"{number / 1000 ** (power + 1):.3g} {'kMG'[power]}"
-
-
-def _dots(result: "Result", rows: list[Row]) -> list[dict[str, Any]]:
-    """The lines of the plot: the mean, the tasks in it, those beside it."""
-    lines = []
-    if result.score is not None and result.score_interval is not None:
-        whole = len(result.scored) == result.expected  # the published means are of all tasks
-        marks = [_mark(i, row, row.mean) for i, row in enumerate(rows) if whole]
-        name = f"mean of {len(result.scored)} of {result.expected}"
-        lines.append(_dot(name, result.score, result.score_interval, None, marks) | {"mean": True, "anchor": ""})
-    for name, task in sorted(result.tasks.items(), key=lambda item: not item[1].in_score):
-        marks = [_mark(i, row, row.tasks[name]) for i, row in enumerate(rows) if name in row.tasks]
-        label = name if task.in_score else f"{name} (beside the mean)"
-        star = "" if task.beats_guessing else " *"
-        line = _dot(label, task.value, task.interval, task.chance, marks) | {"mean": False, "anchor": f"task-{name}"}
-        lines.append(line | {"text_short": percent(task.value) + "%" + star})
-    return lines
-
-
-def _dot(
-    name: str, value: float, interval: tuple[float, float], chance: float | None, marks: list[dict[str, Any]]
-) -> dict[str, Any]:
-    low, high = interval
-    return {
-        "name": name,
-        "value": round(100 * value, 2),
-        "low": round(100 * low, 2),
-        "width": round(100 * (high - low), 2),
-        "chance": None if chance is None else round(100 * chance, 2),
-        "chance_text": "" if chance is None else f"{percent(chance)}%",
-        "text": f"{percent(value)}% (95% interval {percent(low)} to {percent(high)})",
-        "text_short": f"{percent(value)}%",
-        "published": marks,
-    }
-
-
-def _mark(shape: int, row: Row, cell: Cell) -> dict[str, Any]:
-    text = f"{row.name}: {percent(cell.value)}%, {cell.source.title}" + (f"; {cell.remark}" if cell.remark else "")
-    return {"shape": shape, "x": round(100 * cell.value, 2), "hollow": cell.source.trust != "read", "text": text}
-
-
 def _table(result: "Result") -> dict[str, Any] | None:
     if not result.tasks:
         return None
@@ -166,7 +95,7 @@ def _table(result: "Result") -> dict[str, Any] | None:
 def _more(task: "TaskResult") -> tuple[str, str, str]:
     known = task.extras | task.calibration
     first, second = (percent(known[key]) if key in known else "" for key in ("top5", "ece"))
-    return first, second, f"{task.images_per_second:,.0f}"
+    return first, second, f"{task.images_per_second:,.0f}" if task.images_per_second else "cached"
 
 
 def _problems(result: "Result") -> list[dict[str, Any]]:
@@ -178,39 +107,6 @@ def _problems(result: "Result") -> list[dict[str, Any]]:
         "Missing: not evaluated for lack of data": result.missing,
     }
     return [{"title": title, "rows": list(rows.items())} for title, rows in listings.items() if rows]
-
-
-def _own_scale(result: "Result") -> str:
-    scales = [task.calibration["own_scale"] for task in result.tasks.values() if "own_scale" in task.calibration]
-    return f"{scales[0]:.1f}" if scales else ""
-
-
-def _published(result: "Result", rows: list[Row]) -> list[dict[str, Any]]:
-    """What the plot's marks are, with why they may not be the same measurement."""
-    if not rows:
-        return []
-    marks = {source["title"]: source["mark"] for source in _sources(rows)}
-
-    def line(name: str, cells: list[Cell | None], mean: bool) -> dict[str, Any]:
-        remarks = dict.fromkeys(cell.remark for cell in cells if cell and cell.remark)
-        shown = [
-            cell and {"value": percent(cell.value), "source": cell.source.title, "mark": marks[cell.source.title]}
-            for cell in cells
-        ]
-        return {"name": name, "cells": shown, "remark": "; ".join(remarks), "mean": mean}
-
-    lines = [line(name, [row.tasks.get(name) for row in rows], False) for name in result.tasks]
-    return [*lines, line("mean of 20", [row.mean for row in rows], True)]
-
-
-def _sources(rows: list[Row]) -> list[dict[str, Any]]:
-    """The sources in order of first use, lettered."""
-    cells = [cell for row in rows for cell in [*row.tasks.values(), row.mean]]
-    unique = list({cell.source.title: cell.source for cell in cells}.values())
-    return [
-        {"mark": chr(ord("a") + i), "title": source.title, "url": source.url, "trust": source.trust}
-        for i, source in enumerate(unique)
-    ]
 
 
 def _provenance(result: "Result") -> str:

@@ -41,7 +41,15 @@ class TaskResult:
     """Of names, prompts, keys, labels and images."""
     folder: str
     seconds: float
-    images_per_second: float
+    images_per_second: float | None
+    """Of the images that were encoded; None where all came from the cache."""
+    cached_images: int = 0
+    text_seconds: float = 0.0
+    image_seconds: float = 0.0
+    prompts: int = 0
+    """Of all classes together."""
+    settings_sha256: str = ""
+    """Of all that decides the numbers besides the data (see ``finished``)."""
     calibration: dict[str, float] = field(default_factory=dict)
     """See :func:`calibration_errors`; empty for multi-label data."""
     predictions: Predictions | None = field(default=None, repr=False, compare=False)
@@ -113,11 +121,9 @@ class Result:
     failed: dict[str, str] = field(default_factory=dict)
     """Tasks whose data is there and not right, and why."""
     model: dict[str, Any] = field(default_factory=dict)
-    """source, sha256, precision, device, and what ``facts.model_facts`` tells."""
+    """source, sha256, and what ``footprint`` tells of the model and the machine."""
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
-    hardware: dict[str, Any] = field(default_factory=dict)
-    """See ``facts.hardware_facts``."""
 
     @property
     def scored(self) -> list[TaskResult]:
@@ -158,7 +164,6 @@ class Result:
             "missing": self.missing,
             "failed": self.failed,
             "model": self.model,
-            "hardware": self.hardware,
             "versions": self.versions,
             "seconds": self.seconds,
         }
@@ -199,8 +204,13 @@ class Result:
         return result_table(self)
 
 
+def predictions_folder(path: Path) -> Path:
+    """Where the answers behind a result's JSON are."""
+    return path.with_suffix(".predictions")
+
+
 def _predictions_file(path: Path, task: str) -> Path:
-    return path.with_suffix(".predictions") / f"{task}.npz"
+    return predictions_folder(path) / f"{task}.npz"
 
 
 def _with_predictions(task: TaskResult, path: Path) -> TaskResult:

@@ -104,10 +104,10 @@ def write_submission(result: "Result", path: Path) -> Path:
         UserError: if the result is of another protocol, lacks all scores, or a test set is not ELEVATER's own: every
             image of it has to be there, in its order.
     """
-    if result.protocol != "elevater" or not result.tasks:
+    if result.protocol.split(",")[0] != "elevater" or not result.tasks:  # "elevater, class prompts" will do
         raise UserError(f"{path}: a submission needs tasks under the protocol elevater; evaluate --benchmark elevater")
-    backbone = int(result.model.get("parameters", 0))
-    visual = int(result.model.get("image_parameters", 0))
+    backbone = int(result.model.get("parameters") or 0)
+    visual = int(result.model.get("image_parameters") or 0)
     records = [
         Record(
             name, [_official(name, task)], num_params=backbone, num_visual_params=visual, num_backbone_params=backbone

@@ -16,7 +16,7 @@ _COLUMNS = (
     "benchmark", "protocol", "model", "weights_sha256", "task", "metric", "value", "low", "high", "chance",
     "above_chance", "in_score", "n", "classes", "templates", "broken", "test_set", "accuracy", "top5", "majority",
     "ece", "ece_equal_mass", "ece_own_scale", "own_scale", "ece_fitted_scale", "fitted_scale", "images_per_second",
-    "seconds", "task_sha256",
+    "cached_images", "seconds", "task_sha256",
 )  # fmt: skip
 
 
