@@ -4,7 +4,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from focalclip.cli.args import check_output, command_parser, guarded, positive_int, usable_device
+from focalclip.cli.args import (
+    add_cache_options,
+    check_output,
+    command_parser,
+    feature_folder,
+    guarded,
+    positive_int,
+    usable_device,
+)
 
 EXAMPLES = """\
 examples:
@@ -64,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--name", help="of the set, in the result (default: from --data)")
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON")
+    add_cache_options(parser)
     parser.add_argument("--ranks", metavar="FILE.npz", help="write the rank of every image and caption")
     return parser
 
@@ -87,7 +96,9 @@ def _run(args: argparse.Namespace) -> int:
     data = replace(data, name=args.name or _name(args, data.name))
     data = data.merged() if args.merge_captions else data
     model = focalclip.load(source)
-    result = evaluate(model, data, batch_size=args.batch_size, chunk=args.chunk, device=device).with_source(source)
+    result = evaluate(
+        model, data, batch_size=args.batch_size, chunk=args.chunk, device=device, cache_dir=feature_folder(args)
+    ).with_source(source)
     print("\n" + result.table())
     outputs = [Path(args.output)] if args.output else []
     if (Path(source) / "config.yaml").is_file():

@@ -41,10 +41,9 @@ class RetrievalResult:
     data_sha256: str
     """Of keys, captions, pairs and images."""
     model: dict[str, Any]
-    """source, sha256, precision, device."""
+    """source, sha256, and what ``footprint`` tells of the model and the machine."""
     versions: dict[str, str]
     seconds: Seconds
-    peak_memory_mib: dict[str, float]
 
     @property
     def protocol(self) -> str:
@@ -97,7 +96,6 @@ class RetrievalResult:
             "versions": self.versions,
             "seconds": self.seconds.total,
             "seconds_of": {name: round(value, 3) for name, value in self.seconds._asdict().items()},
-            "peak_memory_mib": self.peak_memory_mib,
         }
 
     def write(self, path: str | Path) -> Path:
