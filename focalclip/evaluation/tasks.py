@@ -86,6 +86,9 @@ class Task(Strict):
     """Accepted local folder names, besides ``id``; each also with ``wds_`` before it and ``_test`` behind."""
     hub: str | None = None
     """Data set repository in the wds layout on the Hugging Face hub; null: there is none."""
+    source: str | None = None
+    """Where the data is, if not in a folder of one of those names or on that hub repository: ``hf:REPOSITORY``,
+    ``hf:REPOSITORY:FOLDER``, ``hf:FOLDER`` under the data root, or ``torchvision:NAME``; null: look for it."""
     in_score: bool = True
     """Whether the benchmark's mean holds it (ImageNet-1K is shown beside ELEVATER's 20)."""
     differences: tuple[str, ...] = ()
