@@ -12,7 +12,7 @@ from focalclip.errors import UserError
 from focalclip.evaluation import metrics
 from focalclip.evaluation.protocols import PROTOCOLS, lines_sha256, load_protocol, statement
 from focalclip.evaluation.resize import resizer
-from focalclip.evaluation.scoring import score
+from focalclip.evaluation.scoring import metric_value, score, score_matrix
 from focalclip.evaluation.tasks import Task, load_benchmark, registered_benchmarks, registered_tasks
 from focalclip.evaluation.zeroshot import evaluate
 
@@ -139,6 +139,26 @@ def test_multi_label_scores_of_every_kind_and_the_protocols_own_among_them():
     for result in results.values():
         assert result.interval[0] < result.value < result.interval[1]
     assert results["elevater"].chance > results["clip_benchmark"].chance + 0.03
+
+
+def test_a_matrix_of_scores_is_scored_as_vectors_are():
+    rng = np.random.default_rng(0)
+    images, classes = unit(rng, 90, 12), unit(rng, 6, 12)
+    cosines = (images @ classes.T).numpy()
+    labels, several = rng.integers(0, 4, size=90), rng.random((90, 6)) < 0.3
+    for metric in ("accuracy", "mean_per_class", "macro_f1"):
+        task = Task(id="t", metric=metric, chance=0.25)
+        assert score_matrix(task, cosines, labels) == score(task, images, classes, labels)
+        assert metric_value(metric, cosines, labels) == score(task, images, classes, labels).value
+    for metric in ("map_11point", "map_11point_voc", "map"):
+        task = Task(id="t", metric=metric, scores="cosine", chance=0.25)
+        by_vectors, by_matrix = score(task, images, classes, several), score_matrix(task, cosines, several)
+        assert (by_matrix.value, by_matrix.interval) == (by_vectors.value, by_vectors.interval)
+        assert metric_value(metric, cosines, several) == by_vectors.value
+    pair = Task(id="t", metric="roc_auc")
+    assert score_matrix(pair, cosines[:, :2], labels % 2) == score(pair, images, classes[:2], labels % 2)
+    expected = score(pair, images, classes[:2], labels % 2).value
+    assert metric_value("roc_auc", cosines[:, :2], labels % 2) == expected
 
 
 def test_mean_per_class_lets_empty_classes_compete_or_not_as_the_protocol_says():

@@ -177,7 +177,7 @@ def test_trap_pcam_and_resisc45_have_other_prompts_in_the_mirror():
     assert differ == {"patch-camelyon", "resisc45_clip"}
 
 
-def test_trap_prompts_of_a_folder_are_never_replaced_in_silence(tmp_path):
+def test_trap_prompts_of_a_folder_are_not_overwritten_in_silence(tmp_path):
     # CLIP_benchmark 1.5.0 overwrote the folder's prompts with defaults (issue 109); DataComp had to be measured again
     task = Task(id="t", classes=3, names=("red", "green", "blue"), templates=("a {c}.",))
     data = read_task_folder(write_folder(tmp_path / "t", [0], templates=("one {c}", "two {c}")))
@@ -241,6 +241,26 @@ def test_trap_the_mean_of_datacomp_is_of_38_tasks_of_which_32_are_measured():
     elevater = {task.id for task in ELEVATER.values() if task.in_score}
     inside = elevater & {task.id for task in datacomp.tasks}
     assert elevater - inside == {"fer-2013", "hateful-memes", "voc-2007-classification"}
+
+
+def test_trap_a_folder_of_ones_own_may_have_several_labels(tmp_path):
+    # the toolkit takes custom data as folders of classes, one label per image
+    vectors = [[1, 1, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1]]
+    write_folder(tmp_path / "mine", vectors, kind="multilabel")
+    result = evaluate(tiny_model(), tmp_path, progress=False)
+    assert result.tasks["mine"].metric == "map_11point"
+    assert 0 < result.tasks["mine"].value <= 1
+
+
+def test_trap_a_failed_task_is_no_score_of_zero(tmp_path):
+    # the toolkit swallows exceptions and goes on with a score of 0
+    write_folder(tmp_path / "good", [0, 1, 2])
+    write_folder(tmp_path / "bad", [0, 1, 2])
+    (tmp_path / "bad" / "test" / "0.tar").write_bytes(b"not a tar")
+    result = evaluate(tiny_model(), tmp_path, progress=False)
+    assert set(result.failed) == {"bad"}
+    assert result.score == result.tasks["good"].value
+    assert "mean of 1 of 2 tasks" in result.table()
 
 
 def test_trap_difficult_objects_of_voc_are_stated():
