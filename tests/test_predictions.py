@@ -10,13 +10,14 @@ from wds_folder import picture, tiny_model, write_folder
 
 from focalclip.errors import UserError
 from focalclip.evaluation import metrics
-from focalclip.evaluation.compare import compare, find_results
+from focalclip.evaluation.compare import compare
 from focalclip.evaluation.datasets import read_task_folder
 from focalclip.evaluation.features import ImageFeatures
 from focalclip.evaluation.per_class import class_rows, confusions
 from focalclip.evaluation.pictures import decode, mistakes
 from focalclip.evaluation.predictions import Predictions
 from focalclip.evaluation.report import Result
+from focalclip.evaluation.report.files import find_results
 from focalclip.evaluation.tasks import Benchmark, Task
 from focalclip.evaluation.zeroshot import evaluate
 
@@ -60,7 +61,8 @@ def root(tmp_path_factory):
     return root
 
 
-def test_statistic_of_the_kept_answers_is_the_result_itself(root):
+def test_trap_no_predictions_are_kept(root):
+    """They are, and give the result again to the last bit."""
     result = Result.read(root / "a.json")
     assert result.tasks.keys() == {task.id for task in TASKS}
     for name, task in result.tasks.items():
