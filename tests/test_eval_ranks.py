@@ -46,7 +46,9 @@ def root(tmp_path_factory):
     write_folder(root / "tasks" / "c", vectors, kind="multilabel")
     for number in ("0", "1"):
         (root / number / "wds_renderedsst2").mkdir(parents=True)
-    write_folder(root / "0" / "hateful_memes", [0, 1] * 250, names=NAMES[:2], images=[picture(0)] * 500)
+    write_folder(
+        root / "0" / "hateful_memes", [0, 1] * 250, names=["meme", "hatespeech meme"], images=[picture(0)] * 500
+    )
     return root
 
 
@@ -107,7 +109,7 @@ def test_what_one_rank_lacks_all_lack(answers):
     assert answers[0]["lacking"] == answers[1]["lacking"]
     missing, failed = answers[0]["lacking"]
     assert "hateful_memes" in missing["hateful-memes"]
-    assert "classnames.txt: missing" in failed["rendered-sst2"]
+    assert "no layout that can be read" in failed["rendered-sst2"]
 
 
 def test_a_disk_that_fails_on_one_rank_fails_the_task_on_all(answers):
