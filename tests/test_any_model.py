@@ -82,6 +82,19 @@ def test_a_function_that_is_none_is_told(module, source, message):
         focalclip.load(source)
 
 
+def test_trap_a_model_name_is_never_evaluated(module, tmp_path):
+    """The toolkit of ELEVATER evaluates a model's name as code."""
+    for source in (
+        "my_models:open('hacked', 'w')",
+        "__import__('pathlib').Path('hacked').touch()",
+        "my_models:a.b",
+        "a b:c",
+    ):
+        with pytest.raises(UserError):
+            focalclip.load(source)
+    assert not (tmp_path / "hacked").exists()
+
+
 def check_cut(model, prompts=PROMPTS):
     """Rows cut behind the tokens that count, in short batches, give the embeddings of whole rows one at a time."""
     tokens = model.tokenizer(prompts)

@@ -17,10 +17,11 @@ from sklearn import metrics as sk
 from wds_folder import picture, png, tiny_model, write_folder
 
 import focalclip
+from focalclip.cli.args import with_overrides
 from focalclip.cli.zeroshot import main
-from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from focalclip.config import ImageTowerConfig, ModelConfig, RunConfig, TextTowerConfig
 from focalclip.errors import UserError
-from focalclip.evaluation import metrics
+from focalclip.evaluation import metrics, scoring
 from focalclip.evaluation.classifier import class_matrix, encode_prompts
 from focalclip.evaluation.datasets import decode, read_task_folder
 from focalclip.evaluation.features import encode_images
@@ -121,7 +122,7 @@ def test_trap_class_names_that_occur_twice_are_two_classes():
     assert len(classes) == 3
 
 
-def test_trap_mixed_precision_by_default(tmp_path):
+def test_trap_mixed_precision_is_off_unless_asked_for_and_recorded(tmp_path):
     """CLIP_benchmark runs the towers under autocast unless told otherwise; here precision is asked for, and told."""
     folder, model = write_folder(tmp_path / "t", [0, 1, 2, 0, 1]), tiny_model()
     seen = []
@@ -143,18 +144,36 @@ def test_trap_mixed_precision_by_default(tmp_path):
     assert 1e-4 < (full - half).abs().max() < 0.1
 
 
-def test_trap_batch_size_moves_logits(tmp_path):
-    """It can in the last bits, so batches are always cut at the same places, whatever rank or cache they come from."""
-    data = read_task_folder(write_folder(tmp_path / "t", [0] * 13))
+def test_trap_batch_size_moves_no_number(tmp_path):
+    """It can move a logit's last bits, so batches are cut at the same places, whatever rank or cache they come from."""
     model, sizes = tiny_model(), []
-    with torch.no_grad(), model.visual.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0]))):
-        encode_images(model, data.entries, batch_size=5, progress=False)
-    assert sizes == [5, 5, 3]
     images = [picture(i) if i != 2 else b"damaged" for i in range(13)]
-    data = read_task_folder(write_folder(tmp_path / "u", [0] * 13, images=images))
+    folder = write_folder(tmp_path / "t", [i % 3 for i in range(13)], images=images)
     with torch.no_grad(), model.visual.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0]))):
-        encode_images(model, data.entries, batch_size=5, progress=False)
-    assert sizes[3:] == [4, 5, 3]  # a damaged image moves none of those behind it into another batch
+        encode_images(model, read_task_folder(folder).entries, batch_size=5, progress=False)
+    assert sizes == [4, 5, 3]  # a damaged image moves none of those behind it into another batch
+    whole = run(folder).tasks["t"]
+    for size in (1, 4, 13):
+        part = run(folder, batch_size=size).tasks["t"]
+        assert (part.value, part.interval, part.extras) == (whole.value, whole.interval, whole.extras)
+
+
+def test_trap_all_logits_are_kept(monkeypatch):
+    """CLIP_benchmark keeps the scores of all images; here a block of them is held at a time."""
+    rows, ranks = [], metrics.true_class_ranks
+
+    def noted(scores, labels):
+        rows.append(len(scores))
+        return ranks(scores, labels)
+
+    monkeypatch.setattr(metrics, "true_class_ranks", noted)
+    rng = np.random.default_rng(0)
+    images = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(20_000, 4)).astype(np.float32)))
+    labels = rng.integers(0, 6, 20_000)
+    result = scoring.score(Task(id="t"), images, images[:6], labels)
+    assert max(rows) <= 8192
+    assert sum(rows) >= 20_000
+    assert result.value == pytest.approx(sk.accuracy_score(labels, (images @ images[:6].T).argmax(1)), abs=1e-12)
 
 
 def test_labels_that_are_the_models_answers_score_one_and_shifted_ones_zero(tmp_path):
@@ -443,6 +462,19 @@ def test_a_mistake_is_one_line_and_exit_status_2(workplace, monkeypatch, capsys,
     err = capsys.readouterr().err
     assert err.startswith(message)
     assert err.count("\n") == 1
+
+
+def test_trap_flags_can_be_switched_off(workplace, monkeypatch, capsys):
+    """CLIP_benchmark reads --normalize from text, and any text is true; here a flag takes no text."""
+    monkeypatch.chdir(workplace)
+    for flag in ("--fresh", "--no-cache"):
+        with pytest.raises(SystemExit) as left:
+            main(["--benchmark", "tasks", flag, "false"])
+        assert left.value.code == 2
+    assert "unrecognized arguments: false" in capsys.readouterr().err
+    for word in ("false", "False", "no"):
+        assert with_overrides(RunConfig(), ["--model.text.causal", word]).model.text.causal is False
+    assert with_overrides(RunConfig(), ["--model.text.no-causal"]).model.text.causal is False
 
 
 def test_script_in_a_process_of_its_own(workplace):
