@@ -90,7 +90,8 @@ def answers(root):
     return [json.loads(answer) for answer in run_ranks(_all, 2, str(root))]
 
 
-def test_two_ranks_give_the_numbers_of_one(root, answers):
+def test_trap_ranks_give_the_numbers_of_one_process(root, answers):
+    """The toolkit knows one GPU, CLIP_benchmark deals out whole runs; here the images of a data set are shared."""
     alone = json.loads(json.dumps(_measure(root)))
     assert alone["tasks"]["a"]["n"] == 21
     assert [answer["whole"] for answer in answers] == [alone, alone]
