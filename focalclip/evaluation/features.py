@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from tqdm import tqdm
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import Entry, decode
 from focalclip.evaluation.model import device_and_dtype
+from focalclip.evaluation.protocols import Resize
+from focalclip.evaluation.resize import resizer
 
 MAX_THREADS = 16
 
@@ -50,7 +52,7 @@ def encode_images(
     entries: Sequence[Entry],
     *,
     batch_size: int,
-    resize: Literal["model", "squash"] = "model",
+    resize: Resize = "model",
     label: str = "",
     progress: bool = True,
 ) -> ImageFeatures:
@@ -83,9 +85,9 @@ def encode_images(
     return ImageFeatures(matrix, np.array(readable), tuple(broken), digest.hexdigest(), seconds)
 
 
-def _loader(preprocess: Callable[[Image.Image], Tensor], resize: str) -> Callable[[Sequence[Entry]], _Batch]:
+def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Sequence[Entry]], _Batch]:
     """A function that reads, checks, decodes and preprocesses some images."""
-    side = tuple(preprocess(Image.new("RGB", (32, 32))).shape[-2:]) if resize == "squash" else None
+    resized = resizer(preprocess, resize)
 
     def load(entries: Sequence[Entry]) -> _Batch:
         images, readable, broken, digests = [], [], [], []
@@ -98,9 +100,7 @@ def _loader(preprocess: Callable[[Image.Image], Tensor], resize: str) -> Callabl
                 broken.append(f"{entry.name} ({error})")
                 readable.append(False)
                 continue
-            if side is not None:
-                image = image.resize((side[1], side[0]), Image.Resampling.BICUBIC)
-            images.append(preprocess(image))
+            images.append(preprocess(resized(image)))
             readable.append(True)
         return _Batch(images, readable, broken, digests)
 

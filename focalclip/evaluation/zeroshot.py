@@ -16,8 +16,9 @@ from focalclip.evaluation.classifier import class_matrix
 from focalclip.evaluation.datasets import Unavailable, locate, read_task_folder
 from focalclip.evaluation.features import encode_images
 from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating, weights_sha256
+from focalclip.evaluation.names import departures, join
 from focalclip.evaluation.report import Result, TaskResult
-from focalclip.evaluation.scoring import check_task, score
+from focalclip.evaluation.scoring import score
 from focalclip.evaluation.tasks import Benchmark, Task, load_benchmark
 
 
@@ -54,7 +55,7 @@ def evaluate(
     if device is not None:
         model.to(device)  # pyrefly: ignore[missing-attribute]
     results: dict[str, TaskResult] = {}
-    missing: dict[str, str] = {}
+    missing: dict[str, str] = dict(full.left_out) if tasks is None else {}
     failed: dict[str, str] = {}
     for i, task in enumerate(chosen.tasks, start=1):
         label = f"{task.id} ({i} of {len(chosen.tasks)})"
@@ -72,7 +73,7 @@ def evaluate(
     return Result(
         benchmark=full.name,
         protocol=full.protocol,
-        expected=sum(task.in_score for task in full.tasks),
+        expected=full.expected,
         tasks=results,
         missing=missing,
         failed=failed,
@@ -86,8 +87,9 @@ def _evaluate_task(
     model: DualEncoder, task: Task, folder: Path, batch_size: int, label: str, progress: bool
 ) -> TaskResult:
     start = time.perf_counter()
-    data = read_task_folder(folder)
-    test_set = check_task(task, data)
+    found = read_task_folder(folder)
+    data = join(task, found)
+    test_set = task.which_set(len(data.entries))
     classes = class_matrix(model, data.class_names, data.templates, batch_size)
     images = encode_images(
         model, data.entries, batch_size=batch_size, resize=task.resize, label=label, progress=progress
@@ -106,7 +108,7 @@ def _evaluate_task(
         in_score=task.in_score,
         version=task.version,
         test_set=test_set,
-        differences=() if test_set == "elevater" else task.differences,
+        differences=departures(task, found, test_set),
         broken=images.broken,
         task_sha256=data.digest(images.sha256),
         folder=str(folder),
