@@ -344,6 +344,7 @@ def test_torchvisions_files_are_read_as_they_are(tmp_path, monkeypatch, case):
     assert (data.class_names, data.labels.tolist()) == (names, labels)
     assert [entry.read() for entry in data.entries] == [entry.path.read_bytes() for entry in data.entries]
     assert all(not Path(entry.key).is_absolute() for entry in data.entries)
+    assert data.folder.parent == tmp_path  # the set's own folder, not the root that it may share
 
 
 def test_svhn_has_digits_for_names_and_ten_means_zero(tmp_path, monkeypatch):
