@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +53,11 @@ def command_parser(name: str, description: str, examples: str) -> argparse.Argum
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def without_launchers(argv: Sequence[str]) -> list[str]:
+    """The words that are the user's: DeepSpeed's launcher adds one, of which the environment tells the same."""
+    return [word for word in argv if not word.startswith("--local_rank=")]
 
 
 def positive_int(text: str) -> int:

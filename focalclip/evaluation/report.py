@@ -41,7 +41,15 @@ class TaskResult:
     """Of names, prompts, keys, labels and images."""
     folder: str
     seconds: float
-    images_per_second: float
+    images_per_second: float | None
+    """Of the images that were encoded; None where all came from the cache."""
+    cached_images: int = 0
+    text_seconds: float = 0.0
+    image_seconds: float = 0.0
+    prompts: int = 0
+    """Of all classes together."""
+    settings_sha256: str = ""
+    """Of all that decides the numbers besides the data (see ``finished``)."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; the extras stand beside the metric."""
