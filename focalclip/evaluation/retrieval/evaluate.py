@@ -1,24 +1,25 @@
 """A retrieval run: both towers over a set, ranks both ways, one record."""
 
-import resource
-import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
-from focalclip.errors import UserError
+from focalclip.distributed import is_main
 from focalclip.evaluation.classifier import encode_prompts
-from focalclip.evaluation.features import ImageFeatures, encode_images
-from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating, weights_sha256
+from focalclip.evaluation.feature_cache import open_cache
+from focalclip.evaluation.features import encode_images
+from focalclip.evaluation.footprint import describe, peak_memory
+from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating, known_weights
 from focalclip.evaluation.retrieval.pairs import PairData
 from focalclip.evaluation.retrieval.ranking import CHUNK, retrieval_ranks
 from focalclip.evaluation.retrieval.recall import image_to_text, text_to_image
 from focalclip.evaluation.retrieval.result import RetrievalResult, Seconds
-from focalclip.evaluation.zeroshot import _name, _versions
+from focalclip.evaluation.zeroshot import _versions
+
+_CAPTIONS_AT_ONCE = 65_536  # bounds the tokens that are held
 
 
 def evaluate(
@@ -29,8 +30,13 @@ def evaluate(
     chunk: int = CHUNK,
     device: str | torch.device | None = None,
     progress: bool = True,
+    source: str = "",
+    cache_dir: str | Path | None = None,
 ) -> RetrievalResult:
     """Measure retrieval both ways; the model's modes are as before afterwards, so that training can go on.
+
+    Where there are several ranks, all call this together: they share images, captions and blocks of scores, and the
+    numbers are those of one process.
 
     Args:
         model: anything with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
@@ -39,16 +45,22 @@ def evaluate(
         chunk: images, and captions, per block of scores; bounds the memory and changes no number.
         device: where to move the model first; None leaves it where it is. Scores are taken there too.
         progress: show bars on stderr.
+        source: the model's name in the result.
+        cache_dir: where image features are kept by content (see ``feature_cache``); None: nowhere.
 
     Raises:
         UserError: if no image can be read, or features are not finite.
     """
     start = time.perf_counter()
-    if device is not None:
-        model.to(device)  # pyrefly: ignore[missing-attribute]
-    where, precision = device_and_dtype(model)
+    if device is not None and hasattr(model, "to"):
+        model.to(device)
+    where, _ = device_and_dtype(model)
+    weights = known_weights(model)
+    cache = open_cache(model, cache_dir, weights)
     with evaluating(model):
-        features = _image_features(model, data, batch_size, progress)
+        features = encode_images(
+            model, data.entries, batch_size=batch_size, label=data.name, progress=progress, cache=cache
+        )  # fmt: skip
         data = data.keep(features.readable)
         texts_start = time.perf_counter()
         texts = _text_embeds(model, data, batch_size, progress)
@@ -62,37 +74,19 @@ def evaluate(
         text_to_image=text_to_image(ranks.text_to_image, data),
         broken=features.broken,
         data_sha256=data.digest(features.sha256),
-        model={"sha256": weights_sha256(model), "precision": _name(precision), "device": _name(where)},
+        model=({"source": source} if source else {})
+        | {"sha256": weights or "unknown"}
+        | describe(model)
+        | peak_memory(where),
         versions=_versions(),
         seconds=Seconds(end - start, features.seconds, ranking_start - texts_start, end - ranking_start),
-        peak_memory_mib=_peak_memory(where),
     )
-
-
-def _image_features(model: Any, data: PairData, batch_size: int, progress: bool) -> ImageFeatures:
-    """The one place where images become vectors."""
-    return encode_images(model, data.entries, batch_size=batch_size, label=data.name, progress=progress)  # pyrefly: ignore[bad-argument-type]
 
 
 def _text_embeds(model: Any, data: PairData, batch_size: int, progress: bool) -> Tensor:
     """Unit vectors of the captions, float32 (M, D); equal captions are encoded once and so have equal vectors."""
     captions, place = data.distinct()
-    hidden = None if progress else True
-    with tqdm(total=len(captions), desc="captions", unit=" texts", leave=False, disable=hidden) as bar:
-        blocks = []
-        for i in range(0, len(captions), batch_size):
-            blocks.append(encode_prompts(model, captions[i : i + batch_size], batch_size))
-            bar.update(len(blocks[-1]))
-    embeds = F.normalize(torch.cat(blocks), dim=-1)
-    if not bool(torch.isfinite(embeds).all()):
-        raise UserError("the model's text features hold NaN or infinity; evaluate weights from before the divergence")
+    label = "captions" if progress and is_main() else ""
+    parts = [captions[i : i + _CAPTIONS_AT_ONCE] for i in range(0, len(captions), _CAPTIONS_AT_ONCE)]
+    embeds = torch.cat([encode_prompts(model, part, batch_size, label) for part in parts])
     return embeds if len(captions) == len(place) else embeds[torch.from_numpy(place)]
-
-
-def _peak_memory(device: torch.device) -> dict[str, float]:
-    """The most memory that this process held so far, in MiB, and on a GPU the most that tensors held there."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB on Linux
-    peak = {"process": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
-    if device.type == "cuda":
-        peak["gpu"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
-    return peak

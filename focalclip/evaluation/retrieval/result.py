@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -41,10 +41,9 @@ class RetrievalResult:
     data_sha256: str
     """Of keys, captions, pairs and images."""
     model: dict[str, Any]
-    """source, sha256, precision, device."""
+    """source, sha256, and what ``footprint`` tells."""
     versions: dict[str, str]
     seconds: Seconds
-    peak_memory_mib: dict[str, float]
 
     @property
     def protocol(self) -> str:
@@ -61,10 +60,6 @@ class RetrievalResult:
         """95% at least: the mean of both intervals, which holds however much the two directions hang together."""
         (low, high), (low2, high2) = self.image_to_text.recall[1].interval, self.text_to_image.recall[1].interval
         return (low + low2) / 2, (high + high2) / 2
-
-    def with_source(self, source: str) -> "RetrievalResult":
-        """The same result with the model's source noted."""
-        return replace(self, model={"source": source} | self.model)
 
     def to_json(self) -> dict[str, Any]:
         """The result as JSON-ready values; one task, in the form of a zero-shot result."""
@@ -97,7 +92,6 @@ class RetrievalResult:
             "versions": self.versions,
             "seconds": self.seconds.total,
             "seconds_of": {name: round(value, 3) for name, value in self.seconds._asdict().items()},
-            "peak_memory_mib": self.peak_memory_mib,
         }
 
     def write(self, path: str | Path) -> Path:
