@@ -64,6 +64,12 @@ def test_texts_that_belong_to_several_images():
     assert tuple(way.tolist() for way in ranks) == naive_ranks(images, texts, pairs)
 
 
+def test_vectors_of_other_lengths_are_refused():
+    images, texts, pairs = data_with_copies()
+    with pytest.raises(ValueError, match="texts: not all vectors are of unit length"):
+        retrieval_ranks(images, 2 * texts, pairs)
+
+
 def ranks_of_process():
     ranks = retrieval_ranks(*data_with_copies(), chunk=9, progress=False)
     return [torch.from_numpy(way) for way in ranks]
