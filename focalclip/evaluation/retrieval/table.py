@@ -57,7 +57,7 @@ def _remarks(result: "RetrievalResult") -> list[str]:
     if data.repeated and not data.is_merged:
         remarks.append(
             f"{data.repeated:,} of {len(data.captions):,} captions also stand under another image. Only a caption's"
-            " own image counts as right,\nwhich sets the ceilings; --merge-captions counts every image that has the caption."
+            " own image counts as right,\nwhich sets the ceilings; --merge-captions counts every image that has it."
         )
     for title, names in (("damaged images", result.broken), ("incomplete samples", data.faults)):
         if names:
