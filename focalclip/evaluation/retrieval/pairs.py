@@ -25,6 +25,11 @@ class ShardImage(NamedTuple):
         """How messages call it: shard and key."""
         return f"{self.shard.name}:{self.key}"
 
+    @property
+    def file(self) -> Path:
+        """The file that holds it."""
+        return self.shard
+
     def read(self) -> bytes:
         """The compressed image."""
         with self.shard.open("rb") as file:
@@ -44,8 +49,8 @@ class ImageFile(NamedTuple):
         return self.key
 
     @property
-    def shard(self) -> Path:
-        """Where messages say that the image lies."""
+    def file(self) -> Path:
+        """The file itself."""
         return self.path
 
     def read(self) -> bytes:
