@@ -157,10 +157,13 @@ def _pair_scores(images: Tensor, texts: Tensor, image: Tensor, text: Tensor, chu
 @contextmanager
 def _whole_float32(device: torch.device) -> Iterator[None]:
     """Products in true float32: neither autocast nor TF32 or bfloat16 behind float32's back."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyrefly: ignore[missing-attribute]
+    before = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
