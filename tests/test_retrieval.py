@@ -83,10 +83,10 @@ def test_damaged_images_go_with_their_captions(tmp_path):
         [member for i in range(6) for member in (members[i], (f"{i}.txt", "\n".join(CAPTIONS[i]).encode()))],
     )
     result = run(open_pairs(folder))
-    assert result.broken == ("0.tar:2 (not an image)",)
+    assert result.broken == ("test/0.tar:2 (not an image)",)
     assert len(result.data.captions) == 10
     assert result.to_json()["tasks"]["t"]["n"] == 5
-    assert "left out: 1 damaged images: 0.tar:2" in result.table()
+    assert "left out: 1 damaged images: test/0.tar:2" in result.table()
     whole = run(open_pairs(write_wds(tmp_path / "u", CAPTIONS[:2] + CAPTIONS[3:6])))
     assert result.image_to_text == run(result.data).image_to_text
     assert result.image_to_text.recall[1].chance == whole.image_to_text.recall[1].chance
@@ -157,7 +157,7 @@ def test_trap_no_interval_hash_or_version_in_the_result(tmp_path):
 def test_ranks_are_kept_for_every_query(tmp_path):
     result = run(open_pairs(write_wds(tmp_path / "t", CAPTIONS)))
     with np.load(result.write_ranks(tmp_path / "ranks.npz")) as file:
-        assert file["images"][22] == "7.tar:s0000022"
+        assert file["images"][22] == "test/7.tar:s0000022"
         assert file["captions"][:2].tolist() == ["thing 0", "a photo of number 0"]
         assert (file["image_to_text"] <= 5).mean() == result.image_to_text.recall[5].value
         assert (file["text_to_image"] <= 1).mean() == result.text_to_image.recall[1].value

@@ -169,3 +169,18 @@ def _from_yaml(word: str) -> Any:
     except yaml.YAMLError:
         return word
     return word if isinstance(value, dict) else value
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """``--no-cache`` and ``--cache-dir``, which :func:`feature_folder` reads."""
+    parser.add_argument("--no-cache", action="store_true", help="neither use nor keep features")
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", help="where features are kept (default: ~/.cache/focalclip/features)"
+    )
+
+
+def feature_folder(args: argparse.Namespace) -> Path | None:
+    """Where features are kept; None: nowhere."""
+    from focalclip.evaluation.feature_cache import default_folder
+
+    return None if args.no_cache else Path(args.cache_dir) if args.cache_dir else default_folder()

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalclip.cli.args import (
+    add_cache_options,
     check_output,
     command_parser,
+    feature_folder,
     guarded,
     positive_int,
     usable_device,
@@ -80,10 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--name", help="of the set, in the result (default: from --data)")
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON")
-    parser.add_argument("--no-cache", action="store_true", help="neither use nor keep image features")
-    parser.add_argument(
-        "--cache-dir", metavar="DIR", help="where features are kept (default: ~/.cache/focalclip/features)"
-    )
+    add_cache_options(parser)
     parser.add_argument("--ranks", metavar="FILE.npz", help="write the rank of every image and caption")
     return parser
 
@@ -100,7 +99,6 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     import focalclip
     from focalclip.distributed import is_main, main_first
-    from focalclip.evaluation.feature_cache import default_folder
     from focalclip.evaluation.model import to_precision
     from focalclip.evaluation.retrieval import evaluate, open_pairs
     from focalclip.models.sources.loading import newest_run
@@ -123,7 +121,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         model = to_precision(model, args.precision)
     result = evaluate(
         model, data, batch_size=args.batch_size, chunk=args.chunk, device=device, source=source,
-        cache_dir=None if args.no_cache else args.cache_dir or default_folder(),
+        cache_dir=feature_folder(args),
     )  # fmt: skip
     if is_main():
         _tell(result, args, Path(source))

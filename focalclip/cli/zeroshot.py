@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalclip.cli.args import (
+    add_cache_options,
     check_output,
     command_parser,
+    feature_folder,
     guarded,
     positive_int,
     usable_device,
     without_launchers,
 )
+from focalclip.cli.report import run_comparison, write_reports
 from focalclip.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,13 +32,16 @@ examples:
   python eval/zeroshot.py --benchmark my_tasks/ --model open_clip:ViT-B-32/ViT-B-32.pt      a checkpoint by its path
   python eval/zeroshot.py --benchmark my_tasks/ --model transformers:google/siglip-base-patch16-224
   python eval/zeroshot.py --benchmark my_tasks/ --model my_package.models:load              what your function returns
-  python eval/zeroshot.py --benchmark my_tasks.yaml --output result.json
+  python eval/zeroshot.py --benchmark my_tasks.yaml --output result.json --report result.html table.tex
+  python eval/zeroshot.py --benchmark elevater --data-root DATA --report elevater.zip       for ELEVATER's server
+  python eval/zeroshot.py --compare runs/a runs/b                   paired on the same images: difference, interval, p
   torchrun --nproc-per-node 8 eval/zeroshot.py --benchmark elevater --data-root DATA        the same numbers, sooner
   deepspeed eval/zeroshot.py --benchmark elevater --data-root DATA                          likewise
 
 A benchmark is elevater (20 data sets and ImageNet-1K beside them), demo, a folder whose subfolders are tasks in the wds
 layout, or a YAML file of tasks. Where --data-root is given nothing is downloaded; tasks that are not there are listed
-with what to do. A run directory keeps the result in its eval/ folder.
+with what to do. A run directory keeps the result in its eval/ folder, with a page to read (.html) and the answers to
+the single images (.predictions/), from which eval/report.py writes any report later.
 
 Your own model is any object with encode_image, encode_text, tokenizer and preprocess (focalclip/evaluation/model.py).
 
@@ -62,7 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "zeroshot", "Zero-shot classification with intervals, chance levels and provenance.", EXAMPLES
     )
-    parser.add_argument("--benchmark", default="demo", help="elevater, demo, FOLDER or FILE.yaml (default: demo)")
+    parser.add_argument(
+        "--benchmark", default="demo", help="elevater, datacomp, vtab_plus, demo, FOLDER or FILE.yaml (default: demo)"
+    )
+    parser.add_argument(
+        "--protocol", metavar="NAME",
+        help="elevater, clip_benchmark, datacomp or unicl (default: the benchmark's own; wds for a folder or a file)",
+    )  # fmt: skip
     parser.add_argument(
         "--model",
         help="run directory, exported folder, open_clip:NAME/TAG, open_clip:NAME/FILE, transformers:NAME, "
@@ -85,15 +97,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON")
-    parser.add_argument("--fresh", action="store_true", help="measure finished tasks, too, anew")
-    parser.add_argument("--no-cache", action="store_true", help="neither use nor keep features")
     parser.add_argument(
-        "--cache-dir", metavar="DIR", help="where features are kept (default: ~/.cache/focalclip/features)"
+        "--report",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="write page, table or submission: .html .csv .md .tex .zip",
     )
+    parser.add_argument("--keep-all", action="store_true", help="keep the scores of all classes (a .zip needs them)")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two results or runs, evaluate nothing")
+    parser.add_argument("--fresh", action="store_true", help="measure finished tasks, too, anew")
+    add_cache_options(parser)
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.compare:
+        a, b = args.compare
+        return run_comparison(a, b, args.output)
     from focalclip.distributed import joined
 
     with joined():
@@ -103,8 +124,8 @@ def _run(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     import focalclip
     from focalclip.distributed import is_main
-    from focalclip.evaluation.feature_cache import default_folder
     from focalclip.evaluation.model import to_precision
+    from focalclip.evaluation.report.write import check_format
     from focalclip.evaluation.tasks import load_benchmark
     from focalclip.evaluation.zeroshot import evaluate
     from focalclip.models.sources.loading import newest_run
@@ -112,29 +133,36 @@ def _evaluate(args: argparse.Namespace) -> int:
     device = usable_device(args.device)
     if args.output:
         check_output(Path(args.output))
+    reports = [check_format(file) for file in args.report]
+    for path in reports:
+        check_output(path, "--report")
     class_prompts = args.class_prompts and _read_class_prompts(Path(args.class_prompts))
     source = args.model or str(newest_run())
-    benchmark = load_benchmark(args.benchmark, args.data_root)
+    benchmark = load_benchmark(args.benchmark, args.data_root, args.protocol)
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
     model = focalclip.load(source)
     if args.precision:
         model = to_precision(model, args.precision)
     outputs = _outputs(args, Path(source), benchmark.name)
+    reports += [path.with_suffix(".html") for path in outputs if path.parent == Path(source) / "eval"]
     result = evaluate(
         model, benchmark, batch_size=args.batch_size, device=device, tasks=args.tasks, source=source,
-        cache_dir=None if args.no_cache else args.cache_dir or default_folder(), class_prompts=class_prompts,
+        cache_dir=feature_folder(args), class_prompts=class_prompts,
         max_images=args.max_images, outputs=outputs, fresh=args.fresh,
+        keep_all=args.keep_all or any(path.suffix == ".zip" for path in reports),
     )  # fmt: skip
     if is_main():
-        _tell(result, outputs)
+        _tell(result, outputs, reports)
     return 0 if result.tasks else 1
 
 
-def _tell(result: "Result", outputs: Sequence[Path]) -> None:
+def _tell(result: "Result", outputs: Sequence[Path], reports: Sequence[Path]) -> None:
     print("\n" + result.table())
-    for path in outputs if result.tasks else ():
-        print(f"\nwritten to {path}")
-    if not result.tasks:
+    if result.tasks:
+        for path in outputs:
+            print(f"\nwritten to {path}")
+        write_reports(result, reports)
+    else:
         print("error: nothing could be evaluated; see above what is missing", file=sys.stderr)
 
 
@@ -143,7 +171,7 @@ def _outputs(args: argparse.Namespace, source: Path, benchmark: str) -> list[Pat
     outputs = [Path(args.output)] if args.output else []
     if (source / "config.yaml").is_file():
         # what is not the whole benchmark in the weights' own precision never overwrites the result that is
-        name = [benchmark, *(args.tasks or [])]
+        name = [benchmark, *([args.protocol] if args.protocol else []), *(args.tasks or [])]
         name += [args.precision] if args.precision not in (None, "fp32") else []
         name += [f"{args.max_images}-images"] if args.max_images else []
         name += [Path(args.class_prompts).stem] if args.class_prompts else []

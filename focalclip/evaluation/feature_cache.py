@@ -102,7 +102,7 @@ class FeatureCache:
 
     def _digests_path(self, entries: Sequence[Entry]) -> Path | None:
         """None where an entry's file is not known, or was written a moment ago."""
-        files = {Path(file) for entry in entries if (file := getattr(entry, "shard", None)) is not None}
+        files = {Path(file) for entry in entries if (file := entry.file) is not None}
         stats = [(str(file.resolve()), file.stat()) for file in sorted(files)]
         if not stats or time.time() - max(max(s.st_mtime, s.st_ctime) for _, s in stats) < _FRESH_SECONDS:
             return None

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,12 +24,13 @@ from focalclip.distributed import gather_objects, is_main, own_share, ranks_on_t
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import Entry, decode
 from focalclip.evaluation.model import device_and_dtype
+from focalclip.evaluation.protocols import Resize
+from focalclip.evaluation.resize import resizer
 
 if TYPE_CHECKING:
     from focalclip.evaluation.feature_cache import FeatureCache
 
 MAX_THREADS = 16
-Resize = Literal["model", "squash"]
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ class _Encoder:
 
 def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Sequence[Entry]], _Batch]:
     """A function that reads, checks, decodes and preprocesses some images."""
-    side = tuple(preprocess(Image.new("RGB", (32, 32))).shape[-2:]) if resize == "squash" else None
+    resized = resizer(preprocess, resize)
 
     def load(entries: Sequence[Entry]) -> _Batch:
         images, reasons, digests = [], [], []
@@ -197,9 +198,7 @@ def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Call
             except ValueError as error:
                 reasons.append(str(error) or "damaged")
                 continue
-            if side is not None:
-                image = image.resize((side[1], side[0]), Image.Resampling.BICUBIC)
-            images.append(preprocess(image))
+            images.append(preprocess(resized(image)))
             reasons.append("")
         return _Batch(images, reasons, digests)
 

@@ -6,15 +6,16 @@ stands in ``FILE`` is never a part, and the result of before stays until the new
 
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
 
 import focalclip
+from focalclip.errors import UserError
 from focalclip.evaluation.classifier import ClassPrompts
 from focalclip.evaluation.report import Result, TaskResult
+from focalclip.evaluation.report.records import predictions_folder
 from focalclip.evaluation.tasks import Task
 
 
@@ -64,6 +65,7 @@ class Finished:
         for output in self.outputs if result.tasks else ():
             result.write(output)
             _part(output).unlink(missing_ok=True)
+            shutil.rmtree(predictions_folder(_part(output)), ignore_errors=True)
 
 
 def _part(output: Path) -> Path:
@@ -74,21 +76,7 @@ def _read(path: Path) -> dict[str, TaskResult]:
     if not path.is_file():
         return {}
     try:
-        return {name: _task_result(values) for name, values in json.loads(path.read_text())["tasks"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Result.read(path).tasks
+    except UserError:
         print(f"{path}: not a result of this version; its tasks are measured anew", file=sys.stderr)
         return {}
-
-
-def _task_result(values: dict[str, Any]) -> TaskResult:
-    """The reverse of :meth:`TaskResult.to_json`, in which the extras stand beside the fields."""
-    known = {field.name: field for field in fields(TaskResult)}
-    own: dict[str, Any] = {name: _frozen(value) for name, value in values.items() if name in known}
-    absent = [n for n, f in known.items() if n not in own and f.default is MISSING and f.default_factory is MISSING]
-    if set(absent) - {"extras"}:
-        raise KeyError(absent[0])
-    return TaskResult(**own, extras={name: value for name, value in values.items() if name not in known})
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value

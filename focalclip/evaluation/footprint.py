@@ -1,14 +1,16 @@
-"""What a model costs, and what a measurement took: parameters, multiply-adds, memory."""
+"""What a model costs, and what a measurement took: parameters, multiply-adds, memory, versions."""
 
 import platform
 import resource
 import sys
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+import focalclip
 from focalclip.distributed import world_size
 from focalclip.evaluation.model import device_and_dtype, evaluating
 from focalclip.models.cost import count_multiply_adds
@@ -48,6 +50,16 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     if device.type == "cuda":
         peak["peak_gpu_memory"] = torch.cuda.max_memory_allocated(device)
     return peak
+
+
+def versions() -> dict[str, str]:
+    """Of what computes the numbers."""
+    return {
+        "focalclip": focalclip.__version__,
+        "torch": torch.__version__,
+        "open_clip": version("open_clip_torch"),
+        "python": platform.python_version(),
+    }
 
 
 class _Encoder(nn.Module):

@@ -1,30 +1,31 @@
 """Zero-shot classification over the tasks of a benchmark (ELEVATER's protocol, see ``scoring`` and ``classifier``)."""
 
-import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 
-import focalclip
 from focalclip.distributed import gather_objects, is_main, main_only
 from focalclip.errors import UserError, first_line
+from focalclip.evaluation.calibration import learned_scale
 from focalclip.evaluation.classifier import ClassPrompts, class_matrix
-from focalclip.evaluation.datasets import TaskData, Unavailable, locate, read_task_folder
+from focalclip.evaluation.datasets import TaskData, Unavailable
 from focalclip.evaluation.feature_cache import FeatureCache, open_cache
 from focalclip.evaluation.features import encode_images, images_sha256
 from focalclip.evaluation.finished import Finished, settings_sha256
-from focalclip.evaluation.footprint import describe, peak_memory
+from focalclip.evaluation.footprint import describe, peak_memory, versions
+from focalclip.evaluation.label_check import check_labels
 from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating, known_weights
+from focalclip.evaluation.opened import Opened, open_checked
+from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.protocols import statement
 from focalclip.evaluation.report import Result, TaskResult
-from focalclip.evaluation.scoring import check_task, score
+from focalclip.evaluation.scoring import score
 from focalclip.evaluation.tasks import Benchmark, Task, load_benchmark
 
 T = TypeVar("T")
@@ -45,7 +46,8 @@ def evaluate(
     max_images: int | None = None,
     outputs: Sequence[Path] = (),
     fresh: bool = False,
-    opened: dict[str, "Opened"] | None = None,
+    opened: dict[str, Opened] | None = None,
+    keep_all: bool = False,
 ) -> Result:
     """Measure a model zero-shot; its modes are as before afterwards, so that training can go on.
 
@@ -67,6 +69,7 @@ def evaluate(
         outputs: files that the result is written to, and whose finished tasks are taken over if nothing has changed.
         fresh: measure those, too, anew.
         opened: keeps what was read of each task's data for the next call; for evaluations during training.
+        keep_all: keep the scores of all classes for every image, as a submission to ELEVATER's server needs them.
 
     Returns:
         What was measured, what is missing (with what to do) and what failed (with why). One task's faulty data never
@@ -84,25 +87,16 @@ def evaluate(
         model=model, benchmark=chosen, weights=weights, batch_size=batch_size, class_prompts=class_prompts,
         max_images=max_images, progress=progress and is_main(), opened={} if opened is None else opened,
         cache=open_cache(model, cache_dir, weights), finished=Finished(outputs, fresh=fresh),
-        protocol=full.protocol if class_prompts is None else f"{full.protocol}, class prompts",
+        keep_all=keep_all, protocol=full.protocol if class_prompts is None else f"{full.protocol}, class prompts",
     )  # fmt: skip
     start = Result(
         benchmark=full.name,
         protocol=run.protocol,
-        expected=sum(task.in_score for task in full.tasks),
+        expected=full.expected,
         model=({"source": source} if source else {}) | {"sha256": weights or "unknown"} | describe(model),
-        versions=_versions(),
+        versions=versions(),
     )
     return run.all_tasks(start)
-
-
-@dataclass(frozen=True)
-class Opened:
-    """A task with its data, checked against each other."""
-
-    task: Task
-    data: TaskData
-    test_set: str
 
 
 @dataclass(frozen=True)
@@ -120,6 +114,7 @@ class _Run:
     cache: FeatureCache | None
     finished: Finished
     protocol: str
+    keep_all: bool = False
     missing: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -145,7 +140,7 @@ class _Run:
     def _task(self, task: Task, label: str) -> TaskResult | None:
         """The task's result, measured or taken over; None if it is missing or failed."""
         try:
-            opened = self.opened.get(task.id) or _agreed(lambda: _open(task, self.benchmark, self.max_images))
+            opened = self.opened.get(task.id) or _agreed(lambda: open_checked(task, self.benchmark, self.max_images))
             self.opened[task.id] = opened
             settings = self._settings(task)
             done = _from_main(lambda: self._take_over(opened, settings))
@@ -177,6 +172,7 @@ class _Run:
         )  # fmt: skip
         labels = data.labels[images.readable]
         result = score(task, images.embeds, classes, labels)
+        predictions = Predictions.of(task, data, images, classes, learned_scale(self.model), self.keep_all)
         encoded = len(data.entries) - images.num_cached
         return TaskResult(
             metric=task.metric,
@@ -190,7 +186,7 @@ class _Run:
             in_score=task.in_score,
             version=task.version,
             test_set=opened.test_set,
-            differences=self._differences(opened),
+            differences=opened.differences,
             broken=images.broken,
             task_sha256=data.digest(images.sha256),
             folder=str(data.folder),
@@ -201,6 +197,9 @@ class _Run:
             image_seconds=round(images.seconds, 3),
             prompts=self._num_prompts(data),
             settings_sha256=settings,
+            stated=statement(task, data.class_names, data.templates),
+            label_warning=check_labels(predictions.best, labels, data.class_names).warning,
+            predictions=predictions,
         )
 
     def _settings(self, task: Task) -> str:
@@ -218,13 +217,10 @@ class _Run:
         done = self.finished.find(opened.task.id, settings) if settings else None
         if done is None:
             return None
+        if self.keep_all and (done.predictions is None or not done.predictions.has_all):
+            return None
         digest = images_sha256(opened.data.entries, self.cache)
         return done if done.task_sha256 == opened.data.digest(digest) else None
-
-    def _differences(self, opened: Opened) -> tuple[str, ...]:
-        known = () if opened.test_set == "elevater" else opened.task.differences
-        n = len(opened.data.entries)
-        return known if self.max_images is None else (f"{n:,} images alone, evenly spaced (max_images)", *known)
 
     def _num_prompts(self, data: TaskData) -> int:
         if self.class_prompts is None:
@@ -234,16 +230,6 @@ class _Run:
     def _say(self, message: str) -> None:
         if self.progress:
             print(message, file=sys.stderr)
-
-
-def _open(task: Task, benchmark: Benchmark, max_images: int | None) -> Opened:
-    """A task's data, checked; with ``max_images`` an evenly spaced part, the same each time."""
-    data = read_task_folder(locate(task, benchmark.data_root, benchmark.absent))
-    test_set = check_task(task, data)
-    if max_images is not None and max_images < len(data.entries):
-        chosen = np.linspace(0, len(data.entries) - 1, max_images).round().astype(int)
-        data = replace(data, entries=tuple(data.entries[i] for i in chosen), labels=data.labels[chosen])
-    return Opened(task, data, test_set)
 
 
 def _agreed(work: Callable[[], T]) -> T:
@@ -273,12 +259,3 @@ def _outcome(result: TaskResult) -> str:
         speed = f"{result.images_per_second:,.0f} images/s"
         speed += f", {result.cached_images:,} from the cache" if result.cached_images else ""
     return f"{100 * result.value:.1f}% ({result.n:,} images in {result.seconds:.1f} s, {speed})"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "focalclip": focalclip.__version__,
-        "torch": torch.__version__,
-        "open_clip": version("open_clip_torch"),
-        "python": platform.python_version(),
-    }

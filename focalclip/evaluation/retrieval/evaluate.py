@@ -11,13 +11,12 @@ from focalclip.distributed import is_main
 from focalclip.evaluation.classifier import encode_prompts
 from focalclip.evaluation.feature_cache import open_cache
 from focalclip.evaluation.features import encode_images
-from focalclip.evaluation.footprint import describe, peak_memory
+from focalclip.evaluation.footprint import describe, peak_memory, versions
 from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating, known_weights
 from focalclip.evaluation.retrieval.pairs import PairData
 from focalclip.evaluation.retrieval.ranking import CHUNK, retrieval_ranks
 from focalclip.evaluation.retrieval.recall import image_to_text, text_to_image
 from focalclip.evaluation.retrieval.result import RetrievalResult, Seconds
-from focalclip.evaluation.zeroshot import _versions
 
 _CAPTIONS_AT_ONCE = 65_536  # bounds the tokens that are held
 
@@ -78,7 +77,7 @@ def evaluate(
         | {"sha256": weights or "unknown"}
         | describe(model)
         | peak_memory(where),
-        versions=_versions(),
+        versions=versions(),
         seconds=Seconds(end - start, features.seconds, ranking_start - texts_start, end - ranking_start),
     )
 
