@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from focalclip.bench.parity import TASKS, Difference, differences, write_case
-from focalclip.cli.zeroshot import main
+from focalclip.bench.parity.case import PAIRS_NAME, TASKS, write_case
+from focalclip.bench.parity.numbers import Difference, differences
+from focalclip.cli import retrieval, zeroshot
 
 NUMBERS = json.loads((Path(__file__).parent / "data" / "clip_benchmark_numbers.json").read_text())
 THEIRS = {name: task["metrics"] for name, task in NUMBERS["tasks"].items()}
@@ -33,9 +34,15 @@ def case(tmp_path_factory):
 @pytest.fixture(scope="module")
 def result(case):
     """Our result by the command."""
+    words = ["--benchmark", str(case / "tasks"), "--protocol", "clip_benchmark", "--no-cache"]
+    return measured(zeroshot.main, case, words)
+
+
+def measured(command, case, words):
+    """What a command writes about the case's model."""
     output = case / "result.json"
-    words = ["--benchmark", str(case / "tasks"), "--model", f"open_clip:local-dir:{case / 'model'}", "--device", "cpu"]
-    assert main([*words, "--protocol", "clip_benchmark", "--no-cache", "--output", str(output)]) == 0
+    model = f"open_clip:local-dir:{case / 'model'}"
+    assert command([*words, "--model", model, "--device", "cpu", "--output", str(output)]) == 0
     return json.loads(output.read_text())
 
 
@@ -43,6 +50,14 @@ def result(case):
 def test_numbers_equal_clip_benchmarks_to_a_millionth(result, name):
     pairs = differences({name: THEIRS[name]}, result)
     assert {pair.metric for pair in pairs} == THEIRS[name].keys()
+    for pair in pairs:
+        assert pair.ours == pytest.approx(pair.theirs, abs=1e-6), pair.metric
+
+
+def test_recall_equals_clip_benchmarks_to_a_millionth(case):
+    words = ["--data", str(case / "retrieval" / PAIRS_NAME)]
+    pairs = differences({PAIRS_NAME: THEIRS[PAIRS_NAME]}, measured(retrieval.main, case, words))
+    assert len(pairs) == 6
     for pair in pairs:
         assert pair.ours == pytest.approx(pair.theirs, abs=1e-6), pair.metric
 
@@ -55,9 +70,8 @@ def test_the_result_names_the_protocol_and_counts_every_image(result):
 def test_the_case_tells_definitions_apart():
     """Chance, accuracy and mean per class are different numbers here, so that one cannot pass for the other."""
     assert THEIRS["unbalanced"]["acc1"] - THEIRS["unbalanced"]["mean_per_class_recall"] > 0.1
-    for name, metrics in THEIRS.items():
-        chance = 1 / len(TASKS[name].names)
-        assert metrics.get("acc1", 1) > 1.5 * chance
+    for name, task in TASKS.items():
+        assert THEIRS[name].get("acc1", 1) > 1.5 / len(task.names)
     absent = np.bincount(TASKS["absent-classes"].labels, minlength=6) == 0
     assert absent.sum() == 2
     assert not TASKS["multilabel-absent"].labels.any(axis=0).all()

@@ -17,6 +17,7 @@ from focalclip.data.fetch import cache_dir
 from focalclip.errors import UserError
 
 VERSION = "1.6.2"
+RECALLS = (1, 5, 10)
 # It imports requests without declaring it, and turns arrays of one element into floats, which numpy 2.4 refuses.
 _ITS_OWN = (f"clip-benchmark=={VERSION}", "numpy<2.3", "requests")
 # What else decides numbers and times is the same on both sides.
@@ -93,7 +94,7 @@ def run(
         words = ["eval", "--model", f"local-dir:{model}", "--pretrained", "", "--task", task]
         words += ["--dataset", *(f"wds/{name}" for name in names), "--dataset_root", f"{tasks}/{{dataset}}"]
         words += ["--no_amp", "--num_workers", str(workers), "--output", f"{folder}/{{dataset}}.json"]
-        words += ["--recall_k", "1", "5", "10"]
+        words += ["--recall_k", *map(str, RECALLS)]
         clock = Path(folder) / "clock"
         start = time.perf_counter()
         _output([str(python), "-P", str(_CLOCK), str(clock), *words], "clip_benchmark")

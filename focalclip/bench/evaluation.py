@@ -5,21 +5,24 @@ the same folders and the same weights, in float32 on the CPU, in turn.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from focalclip.bench import clip_benchmark, zeroshot_run
-from focalclip.bench.parity import differences
+from focalclip.bench import clip_benchmark
+from focalclip.bench.clip_benchmark import PeerRun
+from focalclip.bench.ours import OurRun, run_zeroshot
+from focalclip.bench.parity.numbers import differences
 from focalclip.bench.random_model import write_model
 from focalclip.bench.result import BenchResult, Row
 from focalclip.bench.synthetic_task import SyntheticTask
 from focalclip.errors import UserError
 from focalclip.evaluation.tasks import Task, registered_tasks
 
-SHARDS = 4  # as many as CLIP_benchmark's loader has workers by default; with fewer it fails
+SHARDS = 4  # as many as CLIP_benchmark's loader has workers by default; with fewer shards it fails
 PICTURE = (240, 320)  # pixels
 
 
@@ -46,7 +49,10 @@ def timed(architecture: str, images: int, rounds: int, ids: Sequence[str] | None
     write_model(folder / "model", config)
     for seed, task in enumerate(tasks):
         synthetic_task(task, images, seed).write(folder / "tasks" / task.id)
-    runs = [_round(i, rounds, python, folder, [task.id for task in tasks]) for i in range(rounds)]
+    ids = [task.id for task in tasks]
+    workers = min(int((folder / "tasks" / name / "test" / "nshards.txt").read_text()) for name in ids)
+    run_peer = partial(clip_benchmark.run, python, folder / "model", folder / "tasks", ids, workers=workers)
+    runs = [_round(i, rounds, run_peer, folder) for i in range(rounds)]
     prompts = sum(len(task.names or ()) * len(task.templates or ()) for task in tasks)
     return BenchResult(
         "eval",
@@ -90,22 +96,17 @@ def _chosen(ids: Sequence[str] | None) -> list[Task]:
     return [known[name] for name in ids] if ids else tasks
 
 
-def _round(
-    i: int, rounds: int, python: Path, folder: Path, names: Sequence[str]
-) -> tuple[zeroshot_run.OurRun, clip_benchmark.PeerRun]:
+def _round(i: int, rounds: int, run_peer: Callable[[], PeerRun], folder: Path) -> tuple[OurRun, PeerRun]:
     """One run of each, the other one first in every second round."""
-    model, tasks = folder / "model", folder / "tasks"
-    peer = None if i % 2 else clip_benchmark.run(python, model, tasks, names, workers=SHARDS)
-    ours = zeroshot_run.run(model, tasks)
-    peer = peer or clip_benchmark.run(python, model, tasks, names, workers=SHARDS)
+    peer = None if i % 2 else run_peer()
+    ours = run_zeroshot(folder / "model", folder / "tasks")
+    peer = peer or run_peer()
     print(f"round {i + 1} of {rounds}: ours {ours.seconds:.1f} s, clip_benchmark {peer.seconds:.1f} s", file=sys.stderr)
     return ours, peer
 
 
-def _rows(
-    runs: Sequence[tuple[zeroshot_run.OurRun, clip_benchmark.PeerRun]], tasks: int, prompts: int, images: int
-) -> tuple[Row, ...]:
-    def spent(ours: zeroshot_run.OurRun, side: str) -> float:
+def _rows(runs: Sequence[tuple[OurRun, PeerRun]], tasks: int, prompts: int, images: int) -> tuple[Row, ...]:
+    def spent(ours: OurRun, side: str) -> float:
         return sum(task[side] for task in ours.result["tasks"].values())
 
     return (
@@ -123,7 +124,7 @@ def _rows(
     )
 
 
-def _largest_difference(ours: zeroshot_run.OurRun, peer: clip_benchmark.PeerRun) -> float:
+def _largest_difference(ours: OurRun, peer: PeerRun) -> float:
     """Between any two numbers; an image whose two best scores are a tie but for rounding moves an accuracy by 1 / n.
 
     Raises:

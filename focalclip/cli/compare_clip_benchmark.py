@@ -12,7 +12,7 @@ from focalclip.cli.table import aligned
 from focalclip.errors import UserError
 
 if TYPE_CHECKING:
-    from focalclip.bench.parity import Difference
+    from focalclip.bench.parity.numbers import Difference
 
 EXAMPLES = """\
 examples:
@@ -20,7 +20,7 @@ examples:
   python scripts/compare_clip_benchmark.py --output tests/data/clip_benchmark_numbers.json   and keep their numbers
 
 Makes an environment for clip_benchmark 1.6.2 with uv (kept in the cache), writes an open_clip model of random weights
-and six wds task folders from seeds, runs both commands on them in float32 on the CPU, and compares all numbers to 1e-6.
+and seven wds folders from seeds, runs both commands on them in float32 on the CPU, and compares all numbers to 1e-6.
 The file that --output writes is what tests/test_clip_benchmark_parity.py holds ours to on every machine.
 
 exit status: 0 all numbers agree; 1 some do not; 2 one of the two could not be run
@@ -40,8 +40,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.bench import clip_benchmark, zeroshot_run
-    from focalclip.bench.parity import TASKS, differences, write_case
+    from focalclip.bench import clip_benchmark
+    from focalclip.bench.ours import run_retrieval, run_zeroshot
+    from focalclip.bench.parity.case import PAIRS_NAME, TASKS, write_case
+    from focalclip.bench.parity.numbers import differences
 
     if args.output:
         check_output(Path(args.output))
@@ -49,16 +51,18 @@ def _run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory() as folder:
         case = Path(folder)
         digests, margins = write_case(case), _margins(case)
-        theirs = clip_benchmark.run(python, case / "model", case / "tasks", list(TASKS)).metrics
-        result = zeroshot_run.run(case / "model", case / "tasks").result
-    pairs = differences(theirs, result)
+        model, tasks, retrieval = case / "model", case / "tasks", case / "retrieval"
+        theirs = clip_benchmark.run(python, model, tasks, list(TASKS)).metrics
+        found = clip_benchmark.run(python, model, retrieval, [PAIRS_NAME], "zeroshot_retrieval").metrics
+        pairs = differences(theirs, run_zeroshot(model, tasks).result)
+        pairs += differences(found, run_retrieval(model, retrieval / PAIRS_NAME).result)
     print(_table(pairs))
     closest = min(margins, key=margins.__getitem__)
     print(f"\nclosest decision: {margins[closest]:.1e} of cosine from a tie, in {closest}")
     unequal = [pair for pair in pairs if not pair.is_equal]
     print(f"{len(pairs) - len(unequal)} of {len(pairs)} numbers agree to 1e-6")
     if args.output and not unequal:
-        _write(Path(args.output), clip_benchmark.installed_versions(python), digests, margins, theirs)
+        _write(Path(args.output), clip_benchmark.installed_versions(python), digests, margins, theirs | found)
     return 1 if unequal else 0
 
 
@@ -69,13 +73,19 @@ def _margins(case: Path) -> dict[str, float]:
         UserError: if one is so small that its numbers could be others on another machine.
     """
     import focalclip
-    from focalclip.bench.parity import MIN_MARGIN, TASKS, margin
+    from focalclip.bench.parity.case import PAIRS, PAIRS_NAME, TASKS
+    from focalclip.bench.parity.margins import MIN_MARGIN, pairs_margin, task_margin
+    from focalclip.evaluation.model import evaluating
 
     model = focalclip.load(f"open_clip:local-dir:{case / 'model'}")
-    margins = {name: margin(model, case / "tasks" / name) for name in TASKS}
+    with evaluating(model):
+        margins = {name: task_margin(model, case / "tasks" / name) for name in TASKS}
+        margins |= {PAIRS_NAME: pairs_margin(model, PAIRS)}
     for name, found in margins.items():
         if found < MIN_MARGIN:
-            raise UserError(f"{name}: two scores are only {found:.1e} apart; choose another seed in bench/parity.py")
+            raise UserError(
+                f"{name}: two scores are only {found:.1e} apart; choose another seed in bench/parity/case.py"
+            )
     return margins
 
 
@@ -95,11 +105,12 @@ def _write(
     theirs: dict[str, dict[str, float]],
 ) -> None:
     """Keep their numbers, with what they were made of."""
-    from focalclip.bench.parity import MODEL_SEED, TASKS
+    from focalclip.bench.parity.case import MODEL_SEED, PAIRS, PAIRS_NAME, TASKS
 
+    seeds = {name: task.seed for name, task in TASKS.items()} | {PAIRS_NAME: PAIRS.seed}
     tasks: dict[str, Any] = {
         name: {
-            "seed": TASKS[name].seed,
+            "seed": seeds[name],
             "sha256": digests[name],
             "margin": float(f"{margins[name]:.2e}"),
             # JSON has no not-a-number, which they give for the top 5 of fewer than five classes
