@@ -254,10 +254,21 @@ class TrainConfig(Strict):
 
 
 class EvalConfig(Strict):
-    """What happens after the last step."""
+    """What is measured zero-shot: whole after the last step, and a part of it in between."""
 
     benchmark: str | None = "demo"
-    """Benchmark to run zero-shot at the end (see ``eval/zeroshot.py --help``); null for none."""
+    """Benchmark to run (see ``eval/zeroshot.py --help``); null for none."""
+    every: int | None = Field(None, ge=1)
+    """Steps between evaluations during training, made by all ranks and told in ``metrics.jsonl`` and TensorBoard; null:
+    only at the end."""
+    max_images: int | None = Field(1000, ge=1)
+    """Images per task of those in between, evenly spaced and the same each time; null for all."""
+
+    @model_validator(mode="after")
+    def _every_what(self) -> Self:
+        if self.every is not None and self.benchmark is None:
+            raise ValueError(f"every={self.every} would be ignored without a benchmark; name one, or set every=null")
+        return self
 
 
 class RunConfig(Strict):

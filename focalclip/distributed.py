@@ -5,7 +5,9 @@ exchanged with gradient therefore receives the *sum* of what every rank asks of 
 it the gradient of the mean loss: no factor of the world size appears anywhere.
 """
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -31,6 +33,36 @@ def rank(group: Group = None) -> int:
 def is_main() -> bool:
     """Whether this process is the one that prints and writes."""
     return rank() == 0
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within it the processes that ``torchrun`` or ``deepspeed`` started are ranks of one group.
+
+    Nothing is done where there is one process, or a group already.
+    """
+    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    elif "OMP_NUM_THREADS" not in os.environ:  # ranks that each take every core slow each other down
+        torch.set_num_threads(max(1, torch.get_num_threads() // ranks_on_this_machine()))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def ranks_on_this_machine() -> int:
+    """As torchrun's or DeepSpeed's launcher tells; 1 where neither started this process."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+
+
+def own_share(count: int) -> range:
+    """This rank's part of ``range(count)``: contiguous, and as long as that of every other rank, or one longer."""
+    return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
 def barrier() -> None:

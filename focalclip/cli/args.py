@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +53,11 @@ def command_parser(name: str, description: str, examples: str) -> argparse.Argum
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def without_launchers(argv: Sequence[str]) -> list[str]:
+    """The words that are the user's: DeepSpeed's launcher adds one, of which the environment tells the same."""
+    return [word for word in argv if not word.startswith("--local_rank=")]
 
 
 def positive_int(text: str) -> int:
@@ -164,3 +169,18 @@ def _from_yaml(word: str) -> Any:
     except yaml.YAMLError:
         return word
     return word if isinstance(value, dict) else value
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """``--no-cache`` and ``--cache-dir``, which :func:`feature_folder` reads."""
+    parser.add_argument("--no-cache", action="store_true", help="neither use nor keep features")
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", help="where features are kept (default: ~/.cache/focalclip/features)"
+    )
+
+
+def feature_folder(args: argparse.Namespace) -> Path | None:
+    """Where features are kept; None: nowhere."""
+    from focalclip.evaluation.feature_cache import default_folder
+
+    return None if args.no_cache else Path(args.cache_dir) if args.cache_dir else default_folder()

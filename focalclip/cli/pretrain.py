@@ -3,11 +3,16 @@
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from focalclip.cli import args
 from focalclip.config import RunConfig, load_yaml
 from focalclip.errors import SharedError, UserError
 from focalclip.shipped import config_dir
+
+if TYPE_CHECKING:
+    from focalclip.models.clip import FocalCLIP
+    from focalclip.training.run import Measure
 
 DEFAULT_CONFIG = "focalclip_pico"
 DESCRIPTION = f"""Pretrain a FocalNet image tower and a text tower with a contrastive loss, then evaluate zero-shot.
@@ -37,15 +42,15 @@ def main(argv: list[str]) -> int:
     from focalclip.training.run import run_training
 
     try:
-        finished = run_training(config, shards, resume)
+        finished = run_training(config, shards, resume, _measure(config) if config.eval.every else None)
     except UserError as error:
         if is_main() or isinstance(error, SharedError):
             raise
         print(f"error: rank {rank()}: {error}", file=sys.stderr)  # no other rank knows of it
         return 2
-    is_evaluated_here = finished and is_main() and config.eval.benchmark
+    status = _evaluate(config) if finished and config.eval.benchmark else 0
     engine.shut_down()
-    return _evaluate(config) if is_evaluated_here else 0
+    return status
 
 
 def parse(argv: list[str]) -> tuple[RunConfig, bool]:
@@ -92,7 +97,28 @@ def check_benchmark(config: RunConfig) -> None:
         load_benchmark(config.eval.benchmark)
 
 
+def _measure(config: RunConfig) -> "Measure":
+    """What is measured during training: each task's value, and their mean."""
+    from focalclip.distributed import is_main
+    from focalclip.evaluation.during_training import Evaluator
+
+    evaluator = Evaluator(str(config.eval.benchmark), max_images=config.eval.max_images)
+    told: set[str] = set()
+
+    def measure(model: "FocalCLIP") -> dict[str, float]:
+        result = evaluator(model)
+        for name, reason in (result.missing | result.failed).items():
+            if is_main() and name not in told:
+                print(f"zero-shot without {name}: {reason}", file=sys.stderr)
+            told.add(name)
+        score = {} if result.score is None else {"score": result.score}
+        return score | {name: task.value for name, task in result.tasks.items()}
+
+    return measure
+
+
 def _evaluate(config: RunConfig) -> int:
+    """The whole benchmark, by all ranks; the main one prints and writes."""
     from focalclip.cli.zeroshot import main as zeroshot
 
     return zeroshot(["--benchmark", str(config.eval.benchmark), "--model", str(config.run_dir)])

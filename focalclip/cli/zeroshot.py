@@ -1,11 +1,27 @@
 """``focalclip-zeroshot``: measure a model zero-shot on a benchmark."""
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from focalclip.cli.args import check_output, command_parser, guarded, positive_int, usable_device
+from focalclip.cli.args import (
+    add_cache_options,
+    check_output,
+    command_parser,
+    feature_folder,
+    guarded,
+    positive_int,
+    usable_device,
+    without_launchers,
+)
+from focalclip.cli.report import run_comparison, write_reports
+from focalclip.errors import UserError
+
+if TYPE_CHECKING:
+    from focalclip.evaluation.report import Result
 
 EXAMPLES = """\
 examples:
@@ -13,11 +29,27 @@ examples:
   python eval/zeroshot.py --benchmark elevater --data-root DATA     ELEVATER from DATA/wds_vtab-dtd, DATA/wds_cars ...
   python eval/zeroshot.py --benchmark elevater --tasks dtd gtsrb    two tasks, downloaded from the hub if need be
   python eval/zeroshot.py --benchmark my_tasks/ --model open_clip:ViT-B-32-quickgelu/openai
-  python eval/zeroshot.py --benchmark my_tasks.yaml --output result.json
+  python eval/zeroshot.py --benchmark my_tasks/ --model open_clip:ViT-B-32/ViT-B-32.pt      a checkpoint by its path
+  python eval/zeroshot.py --benchmark my_tasks/ --model transformers:google/siglip-base-patch16-224
+  python eval/zeroshot.py --benchmark my_tasks/ --model my_package.models:load              what your function returns
+  python eval/zeroshot.py --benchmark my_tasks.yaml --output result.json --report result.html table.tex
+  python eval/zeroshot.py --benchmark elevater --data-root DATA --report elevater.zip       for ELEVATER's server
+  python eval/zeroshot.py --compare runs/a runs/b                   paired on the same images: difference, interval, p
+  torchrun --nproc-per-node 8 eval/zeroshot.py --benchmark elevater --data-root DATA        the same numbers, sooner
+  deepspeed eval/zeroshot.py --benchmark elevater --data-root DATA                          likewise
 
 A benchmark is elevater (20 data sets and ImageNet-1K beside them), demo, a folder whose subfolders are tasks in the wds
 layout, or a YAML file of tasks. Where --data-root is given nothing is downloaded; tasks that are not there are listed
-with what to do. A run directory keeps the result in its eval/ folder.
+with what to do. A run directory keeps the result in its eval/ folder, with a page to read (.html) and the answers to
+the single images (.predictions/), from which eval/report.py writes any report later.
+
+Your own model is any object with encode_image, encode_text, tokenizer and preprocess (focalclip/evaluation/model.py).
+
+The same command again takes over finished tasks from the file that it writes, as long as weights, precision, prompts,
+task and data are the same; a killed one goes on where it stopped (FILE.part). Image features and class vectors are kept
+by content in ~/.cache/focalclip/features, so that new prompts cost seconds: a hash of weights, preprocessing, precision
+and of the images' bytes names them, never a file's name. The folder may be deleted at any time; beyond 20 GB the models
+not used for longest are dropped from it.
 
 To fetch one data set of ELEVATER into DATA:
   hf download clip-benchmark/wds_vtab-dtd --repo-type dataset --exclude 'train/*' --local-dir DATA/wds_vtab-dtd
@@ -28,7 +60,7 @@ exit status: 0 something was evaluated; 1 nothing could be; 2 a mistake on the c
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(without_launchers(sys.argv[1:] if argv is None else argv))
     return guarded(lambda: _run(arguments))
 
 
@@ -36,23 +68,64 @@ def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "zeroshot", "Zero-shot classification with intervals, chance levels and provenance.", EXAMPLES
     )
-    parser.add_argument("--benchmark", default="demo", help="elevater, demo, FOLDER or FILE.yaml (default: demo)")
+    parser.add_argument(
+        "--benchmark", default="demo", help="elevater, datacomp, vtab_plus, demo, FOLDER or FILE.yaml (default: demo)"
+    )
+    parser.add_argument(
+        "--protocol", metavar="NAME",
+        help="elevater, clip_benchmark, datacomp or unicl (default: the benchmark's own; wds for a folder or a file)",
+    )  # fmt: skip
     parser.add_argument(
         "--model",
-        help="run directory, exported folder, open_clip:NAME/TAG, transformers:NAME (default: newest in runs/)",
+        help="run directory, exported folder, open_clip:NAME/TAG, open_clip:NAME/FILE, transformers:NAME, "
+        "package.module:function (default: newest in runs/)",
     )
     parser.add_argument("--data-root", metavar="DIR", help="folder that holds one folder per task")
     parser.add_argument("--tasks", nargs="+", metavar="ID", help="only these tasks")
     parser.add_argument(
+        "--class-prompts", metavar="FILE",
+        help="JSON of whole prompts by class name, {\"tench\": [\"A tench is ...\", ...], ...}, instead of templates",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-images", type=positive_int, metavar="N", help="N evenly spaced images of each task, for a quick look"
+    )
+    parser.add_argument(
         "--batch-size", type=positive_int, default=256, metavar="N", help="images per step (default: 256)"
+    )
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="of the towers (default: as the weights are)"
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON")
+    parser.add_argument(
+        "--report",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="write page, table or submission: .html .csv .md .tex .zip",
+    )
+    parser.add_argument("--keep-all", action="store_true", help="keep the scores of all classes (a .zip needs them)")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two results or runs, evaluate nothing")
+    parser.add_argument("--fresh", action="store_true", help="measure finished tasks, too, anew")
+    add_cache_options(parser)
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.compare:
+        a, b = args.compare
+        return run_comparison(a, b, args.output)
+    from focalclip.distributed import joined
+
+    with joined():
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     import focalclip
+    from focalclip.distributed import is_main
+    from focalclip.evaluation.model import to_precision
+    from focalclip.evaluation.report.write import check_format
     from focalclip.evaluation.tasks import load_benchmark
     from focalclip.evaluation.zeroshot import evaluate
     from focalclip.models.sources.loading import newest_run
@@ -60,19 +133,67 @@ def _run(args: argparse.Namespace) -> int:
     device = usable_device(args.device)
     if args.output:
         check_output(Path(args.output))
+    reports = [check_format(file) for file in args.report]
+    for path in reports:
+        check_output(path, "--report")
+    class_prompts = args.class_prompts and _read_class_prompts(Path(args.class_prompts))
     source = args.model or str(newest_run())
-    benchmark = load_benchmark(args.benchmark, args.data_root)
+    benchmark = load_benchmark(args.benchmark, args.data_root, args.protocol)
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
     model = focalclip.load(source)
-    result = evaluate(model, benchmark, batch_size=args.batch_size, device=device, tasks=args.tasks).with_source(source)
+    if args.precision:
+        model = to_precision(model, args.precision)
+    outputs = _outputs(args, Path(source), benchmark.name)
+    reports += [path.with_suffix(".html") for path in outputs if path.parent == Path(source) / "eval"]
+    result = evaluate(
+        model, benchmark, batch_size=args.batch_size, device=device, tasks=args.tasks, source=source,
+        cache_dir=feature_folder(args), class_prompts=class_prompts,
+        max_images=args.max_images, outputs=outputs, fresh=args.fresh,
+        keep_all=args.keep_all or any(path.suffix == ".zip" for path in reports),
+    )  # fmt: skip
+    if is_main():
+        _tell(result, outputs, reports)
+    return 0 if result.tasks else 1
+
+
+def _tell(result: "Result", outputs: Sequence[Path], reports: Sequence[Path]) -> None:
     print("\n" + result.table())
-    outputs = [Path(args.output)] if args.output else []
-    if result.tasks and (Path(source) / "config.yaml").is_file():
-        # a choice of tasks gets a name of its own, so that it never overwrites the full result
-        outputs.append(Path(source) / "eval" / ("-".join([benchmark.name, *(args.tasks or [])]) + ".json"))
-    for path in outputs:
-        print(f"\nwritten to {result.write(path)}")
-    if not result.tasks:
+    if result.tasks:
+        for path in outputs:
+            print(f"\nwritten to {path}")
+        write_reports(result, reports)
+    else:
         print("error: nothing could be evaluated; see above what is missing", file=sys.stderr)
-        return 1
-    return 0
+
+
+def _outputs(args: argparse.Namespace, source: Path, benchmark: str) -> list[Path]:
+    """Where the result goes: as asked for, and into the run that is measured."""
+    outputs = [Path(args.output)] if args.output else []
+    if (source / "config.yaml").is_file():
+        # what is not the whole benchmark in the weights' own precision never overwrites the result that is
+        name = [benchmark, *([args.protocol] if args.protocol else []), *(args.tasks or [])]
+        name += [args.precision] if args.precision not in (None, "fp32") else []
+        name += [f"{args.max_images}-images"] if args.max_images else []
+        name += [Path(args.class_prompts).stem] if args.class_prompts else []
+        outputs.append(source / "eval" / ("-".join(name) + ".json"))
+    return outputs
+
+
+def _read_class_prompts(path: Path) -> dict[str, list[str]]:
+    """Whole prompts by class name.
+
+    Raises:
+        UserError: if the file is not JSON of that form.
+    """
+    try:
+        prompts = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--class-prompts {path}: no such file") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"--class-prompts {path}: not JSON ({error})") from None
+    well_formed = isinstance(prompts, dict) and all(
+        isinstance(own, list) and own and all(isinstance(prompt, str) for prompt in own) for own in prompts.values()
+    )
+    if not well_formed:
+        raise UserError(f'--class-prompts {path}: expected {{"class name": ["a prompt", ...], ...}}')
+    return prompts

@@ -65,7 +65,12 @@ def load_members(shard: Path) -> np.ndarray:
 
 def load_key(shard: Path, sample: int) -> str:
     """The WebDataset key of one sample (slow: for messages)."""
-    return _load(shard, "keys").tobytes().decode(errors="replace").split("\0")[sample]
+    return load_keys(shard)[sample]
+
+
+def load_keys(shard: Path) -> list[str]:
+    """The WebDataset keys of all samples of an indexed shard; raises as :func:`load_members` does."""
+    return _load(shard, "keys").tobytes().decode(errors="replace").split("\0")
 
 
 def scan_shard(shard: Path) -> tuple[np.ndarray, list[str]]:

@@ -1,4 +1,4 @@
-"""The four ELEVATER metrics from their definitions, in float64.
+"""Classification metrics from their definitions, in float64.
 
 Every metric takes optional ``weights`` of shape (draws, N): how often each image counts. All ones give the value
 itself, multinomial draws give its bootstrap, so that one piece of code computes both.
@@ -36,11 +36,26 @@ def mean_per_class(correct: NDArray[np.bool_], labels: NDArray[np.integer], weig
     ELEVATER drops classes without images before it takes the arg-max; the caller does so (:func:`occurring_classes`).
     """
     weights = _ones(len(correct)) if weights is None else weights
-    member = (labels[:, None] == np.unique(labels)[None]).astype(np.float64)  # N, C'
-    count = weights @ member
-    right = weights @ (member * correct[:, None])
+    classes = np.unique(labels)
+    count = _class_sums(weights, labels, classes)
+    right = _class_sums(weights * correct, labels, classes)
     recall = np.divide(right, count, out=np.full_like(count, np.nan), where=count > 0)
     return np.nanmean(recall, axis=1)
+
+
+def macro_f1(predicted: NDArray[np.integer], labels: NDArray[np.integer], weights: Floats | None = None) -> Floats:
+    """Mean over the classes that occur of 2 x right / (said + occurring) (N,), (N,) -> (draws,).
+
+    As WILDS computes it for iWildCam: a class that is said but never occurs has no F1 of its own (saying it costs the
+    true class recall).
+    """
+    weights = _ones(len(labels)) if weights is None else weights
+    classes = np.unique(labels)
+    count = _class_sums(weights, labels, classes)
+    said = _class_sums(weights, predicted, classes)
+    right = _class_sums(weights * (predicted == labels), labels, classes)
+    f1 = np.divide(2 * right, count + said, out=np.full_like(count, np.nan), where=count > 0)
+    return np.nanmean(f1, axis=1)
 
 
 def occurring_classes(labels: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -65,42 +80,72 @@ def roc_auc(scores: NDArray[np.floating], positives: NDArray[np.bool_], weights:
     return np.divide(wins, pairs, out=np.full_like(wins, np.nan), where=pairs > 0)
 
 
-def average_precision_11point(
+def average_precision(
     scores: NDArray[np.floating], positives: NDArray[np.bool_], weights: Floats | None = None
+) -> Floats:
+    """Mean over the positives of the precision at their score (N,) -> (draws,).
+
+    Equal scores are one threshold, as in scikit-learn; CLIP_benchmark breaks such ties in whatever order its sort
+    leaves them. Zero in draws without a positive, as in both.
+    """
+    hits, seen, total = _hits(scores, positives, weights)
+    gained = np.diff(hits, prepend=0)
+    return np.divide((gained * _precision(hits, seen)).sum(axis=1), total, out=np.zeros_like(total), where=total > 0)
+
+
+def average_precision_11point(
+    scores: NDArray[np.floating],
+    positives: NDArray[np.bool_],
+    weights: Floats | None = None,
+    end_point: bool = True,
 ) -> Floats:
     """Mean over recalls 0, 0.1 ... 1 of the highest precision at that recall or above (N,) -> (draws,).
 
-    As in ELEVATER (microsoft/vision-evaluation), the curve has the artificial end point precision 1 at recall 0, so the
-    term of recall 0 is always 1; classic VOC code has no such point. Recalls are compared as exact fractions.
-    Not a number in draws without a positive.
+    Recalls are compared as exact fractions. Not a number in draws without a positive.
+
+    Args:
+        scores: (N,).
+        positives: (N,).
+        weights: (draws, N).
+        end_point: with precision 1 at recall 0, as in ELEVATER (microsoft/vision-evaluation), so that the term of
+            recall 0 is always 1; without it, as in the development kit of VOC 2007.
     """
-    weights = _ones(len(scores)) if weights is None else weights
-    if not positives.any():
-        return np.full(len(weights), np.nan)
-    order, ends = _threshold_groups(scores)
-    weights, positives = weights[:, order], positives[order]
-    # a threshold that adds no positive only lowers precision at the same recall, so it is never the highest
-    ends = ends[np.diff(np.cumsum(positives)[ends], prepend=0) > 0]
-    hits = np.cumsum(weights * positives, axis=1)[:, ends]
-    seen = np.cumsum(weights, axis=1)[:, ends]
-    precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
-    best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]  # highest precision from this recall upwards
-    total = hits[:, -1]
-    result = np.ones(len(weights))  # recall 0: the artificial end point
+    hits, seen, total = _hits(scores, positives, weights)
+    if not hits.shape[1]:
+        return np.full(len(hits), np.nan)
+    best = np.maximum.accumulate(_precision(hits, seen)[:, ::-1], axis=1)[:, ::-1]  # highest from this recall upwards
+    result = np.ones(len(hits)) if end_point else best[:, 0].copy()
     for tenth in range(1, 11):
         first = np.argmax(10 * hits >= tenth * total[:, None], axis=1)
         result += best[np.arange(len(best)), first]
     return np.where(total > 0, result / 11, np.nan)
 
 
-def map_11point(scores: NDArray[np.floating], positives: NDArray[np.bool_], weights: Floats | None = None) -> Floats:
+def map_11point(
+    scores: NDArray[np.floating],
+    positives: NDArray[np.bool_],
+    weights: Floats | None = None,
+    end_point: bool = True,
+) -> Floats:
     """Mean of :func:`average_precision_11point` over the classes that have a positive (N, C), (N, C) -> (draws,).
 
     ELEVATER ranks by the softmax over classes of 100 x cosine, not by the cosine: pass those probabilities.
     """
     columns = np.flatnonzero(positives.any(axis=0))
-    each = [average_precision_11point(scores[:, c], positives[:, c], weights) for c in columns]
+    each = [average_precision_11point(scores[:, c], positives[:, c], weights, end_point) for c in columns]
     return np.nanmean(np.stack(each), axis=0)
+
+
+def mean_average_precision(
+    scores: NDArray[np.floating], positives: NDArray[np.bool_], weights: Floats | None = None
+) -> Floats:
+    """Mean of :func:`average_precision` over all classes (N, C), (N, C) -> (draws,).
+
+    A class without a positive counts zero, as in CLIP_benchmark (which ranks by cosine) and in scikit-learn's macro
+    average.
+    """
+    each = [average_precision(scores[:, c], positives[:, c], weights) for c in range(scores.shape[1])]
+    return np.mean(np.stack(each), axis=0)
 
 
 def softmax(logits: NDArray[np.floating]) -> Floats:
@@ -112,6 +157,34 @@ def softmax(logits: NDArray[np.floating]) -> Floats:
 
 def _ones(n: int) -> Floats:
     return np.ones((1, n))
+
+
+def _hits(
+    scores: NDArray[np.floating], positives: NDArray[np.bool_], weights: Floats | None
+) -> tuple[Floats, Floats, Floats]:
+    """Positives and images seen at each threshold that gains a positive, best first (draws, T); all positives (draws,).
+
+    A threshold that gains none only lowers precision at the same recall, so no average of precisions needs it.
+    """
+    weights = _ones(len(scores)) if weights is None else weights
+    order, ends = _threshold_groups(scores)
+    weights, positives = weights[:, order], positives[order]
+    ends = ends[np.diff(np.cumsum(positives)[ends], prepend=0) > 0]
+    hits = np.cumsum(weights * positives, axis=1)
+    return hits[:, ends], np.cumsum(weights, axis=1)[:, ends], hits[:, -1]
+
+
+def _precision(hits: Floats, seen: Floats) -> Floats:
+    return np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+
+
+def _class_sums(values: Floats, labels: NDArray[np.integer], classes: NDArray[np.integer]) -> Floats:
+    """Sums over the images of each class: (draws, N), labels (N,), classes (C',) ascending -> (draws, C')."""
+    order = np.argsort(labels, kind="stable")
+    running = np.cumsum(values[:, order], axis=1)
+    running = np.concatenate([np.zeros((len(values), 1)), running], axis=1)
+    ranked = labels[order]
+    return running[:, np.searchsorted(ranked, classes, "right")] - running[:, np.searchsorted(ranked, classes, "left")]
 
 
 def _threshold_groups(scores: NDArray[np.floating]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

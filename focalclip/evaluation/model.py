@@ -1,4 +1,18 @@
-"""What the harness asks of a model, and nothing more: any model with these four attributes can be measured."""
+"""What the harness asks of a model, and nothing more: any object with these four attributes can be measured.
+
+    class MyModel:
+        preprocess = staticmethod(...)             # PIL picture -> (3, S, S) tensor
+        tokenizer = staticmethod(...)              # list of strings -> int64 (B, L)
+        def encode_image(self, images): ...        # (B, 3, S, S) -> (B, D)
+        def encode_text(self, tokens): ...         # (B, L) -> (B, D)
+
+It need not be an ``nn.Module``. An object that is none may also tell its ``device`` (else the CPU), its ``dtype`` (else
+float32), and a ``weights_sha256``, without which nothing can be remembered of it: neither features nor finished tasks.
+A function that returns such an object is named on the command line as ``--model package.module:function``.
+
+Optional: ``text_lengths(tokens) -> (B,)``, how many tokens of each row decide its embedding. A model that has it takes
+rows that are cut behind them, and its prompts are then encoded in short batches (see ``classifier``).
+"""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -9,9 +23,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from focalclip.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 class DualEncoder(Protocol):
-    """An ``nn.Module`` with two encoders and what feeds them."""
+    """Two encoders and what feeds them."""
 
     @property
     def preprocess(self) -> Callable[[Image.Image], Tensor]:
@@ -30,22 +48,40 @@ class DualEncoder(Protocol):
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Evaluation mode without gradients; every submodule gets its own mode back, so that training can go on."""
+    """Evaluation mode without gradients.
+
+    Afterwards every submodule has its own mode back and torch's generators stand where they stood, so that a training
+    goes on as if nothing had been.
+    """
     modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
-    try:
-        for module, _ in modes:
-            module.training = False
-        with torch.no_grad():
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        try:
+            for module, _ in modes:
+                module.training = False
             yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
+        finally:
+            for module, mode in modes:
+                module.training = mode
 
 
 def device_and_dtype(model: Any) -> tuple[torch.device, torch.dtype]:
-    """Where the model's parameters are, and in what precision."""
-    parameter = next(model.parameters())
-    return parameter.device, parameter.dtype
+    """Where the model computes, and in what precision: of its first parameter, else as the object tells."""
+    parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
+    if parameter is not None:
+        return parameter.device, parameter.dtype
+    return torch.device(getattr(model, "device", "cpu")), getattr(model, "dtype", torch.float32)
+
+
+def to_precision(model: Any, name: str) -> Any:
+    """The model with its towers in ``fp32``, ``bf16`` or ``fp16``; unit vectors and similarities stay float32.
+
+    Raises:
+        UserError: if the model is no module, whose own business its precision is.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"--precision {name}: {type(model).__name__} is no torch module; set its precision yourself")
+    return model.to(PRECISIONS[name])
 
 
 def weights_sha256(model: Any) -> str:
@@ -56,3 +92,10 @@ def weights_sha256(model: Any) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
+
+
+def known_weights(model: Any) -> str | None:
+    """:func:`weights_sha256` of a module, else the ``weights_sha256`` that the object tells, else None."""
+    if isinstance(model, nn.Module):
+        return weights_sha256(model)
+    return getattr(model, "weights_sha256", None)

@@ -1,24 +1,34 @@
 """Zero-shot classification over the tasks of a benchmark (ELEVATER's protocol, see ``scoring`` and ``classifier``)."""
 
-import platform
 import sys
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-import focalclip
-from focalclip.errors import UserError
-from focalclip.evaluation.classifier import class_matrix
-from focalclip.evaluation.datasets import Unavailable, locate, read_task_folder
-from focalclip.evaluation.features import encode_images
-from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating, weights_sha256
+from focalclip.distributed import gather_objects, is_main, main_only
+from focalclip.errors import UserError, first_line
+from focalclip.evaluation.calibration import learned_scale
+from focalclip.evaluation.classifier import ClassPrompts, class_matrix
+from focalclip.evaluation.datasets import TaskData, Unavailable
+from focalclip.evaluation.feature_cache import FeatureCache, open_cache
+from focalclip.evaluation.features import encode_images, images_sha256
+from focalclip.evaluation.finished import Finished, settings_sha256
+from focalclip.evaluation.footprint import describe, peak_memory, versions
+from focalclip.evaluation.label_check import check_labels
+from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating, known_weights
+from focalclip.evaluation.opened import Opened, open_checked
+from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.protocols import statement
 from focalclip.evaluation.report import Result, TaskResult
-from focalclip.evaluation.scoring import check_task, score
+from focalclip.evaluation.scoring import score
 from focalclip.evaluation.tasks import Benchmark, Task, load_benchmark
+
+T = TypeVar("T")
 
 
 def evaluate(
@@ -29,8 +39,20 @@ def evaluate(
     device: str | torch.device | None = None,
     tasks: Sequence[str] | None = None,
     progress: bool = True,
+    *,
+    source: str = "",
+    cache_dir: str | Path | None = None,
+    class_prompts: ClassPrompts | None = None,
+    max_images: int | None = None,
+    outputs: Sequence[Path] = (),
+    fresh: bool = False,
+    opened: dict[str, Opened] | None = None,
+    keep_all: bool = False,
 ) -> Result:
     """Measure a model zero-shot; its modes are as before afterwards, so that training can go on.
+
+    Where there are several ranks, all call this together: they share the images and prompts of each task, and the
+    numbers are those of one process. Only the main rank prints and writes.
 
     Args:
         model: anything with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
@@ -40,6 +62,14 @@ def evaluate(
         device: where to move the model first; None leaves it where it is.
         tasks: ids of the tasks to run; None for all.
         progress: show a bar and one line per finished task, on stderr.
+        source: the model's name in the result.
+        cache_dir: where features are kept by content (see ``feature_cache``); None: nowhere.
+        class_prompts: whole prompts by class name instead of templates; the result's protocol says so.
+        max_images: so many of each task's images alone, evenly spaced; the result says so.
+        outputs: files that the result is written to, and whose finished tasks are taken over if nothing has changed.
+        fresh: measure those, too, anew.
+        opened: keeps what was read of each task's data for the next call; for evaluations during training.
+        keep_all: keep the scores of all classes for every image, as a submission to ELEVATER's server needs them.
 
     Returns:
         What was measured, what is missing (with what to do) and what failed (with why). One task's faulty data never
@@ -48,88 +78,184 @@ def evaluate(
     Raises:
         UserError: if there is no such benchmark, task or data folder.
     """
-    start = time.perf_counter()
     full = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark, data_root)
     chosen = full.select(tasks)
-    if device is not None:
-        model.to(device)  # pyrefly: ignore[missing-attribute]
-    results: dict[str, TaskResult] = {}
-    missing: dict[str, str] = {}
-    failed: dict[str, str] = {}
-    for i, task in enumerate(chosen.tasks, start=1):
-        label = f"{task.id} ({i} of {len(chosen.tasks)})"
-        try:
-            folder = locate(task, chosen.data_root, chosen.absent)
-            with evaluating(model):
-                results[task.id] = _evaluate_task(model, task, folder, batch_size, label, progress)
-        except Unavailable as reason:
-            missing[task.id] = str(reason)
-        except UserError as error:
-            failed[task.id] = str(error)
-        if progress and task.id not in missing:
-            print(f"{label}: {_outcome(results.get(task.id))}", file=sys.stderr)
-    where, precision = device_and_dtype(model)
-    return Result(
+    if device is not None and hasattr(model, "to"):
+        model.to(device)
+    weights = known_weights(model)
+    run = _Run(
+        model=model, benchmark=chosen, weights=weights, batch_size=batch_size, class_prompts=class_prompts,
+        max_images=max_images, progress=progress and is_main(), opened={} if opened is None else opened,
+        cache=open_cache(model, cache_dir, weights), finished=Finished(outputs, fresh=fresh),
+        keep_all=keep_all, protocol=full.protocol if class_prompts is None else f"{full.protocol}, class prompts",
+    )  # fmt: skip
+    start = Result(
         benchmark=full.name,
-        protocol=full.protocol,
-        expected=sum(task.in_score for task in full.tasks),
-        tasks=results,
-        missing=missing,
-        failed=failed,
-        model={"sha256": weights_sha256(model), "precision": _name(precision), "device": _name(where)},
-        versions=_versions(),
-        seconds=round(time.perf_counter() - start, 3),
+        protocol=run.protocol,
+        expected=full.expected,
+        model=({"source": source} if source else {}) | {"sha256": weights or "unknown"} | describe(model),
+        versions=versions(),
     )
+    return run.all_tasks(start)
 
 
-def _evaluate_task(
-    model: DualEncoder, task: Task, folder: Path, batch_size: int, label: str, progress: bool
-) -> TaskResult:
-    start = time.perf_counter()
-    data = read_task_folder(folder)
-    test_set = check_task(task, data)
-    classes = class_matrix(model, data.class_names, data.templates, batch_size)
-    images = encode_images(
-        model, data.entries, batch_size=batch_size, resize=task.resize, label=label, progress=progress
-    )
-    labels = data.labels[images.readable]
-    result = score(task, images.embeds, classes, labels)
-    return TaskResult(
-        metric=task.metric,
-        value=result.value,
-        interval=result.interval,
-        n=len(labels),
-        chance=result.chance,
-        classes=len(data.class_names),
-        templates=len(data.templates),
-        extras=result.extras,
-        in_score=task.in_score,
-        version=task.version,
-        test_set=test_set,
-        differences=() if test_set == "elevater" else task.differences,
-        broken=images.broken,
-        task_sha256=data.digest(images.sha256),
-        folder=str(folder),
-        seconds=round(time.perf_counter() - start, 3),
-        images_per_second=round(len(data.entries) / images.seconds, 1),
-    )
+@dataclass(frozen=True)
+class _Run:
+    """One model's way through a benchmark."""
+
+    model: Any
+    benchmark: Benchmark
+    weights: str | None
+    batch_size: int
+    class_prompts: ClassPrompts | None
+    max_images: int | None
+    progress: bool
+    opened: dict[str, Opened]
+    cache: FeatureCache | None
+    finished: Finished
+    protocol: str
+    keep_all: bool = False
+    missing: dict[str, str] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def all_tasks(self, result: Result) -> Result:
+        """``result`` with every task in its place; what is done is kept after each."""
+        start, count = time.perf_counter(), len(self.benchmark.tasks)
+        for i, task in enumerate(self.benchmark.tasks, start=1):
+            label = f"{task.id} ({i} of {count})"
+            done = self._task(task, label)
+            if done is not None:
+                result = replace(result, tasks=result.tasks | {task.id: done})
+            result = replace(
+                result,
+                missing=dict(self.missing),
+                failed=dict(self.failed),
+                model=result.model | peak_memory(device_and_dtype(self.model)[0]),
+                seconds=round(time.perf_counter() - start, 3),
+            )
+            main_only(partial(self.finished.write_part, result))
+        main_only(partial(self.finished.write, result))
+        return result
+
+    def _task(self, task: Task, label: str) -> TaskResult | None:
+        """The task's result, measured or taken over; None if it is missing or failed."""
+        try:
+            opened = self.opened.get(task.id) or _agreed(lambda: open_checked(task, self.benchmark, self.max_images))
+            self.opened[task.id] = opened
+            settings = self._settings(task)
+            done = _from_main(lambda: self._take_over(opened, settings))
+            if done is not None:
+                self._say(f"{label}: {100 * done.value:.1f}% (measured before; --fresh measures it anew)")
+                return done
+            with evaluating(self.model):
+                done = self._measure(opened, settings, label)
+        except Unavailable as reason:
+            self.missing[task.id] = str(reason)
+            return None
+        except UserError as error:
+            self.failed[task.id] = str(error)
+            self._say(f"{label}: failed, see below")
+            return None
+        self._say(f"{label}: {_outcome(done)}")
+        return done
+
+    def _measure(self, opened: Opened, settings: str, label: str) -> TaskResult:
+        task, data, start = opened.task, opened.data, time.perf_counter()
+        classes = class_matrix(
+            self.model, data.class_names, data.templates, self.batch_size,
+            class_prompts=self.class_prompts, cache=self.cache, label=f"{label}, prompts" if self.progress else "",
+        )  # fmt: skip
+        text_seconds = time.perf_counter() - start
+        images = encode_images(
+            self.model, data.entries, batch_size=self.batch_size, resize=task.resize, label=label,
+            progress=self.progress, cache=self.cache,
+        )  # fmt: skip
+        labels = data.labels[images.readable]
+        result = score(task, images.embeds, classes, labels)
+        predictions = Predictions.of(task, data, images, classes, learned_scale(self.model), self.keep_all)
+        encoded = len(data.entries) - images.num_cached
+        return TaskResult(
+            metric=task.metric,
+            value=result.value,
+            interval=result.interval,
+            n=len(labels),
+            chance=result.chance,
+            classes=len(data.class_names),
+            templates=0 if self.class_prompts else len(data.templates),
+            extras=result.extras,
+            in_score=task.in_score,
+            version=task.version,
+            test_set=opened.test_set,
+            differences=opened.differences,
+            broken=images.broken,
+            task_sha256=data.digest(images.sha256),
+            folder=str(data.folder),
+            seconds=round(time.perf_counter() - start, 3),
+            images_per_second=round(encoded / images.seconds, 1) if encoded else None,
+            cached_images=images.num_cached,
+            text_seconds=round(text_seconds, 3),
+            image_seconds=round(images.seconds, 3),
+            prompts=self._num_prompts(data),
+            settings_sha256=settings,
+            stated=statement(task, data.class_names, data.templates),
+            label_warning=check_labels(predictions.best, labels, data.class_names).warning,
+            predictions=predictions,
+        )
+
+    def _settings(self, task: Task) -> str:
+        """Empty where the model cannot tell its weights, so that nothing is taken over."""
+        if self.weights is None:
+            return ""
+        precision = str(device_and_dtype(self.model)[1])
+        return settings_sha256(
+            self.weights, precision, self.protocol, task,
+            batch_size=self.batch_size, class_prompts=self.class_prompts, max_images=self.max_images,
+        )  # fmt: skip
+
+    def _take_over(self, opened: Opened, settings: str) -> TaskResult | None:
+        """The finished task, if its data, images included, is the same."""
+        done = self.finished.find(opened.task.id, settings) if settings else None
+        if done is None:
+            return None
+        if self.keep_all and (done.predictions is None or not done.predictions.has_all):
+            return None
+        digest = images_sha256(opened.data.entries, self.cache)
+        return done if done.task_sha256 == opened.data.digest(digest) else None
+
+    def _num_prompts(self, data: TaskData) -> int:
+        if self.class_prompts is None:
+            return len(data.class_names) * len(data.templates)
+        return sum(len(self.class_prompts[name]) for name in data.class_names)
+
+    def _say(self, message: str) -> None:
+        if self.progress:
+            print(message, file=sys.stderr)
 
 
-def _outcome(result: TaskResult | None) -> str:
-    if result is None:
-        return "failed, see below"
-    speed = f"{result.n:,} images in {result.seconds:.1f} s, {result.images_per_second:,.0f} images/s"
-    return f"{100 * result.value:.1f}% ({speed})"
+def _agreed(work: Callable[[], T]) -> T:
+    """Do ``work`` on all ranks; where it fails on any, all raise the same."""
+    result, fault = None, None
+    try:
+        result = work()
+    except (Unavailable, UserError) as error:
+        fault = error
+    except OSError as error:
+        fault = UserError(f"{first_line(error)}; see that the data can be read")
+    for other in gather_objects(fault):
+        if other is not None:
+            raise other
+    return result  # pyrefly: ignore[bad-return]
 
 
-def _name(value: Any) -> str:
-    return str(value).removeprefix("torch.")
+def _from_main(work: Callable[[], T]) -> T:
+    """What ``work`` gives on the main rank, on all ranks."""
+    return gather_objects(_agreed(lambda: work() if is_main() else None))[0]  # pyrefly: ignore[bad-return]
 
 
-def _versions() -> dict[str, str]:
-    return {
-        "focalclip": focalclip.__version__,
-        "torch": torch.__version__,
-        "open_clip": version("open_clip_torch"),
-        "python": platform.python_version(),
-    }
+def _outcome(result: TaskResult) -> str:
+    if result.images_per_second is None:
+        speed = "all from the cache"
+    else:
+        speed = f"{result.images_per_second:,.0f} images/s"
+        speed += f", {result.cached_images:,} from the cache" if result.cached_images else ""
+    return f"{100 * result.value:.1f}% ({result.n:,} images in {result.seconds:.1f} s, {speed})"

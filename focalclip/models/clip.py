@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from focalclip.config import ModelConfig
 from focalclip.models.norm import GlobalBatchNorm
-from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer
+from focalclip.models.text import HUGGING_FACE, Tokenizer, create_text_tower, create_tokenizer, lengths_to_the_end
 from focalclip.models.towers import TIMM, check_image_size, create_image_tower
 from focalclip.preprocess import eval_transform
 
@@ -105,6 +105,14 @@ class FocalCLIP(nn.Module):
         """Embed tokens (B, L) as (B, D); unit vectors are float32 in every precision."""
         embeds = self.text(tokens)
         return F.normalize(embeds.float(), dim=-1) if normalize else embeds
+
+    def text_lengths(self, tokens: Tensor) -> Tensor | None:
+        """How many tokens of each row (B, L) decide its embedding: (B,); None where all do.
+
+        Rows may be cut behind them, as the tokenizer cuts a whole list of captions.
+        """
+        is_causal = self.config.text.causal and not self.config.text.name.startswith(HUGGING_FACE)
+        return lengths_to_the_end(tokens) if is_causal else None
 
     @property
     def preprocess(self) -> Any:

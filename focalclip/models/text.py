@@ -53,6 +53,14 @@ def create_tokenizer(config: TextTowerConfig) -> Tokenizer:
     return ByteLevelTokenizer(config)
 
 
+def lengths_to_the_end(tokens: Tensor) -> Tensor:
+    """How many of each row's tokens (B, L) stand up to its end of text, the largest number of CLIP's BPE: (B,).
+
+    Under causal attention, with the embedding taken at that token, those behind it change nothing.
+    """
+    return tokens.argmax(1) + 1
+
+
 def _cut_mask(transformer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
     """Fit the causal mask to captions shorter than the context (open_clip 3.3 always passes the whole one)."""
     length = args[0].shape[1]
@@ -78,8 +86,7 @@ class ByteLevelTokenizer:
         tokens = self.tokenizer(list(texts))
         if not self.causal or len(tokens) == 0:
             return tokens
-        longest = int(tokens.argmax(1).max()) + 1  # the end-of-text token has the largest number
-        return tokens[:, :longest].contiguous()
+        return tokens[:, : int(lengths_to_the_end(tokens).max())].contiguous()
 
 
 class HuggingFaceTextTower(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from focalclip.config import RunConfig
-from focalclip.distributed import rank, world_size
+from focalclip.distributed import rank, ranks_on_this_machine, world_size
 from focalclip.errors import UserError
 from focalclip.training.optim import create_optimizer, lr_factor
 
@@ -29,7 +29,7 @@ def boot() -> None:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         if "OMP_NUM_THREADS" not in os.environ:  # ranks that each take every core slow each other down tenfold
-            torch.set_num_threads(max(1, _cores() // _ranks_on_this_machine()))
+            torch.set_num_threads(max(1, _cores() // ranks_on_this_machine()))
         _keep_freed_memory()
     import deepspeed
     import deepspeed.ops
@@ -122,7 +122,7 @@ def full_weights(engine: Any) -> AbstractContextManager:
 
 
 def shut_down() -> None:
-    """Leave the other ranks; what follows (evaluation) runs on this rank alone."""
+    """Leave the other ranks."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
@@ -148,7 +148,3 @@ def _keep_freed_memory() -> None:
 def _cores() -> int:
     """Cores that this process may use (macOS does not tell; there it is all of them)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _ranks_on_this_machine() -> int:
-    return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))  # torchrun's, DeepSpeed's name

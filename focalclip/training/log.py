@@ -79,6 +79,19 @@ class TrainLog:
                 "train anew under another --name with a lower optim.lr or more optim.warmup_steps"
             )
 
+    def evaluation(self, state: TrainState, values: dict[str, float], seconds: float) -> None:
+        """Note what an evaluation found, in fractions, and how long it took; the speed of training leaves it out."""
+        self._since += seconds
+        self._started += seconds
+        if self._is_main:
+            facts = {"step": state.step, "samples": state.samples, "zeroshot": values, "seconds": round(seconds, 3)}
+            self._file.write(json.dumps(facts) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                self._board.add_scalar(f"zeroshot/{name}", value, state.step)
+            shown = ", ".join(f"{name} {100 * value:.1f}%" for name, value in values.items())
+            self.say(f"step {state.step}: zero-shot {shown or 'nothing'} ({seconds:.1f} s)")
+
     def say(self, message: str) -> None:
         """Print a line without tearing the bar; main rank only."""
         if self._is_main:

@@ -29,6 +29,7 @@ class Trainer:
     log: TrainLog
     stop: StopRequest
     save: Callable[["Trainer"], None]
+    evaluate: Callable[["Trainer"], None]
 
 
 def train(run: Trainer) -> bool:
@@ -63,7 +64,15 @@ def train(run: Trainer) -> bool:
         if stopped or run.state.step % run.config.train.save_every == 0 or run.state.step == run.total_steps:
             run.log.settle(run.state)
             run.save(run)
+        if _is_evaluation_due(run) and not stopped:
+            run.evaluate(run)
     return run.state.step == run.total_steps
+
+
+def _is_evaluation_due(run: Trainer) -> bool:
+    """At the end the whole benchmark follows anyway."""
+    every = run.config.eval.every
+    return every is not None and run.state.step % every == 0 and run.state.step < run.total_steps
 
 
 def _micro_step(run: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:

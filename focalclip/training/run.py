@@ -1,7 +1,8 @@
 """One run from configuration to exported model: its directory, its parts, and the order in which they are made."""
 
 import hashlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,14 +31,18 @@ from focalclip.training.log import TrainLog
 from focalclip.training.loop import Trainer, train
 from focalclip.training.stop import StopRequest
 
+Measure = Callable[[FocalCLIP], dict[str, float]]
+"""Numbers by name of a model, made by all ranks together."""
 
-def run_training(config: RunConfig, shards: list[Path], resume: bool) -> bool:
+
+def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: Measure | None = None) -> bool:
     """Train as ``config`` says, or go on where the run stopped.
 
     Args:
         config: the whole configuration.
         shards: the training shards.
         resume: continue the newest checkpoint of the run directory if it has one.
+        measure: what to do every ``config.eval.every`` steps.
 
     Returns:
         Whether the run is finished (false: it was asked to stop, and has saved).
@@ -60,7 +65,8 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool) -> bool:
         _export(deepspeed_engine, config, state)
     log = together(lambda: TrainLog(config, total_steps, state, engine.device()))
     with closing(log), StopRequest(engine.device()) as stop:
-        finished = train(Trainer(config, deepspeed_engine, loader, state, total_steps, log, stop, _save))
+        evaluate = _Evaluation(config, measure)
+        finished = train(Trainer(config, deepspeed_engine, loader, state, total_steps, log, stop, _save, evaluate))
     if not finished and is_main():
         reason = f"{stop.reason}: " if stop.reason else ""
         print(f"{reason}saved step {state.step} in {config.run_dir}; the same command with --resume goes on from there")
@@ -71,6 +77,28 @@ def _save(run: Trainer) -> None:
     """Write a checkpoint, and the model in the form that others load."""
     checkpoint.save(run.engine, run.config.run_dir / "checkpoints", run.state, run.config)
     _export(run.engine, run.config, run.state)
+
+
+class _Evaluation:
+    """Measures a copy of the model: neither the engine's hooks nor any module's mode is touched, nor any generator."""
+
+    def __init__(self, config: RunConfig, measure: Measure | None) -> None:
+        self._config, self._measure = config, measure
+        self._copy: FocalCLIP | None = None
+
+    def __call__(self, run: Trainer) -> None:
+        """Measure and log; all ranks call this together."""
+        if self._measure is None:
+            return
+        start = time.perf_counter()
+        with engine.full_weights(run.engine):
+            weights = {name: tensor.detach().clone() for name, tensor in run.engine.module.state_dict().items()}
+        if self._copy is None:
+            with torch.random.fork_rng(devices=[]):
+                self._copy = FocalCLIP(self._config.model).to(engine.device())
+        self._copy.load_state_dict(weights)
+        values = self._measure(self._copy)
+        run.log.evaluation(run.state, values, time.perf_counter() - start)
 
 
 def _export(deepspeed_engine: Any, config: RunConfig, state: TrainState) -> None:

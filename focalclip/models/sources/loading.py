@@ -12,6 +12,7 @@ from focalclip.errors import UserError
 from focalclip.models.sources import store
 from focalclip.models.sources.encoder import ImageEncoder, Preprocess
 from focalclip.models.sources.open_clip_adapter import OPEN_CLIP, OpenClipModel, open_clip_encoder
+from focalclip.models.sources.python_function import is_function, load_function
 from focalclip.models.sources.transformers_adapter import load_transformers, transformers_encoder
 from focalclip.models.text import HUGGING_FACE
 from focalclip.models.towers import TIMM, create_image_tower
@@ -27,9 +28,10 @@ def load(source: str | Path, device: Device = None) -> Any:
     """Load a trained two-tower model in evaluation mode.
 
     Args:
-        source: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED``, ``open_clip:hf-hub:ORG/NAME``,
-            ``open_clip:local-dir:FOLDER``, or CLIP, SigLIP or an export of ours as
-            ``transformers:NAME_OR_FOLDER``.
+        source: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED`` (a tag, or the path of a checkpoint),
+            ``open_clip:hf-hub:ORG/NAME``, ``open_clip:local-dir:FOLDER``, CLIP, SigLIP or an export of ours as
+            ``transformers:NAME_OR_FOLDER``, or ``package.module:function``, a function without arguments that returns
+            any object with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
         device: where to put it; None for the CPU.
 
     Returns:
@@ -48,6 +50,9 @@ def load(source: str | Path, device: Device = None) -> Any:
             f"{name}: an image tower without a text tower; load it with focalclip.load_image_encoder, "
             "or name a run directory, an exported folder or open_clip:NAME/PRETRAINED"
         )
+    if is_function(name) and not Path(name).exists():
+        model = load_function(name)
+        return model.to(device).eval() if isinstance(model, torch.nn.Module) else model
     return store.read(_exported_folder(name, "open_clip:NAME/PRETRAINED")).to(device)
 
 

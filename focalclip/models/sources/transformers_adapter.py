@@ -71,6 +71,19 @@ class TransformersModel(nn.Module):
         """Embed tokens (B, L) as (B, D)."""
         return _embeds(self.model.get_text_features(input_ids=tokens), normalize)
 
+    def text_lengths(self, tokens: Tensor) -> Tensor | None:
+        """How many tokens of each row (B, L) decide its embedding: (B,); None where all do.
+
+        CLIP's attention is causal and its embedding that of the first end-of-text; SigLIP sees the padding, too.
+        """
+        if self.model.config.model_type != "clip":
+            return None
+        end = self.model.config.text_config.eos_token_id
+        if end == 2:  # configurations from before transformers 4.30, which then takes the largest number
+            return tokens.argmax(1) + 1
+        is_end = tokens == end
+        return torch.where(is_end.any(1), is_end.int().argmax(1) + 1, tokens.shape[1])
+
 
 class PaddingTokenizer:
     """A tokenizer of transformers as a function of texts; pads to the full context, as SigLIP was trained."""

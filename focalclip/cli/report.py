@@ -1,0 +1,88 @@
+"""``focalclip-report``: turn a saved result into a page, a table or a submission, or compare two of them."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from focalclip.cli.args import check_output, command_parser, guarded
+from focalclip.errors import UserError
+
+EXAMPLES = """\
+examples:
+  python eval/report.py runs/demo                            runs/demo/eval/NAME.html, one page of each result in it
+  python eval/report.py result.json page.html table.tex      a page and a LaTeX table
+  python eval/report.py runs/demo/eval/demo.json demo.csv demo.md
+  python eval/report.py runs/demo submission.zip             for ELEVATER's server; evaluate with --keep-all first
+  python eval/report.py --compare runs/a runs/b              paired on the same images: difference, interval, p
+  python eval/report.py --compare a.json b.json --output difference.json
+
+The file's ending names the format: .html (self-contained), .csv, .md, .tex, .json or .zip. Neither the model nor the
+data is needed: everything comes from the result and from the answers beside it in NAME.predictions/.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    return guarded(lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser(
+        "report", "A page, tables or a submission from a result; or two results compared.", EXAMPLES
+    )
+    parser.add_argument("result", nargs="?", help="result as JSON, or a run directory")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="what to write; default: a page beside the result")
+    parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two results, or run directories")
+    parser.add_argument("--output", metavar="FILE", help="write the comparison as JSON")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.compare:
+        if args.result:
+            raise UserError(f"--compare takes two results and nothing else; leave {args.result} away")
+        a, b = args.compare
+        return run_comparison(a, b, args.output)
+    if not args.result:
+        raise UserError("name a result's JSON or a run directory, or give --compare A B; --help has examples")
+    if args.output:
+        raise UserError("--output goes with --compare; for a report name the files behind the result")
+    from focalclip.evaluation.compare import result_files
+    from focalclip.evaluation.report import Result
+
+    results = list(result_files(args.result).values())
+    if args.files and len(results) > 1:
+        raise UserError(f"{args.result} holds {len(results)} results; name one: {', '.join(map(str, results))}")
+    for path in results:
+        write_reports(Result.read(path), args.files or [path.with_suffix(".html")])
+    return 0
+
+
+def write_reports(result: Any, files: Sequence[str | Path]) -> None:
+    """Write each file in the format of its ending, and say so; submissions come with what to know of them."""
+    from focalclip.evaluation.report import write_report
+    from focalclip.evaluation.report.submission import notes
+    from focalclip.evaluation.report.write import check_format
+
+    paths = [check_format(file) for file in files]
+    for path in paths:
+        check_output(path, "the report")
+    for path in paths:
+        print(f"written to {write_report(result, path)}")
+        for note in notes(result) if path.suffix == ".zip" else []:
+            print(f"  {note}")
+
+
+def run_comparison(a: str, b: str, output: str | None) -> int:
+    """Print a comparison, and write it as JSON where a file is named."""
+    from focalclip.evaluation.compare import compare
+
+    if output:
+        check_output(Path(output))
+    comparison = compare(a, b)
+    print(comparison.table())
+    if output:
+        print(f"\nwritten to {comparison.write(output)}")
+    return 0 if comparison.tasks else 1

@@ -1,0 +1,160 @@
+"""Images and the captions that belong to them, read in full before the first image is encoded."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from focalclip.errors import UserError
+
+
+class ShardImage(NamedTuple):
+    """An image inside a shard."""
+
+    shard: Path
+    key: str
+    offset: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """How messages call it: shard and key."""
+        return f"{self.shard.name}:{self.key}"
+
+    @property
+    def file(self) -> Path:
+        """The shard."""
+        return self.shard
+
+    def read(self) -> bytes:
+        """The compressed image."""
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+class ImageFile(NamedTuple):
+    """An image that is a file of its own."""
+
+    path: Path
+    key: str
+
+    @property
+    def name(self) -> str:
+        """Its path as the table or caption file gives it."""
+        return self.key
+
+    @property
+    def file(self) -> Path:
+        """The file itself."""
+        return self.path
+
+    def read(self) -> bytes:
+        """The compressed image."""
+        return self.path.read_bytes()
+
+
+Image = ShardImage | ImageFile
+
+
+@dataclass(frozen=True)
+class PairData:
+    """A retrieval set: which caption belongs to which image. Every image has a caption and every caption an image."""
+
+    name: str
+    """What results call it."""
+    source: str
+    """Where it came from."""
+    entries: tuple[Image, ...]
+    """The images (N)."""
+    captions: tuple[str, ...]
+    """(M,)."""
+    pairs: NDArray[np.int64]
+    """(P, 2): image and caption; P is M unless captions are merged."""
+    faults: tuple[str, ...] = ()
+    """Samples that were left out, by name, each with the reason."""
+
+    @property
+    def repeated(self) -> int:
+        """Captions whose very words also stand under another image."""
+        if self.is_merged:
+            return int((np.bincount(self.pairs[:, 1]) > 1).sum())
+        _, group = self.distinct()
+        places = np.unique(group[self.pairs[:, 1]] * len(self.entries) + self.pairs[:, 0])  # each text at each image
+        return int((np.bincount(places // len(self.entries))[group] > 1).sum())
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether a caption may have several images."""
+        return len(self.pairs) > len(self.captions)
+
+    def distinct(self) -> tuple[list[str], NDArray[np.int64]]:
+        """The different captions in order of appearance, and which of them each caption (M,) is."""
+        place: dict[str, int] = {}
+        index = [place.setdefault(caption, len(place)) for caption in self.captions]
+        return list(place), np.array(index, dtype=np.int64)
+
+    def merged(self) -> "PairData":
+        """The same with equal captions made one, which belongs to all of its images."""
+        captions, group = self.distinct()
+        pairs = np.unique(self.pairs[:, 0] * len(captions) + group[self.pairs[:, 1]])
+        return replace(self, captions=tuple(captions), pairs=np.stack(np.divmod(pairs, len(captions)), axis=1))
+
+    def keep(self, images: NDArray[np.bool_]) -> "PairData":
+        """Only these of the images, and the captions that belong to one of them."""
+        if images.all():
+            return self
+        pairs = self.pairs[images[self.pairs[:, 0]]]
+        captions, caption = np.unique(pairs[:, 1], return_inverse=True)
+        image = (np.cumsum(images) - 1)[pairs[:, 0]]
+        return replace(
+            self,
+            entries=tuple(entry for entry, is_kept in zip(self.entries, images, strict=True) if is_kept),
+            captions=tuple(self.captions[i] for i in captions),
+            pairs=np.stack([image, caption], axis=1),
+        )
+
+    def digest(self, images_sha256: str) -> str:
+        """SHA-256 of everything that decides a result: keys, captions, pairs and the images' own digest."""
+        whole = hashlib.sha256()
+        for lines in ([entry.key for entry in self.entries], self.captions):
+            whole.update("\n".join(lines).encode() + b"\0")
+        whole.update(np.ascontiguousarray(self.pairs).tobytes() + images_sha256.encode())
+        return whole.hexdigest()
+
+
+def collect(
+    name: str,
+    source: str,
+    samples: Iterable[tuple[Image, Sequence[str] | str]],
+    captions_per_image: int | None = None,
+) -> PairData:
+    """A retrieval set from images, each with all of its captions.
+
+    Args:
+        name: of the set.
+        source: where the samples come from, for messages.
+        samples: image, and its captions or the reason why it has none.
+        captions_per_image: how many captions of an image are used, from its first; None for all.
+
+    Raises:
+        UserError: if nothing is left.
+    """
+    entries, captions, image_of, faults = [], [], [], []
+    for entry, texts in samples:
+        if isinstance(texts, str) or not texts:
+            faults.append(f"{entry.name} ({texts or 'no caption'})")
+            continue
+        texts = texts[:captions_per_image]
+        image_of += [len(entries)] * len(texts)
+        captions += texts
+        entries.append(entry)
+    if not entries:
+        first = f" ({faults[0]})" if faults else ""
+        raise UserError(f"--data {source}: no image with a caption in it{first}; see --help for what it can be")
+    pairs = np.stack([np.array(image_of), np.arange(len(captions))], axis=1)
+    return PairData(name, source, tuple(entries), tuple(captions), pairs, tuple(faults))
