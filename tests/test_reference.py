@@ -9,6 +9,7 @@ import pytest
 
 from focalclip.cli.check_reference import main
 from focalclip.evaluation.reference import published
+from focalclip.evaluation.report.published import published_rows
 from focalclip.evaluation.tasks import registered_tasks
 
 OPENAI = published().references["openai-vit-b-32"]
@@ -106,8 +107,27 @@ def test_every_cell_names_a_task_and_a_source():
             assert cell.task in ids
             assert (cell.source or reference.source) in published().sources
             assert (cell.tolerance is None) == cell.weak
-    sizes = {task.id: set(task.test_sizes.values()) for task in registered_tasks("elevater")}
+    sizes = {task.id: set(task.sizes["test"].values()) for task in registered_tasks("elevater")}
     assert all(cell.n in sizes[cell.task] for cell in OPENAI.cells if cell.n)
+
+
+@pytest.mark.parametrize(
+    ("name", "row_name"),
+    [
+        ("openai-vit-b-32", "CLIP ViT-B/32"),
+        ("openai-vit-b-16", "CLIP ViT-B/16"),
+        ("unicl-swin-b-in21k-gcc15m-yfcc14m", "UniCL Swin-B"),
+        ("unicl-focal-b-in21k-gcc15m-yfcc14m", "UniCL FocalNet-B"),
+    ],
+)
+def test_plots_and_checks_have_the_same_numbers(name, row_name):
+    row = next(row for row in published_rows() if row.name == row_name)
+    values = {}
+    for cell in published().references[name].cells:
+        values.setdefault(cell.task, []).append(cell.value)
+    for task, cell in row.tasks.items():
+        assert round(100 * cell.value, 2) in values[task]
+    assert [round(100 * row.mean.value, 2)] == values.get("score", [round(100 * row.mean.value, 2)])
 
 
 def test_the_table_in_the_documentation_is_the_file_s():
