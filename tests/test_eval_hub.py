@@ -10,6 +10,7 @@ import pytest
 from local_hub import COMMIT, serving
 from wds_folder import picture, write_folder
 
+from focalclip.errors import UserError
 from focalclip.evaluation.datasets import Unavailable, locate, open_task, read_task_folder
 from focalclip.evaluation.tasks import Task
 
@@ -124,6 +125,12 @@ def test_a_file_shorter_than_the_hub_says_is_not_accepted(tmp_path, connect):
             open_task(TASK, None, {})
         hub.served.clear()
         assert open_task(TASK, None, {}).labels.tolist() == [0, 1]
+
+
+def test_a_name_that_no_repository_can_have_is_refused(connect):
+    connect()
+    with pytest.raises(UserError, match="own/wds/mine: not the name of a repository, OWNER/NAME"):
+        open_task(Task(id="mine", source="hf:own/wds/mine"), None, {})
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pickle
+import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -81,6 +82,11 @@ def test_parquet_files_of_splits(tmp_path):
     table([0], BUGS).to_parquet(tmp_path / "mine" / "data" / "test-00001-of-00002.parquet")
     found = {split: open_task(TASK, tmp_path, {}, split).labels.tolist() for split in ("train", "val", "test")}
     assert found == {"train": [0], "val": [1], "test": [2, 1, 0]}
+    (tmp_path / "other" / "valid").mkdir(parents=True)
+    shutil.move(
+        tmp_path / "mine" / "data" / "validation-00000-of-00001.parquet", tmp_path / "other" / "valid" / "0.parquet"
+    )
+    assert open_task(Task(**dict(TASK, source="hf:other")), tmp_path, {}, "val").labels.tolist() == [1]
 
 
 def test_parquet_that_another_program_wrote_with_names_for_labels(tmp_path):
@@ -202,6 +208,23 @@ def test_cifar_pickles_become_png_without_loss(tmp_path, monkeypatch, place):
     assert np.array_equal(read, images)
 
 
+def test_several_sets_share_torchvisions_root(tmp_path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch)
+    write_dtd(tmp_path)
+    write_files(tmp_path / "VOCdevkit" / "VOC2007" / "JPEGImages", ["0.jpg"])
+    for name, text in (("test", "0\n"), ("bus_test", "0 1\n"), ("cat_test", "0 -1\n")):
+        (tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "VOCdevkit" / "VOC2007" / "ImageSets" / "Main" / f"{name}.txt").write_text(text)
+    found = {}
+    for task_id, folder in (("cifar-10", "cifar10"), ("dtd", "dtd"), ("voc-2007-classification", "voc2007_multilabel")):
+        found[task_id] = open_task(Task(id=task_id, folders=(folder,), templates=("{c}",)), tmp_path, {}).class_names
+    assert found == {
+        "cifar-10": ("airplane", "automobile", "bird"),
+        "dtd": ("banded", "dotted"),
+        "voc-2007-classification": ("bus", "cat"),
+    }
+
+
 def test_a_changed_cifar_file_is_not_accepted(tmp_path, monkeypatch):
     write_cifar(tmp_path, monkeypatch)
     with (tmp_path / "cifar-10-batches-py" / "test_batch").open("ab") as file:
@@ -315,11 +338,13 @@ def test_torchvisions_files_are_read_as_they_are(tmp_path, monkeypatch, case):
     task_id, write, names, labels = case
     write(tmp_path)
     monkeypatch.setattr(Pillow, "open", lambda *_: pytest.fail("no image is decoded to find the labels"))
-    task = Task(id=task_id, folders=(task_id.split("-")[0].split("_")[0],), templates=("{c}",), names=names)
+    own = {"classes": 43, "names": names} if task_id == "gtsrb" else {}  # torchvision names all but these
+    task = Task(id=task_id, folders=(task_id.split("-")[0].split("_")[0],), templates=("{c}",), **own)
     data = open_task(task, tmp_path, {})
     assert (data.class_names, data.labels.tolist()) == (names, labels)
     assert [entry.read() for entry in data.entries] == [entry.path.read_bytes() for entry in data.entries]
     assert all(not Path(entry.key).is_absolute() for entry in data.entries)
+    assert data.folder.parent == tmp_path  # the set's own folder, not the root that it may share
 
 
 def test_svhn_has_digits_for_names_and_ten_means_zero(tmp_path, monkeypatch):

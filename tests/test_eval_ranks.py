@@ -46,7 +46,9 @@ def root(tmp_path_factory):
     write_folder(root / "tasks" / "c", vectors, kind="multilabel")
     for number in ("0", "1"):
         (root / number / "wds_renderedsst2").mkdir(parents=True)
-    write_folder(root / "0" / "hateful_memes", [0, 1] * 250, names=NAMES[:2], images=[picture(0)] * 500)
+    write_folder(
+        root / "0" / "hateful_memes", [0, 1] * 250, names=["meme", "hatespeech meme"], images=[picture(0)] * 500
+    )
     return root
 
 
@@ -88,7 +90,8 @@ def answers(root):
     return [json.loads(answer) for answer in run_ranks(_all, 2, str(root))]
 
 
-def test_two_ranks_give_the_numbers_of_one(root, answers):
+def test_trap_ranks_give_the_numbers_of_one_process(root, answers):
+    """The toolkit knows one GPU, CLIP_benchmark deals out whole runs; here the images of a data set are shared."""
     alone = json.loads(json.dumps(_measure(root)))
     assert alone["tasks"]["a"]["n"] == 21
     assert [answer["whole"] for answer in answers] == [alone, alone]
@@ -107,7 +110,7 @@ def test_what_one_rank_lacks_all_lack(answers):
     assert answers[0]["lacking"] == answers[1]["lacking"]
     missing, failed = answers[0]["lacking"]
     assert "hateful_memes" in missing["hateful-memes"]
-    assert "classnames.txt: missing" in failed["rendered-sst2"]
+    assert "no layout that can be read" in failed["rendered-sst2"]
 
 
 def test_a_disk_that_fails_on_one_rank_fails_the_task_on_all(answers):

@@ -84,6 +84,20 @@ def test_each_change_of_one_batch_leaves_the_others_cached(model, tmp_path):
     assert same(found, images(model, data, None))
 
 
+def test_trap_each_split_has_its_own_features(model, tmp_path):
+    """In CLIP_benchmark features cached before a val split was asked for lead to a missing file."""
+    folder, cache = write_folder(tmp_path / "t", [0, 1, 2, 0]), tmp_path / "c"
+    splits = {"test": read_task_folder(folder)}
+    images(model, splits["test"], cache)
+    for number, split in enumerate(("val", "train"), start=1):
+        other = write_folder(tmp_path / split, [0, 1], images=[picture(10 * number), picture(0)])
+        (other / "test").rename(folder / split)
+        splits[split] = read_task_folder(folder, split)
+    for split, data in splits.items():
+        assert same(images(model, data, cache, split=split), images(model, data, None))
+        assert images(model, data, cache, split=split).num_cached == len(data.entries)
+
+
 def test_resize_precision_and_batch_size_are_told_apart(model, data, tmp_path):
     images(model, data, tmp_path / "c")
     assert images(model, data, tmp_path / "c", resize="squash").num_cached == 0

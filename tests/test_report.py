@@ -45,13 +45,16 @@ def root(tmp_path_factory):
     vectors = (rng.random((24, 3)) < 0.4).astype(int)
     write_folder(root / "many", vectors, names=NAMES, shard_size=50, kind="multilabel")
     tasks = (
-        Task(id="alpha", test_sizes={"elevater": 40}),
+        Task(id="alpha", sizes={"test": {"elevater": 40}}),
         Task(
-            id="beta_1", metric="mean_per_class", test_sizes={"elevater": 30, "wds": 30}, differences=("other 1 | 2",)
+            id="beta_1",
+            metric="mean_per_class",
+            sizes={"test": {"elevater": 30, "wds": 30}},
+            differences=("other 1 | 2",),
         ),
-        Task(id="many", metric="map_11point", test_sizes={"elevater": 24}),
+        Task(id="many", metric="map_11point", sizes={"test": {"elevater": 24}}),
         Task(id="gone", obtain="ask the authors"),
-        Task(id="imagenet", in_score=False, test_sizes={"elevater": 20}),
+        Task(id="imagenet", in_score=False, sizes={"test": {"elevater": 20}}),
     )
     benchmark = Benchmark("four", "elevater", tasks, root)
     result = evaluate(tiny_model(), benchmark, progress=False, keep_all=True).with_source("runs/x_1 & co")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import run_ranks
 from test_retrieval_sources import write_wds
 from wds_folder import picture, tiny_model, write_tar
 
@@ -60,10 +61,11 @@ def test_recalls_equal_the_naive_way(tmp_path, options):
 def test_trap_one_text_forward_each(tmp_path):
     """Captions go through the text tower in batches, and equal ones once."""
     model, encoded = tiny_model(), []
-    hook = model.transformer.register_forward_hook(lambda _, inputs, __: encoded.append(len(inputs[0])))
+    hook = model.transformer.register_forward_hook(lambda _, inputs, __: encoded.append(inputs[0]))
     run(open_pairs(write_wds(tmp_path / "t", CAPTIONS)), batch_size=16)
     hook.remove()
-    assert encoded == [16, 14]  # 23 different things and 7 numbers, of 46 captions
+    real = [len(tokens) for tokens in encoded if not tokens.is_meta]  # those without values only count the cost
+    assert real == [16, 14]  # 23 different things and 7 numbers, of 46 captions
 
 
 def test_trap_directions_are_called_by_what_is_retrieved_elsewhere(tmp_path):
@@ -81,10 +83,10 @@ def test_damaged_images_go_with_their_captions(tmp_path):
         [member for i in range(6) for member in (members[i], (f"{i}.txt", "\n".join(CAPTIONS[i]).encode()))],
     )
     result = run(open_pairs(folder))
-    assert result.broken == ("0.tar:2 (not an image)",)
+    assert result.broken == ("test/0.tar:2 (not an image)",)
     assert len(result.data.captions) == 10
     assert result.to_json()["tasks"]["t"]["n"] == 5
-    assert "left out: 1 damaged images: 0.tar:2" in result.table()
+    assert "left out: 1 damaged images: test/0.tar:2" in result.table()
     whole = run(open_pairs(write_wds(tmp_path / "u", CAPTIONS[:2] + CAPTIONS[3:6])))
     assert result.image_to_text == run(result.data).image_to_text
     assert result.image_to_text.recall[1].chance == whole.image_to_text.recall[1].chance
@@ -100,6 +102,30 @@ def test_repeated_captions_are_counted_and_bound_the_recall(tmp_path):
     assert merged.to_json()["protocol"] == "merged_captions"
     assert merged.text_to_image.queries == 2
     assert "1 with several images" in merged.table()
+
+
+def numbers_of_process(folder):
+    result = run(open_pairs(folder), batch_size=5, chunk=6)
+    return [torch.from_numpy(ranks) for ranks in result.ranks] + [torch.tensor(result.score)]
+
+
+def test_two_processes_share_the_work_and_get_what_one_gets(tmp_path):
+    folder = write_wds(tmp_path / "t", CAPTIONS)
+    alone = numbers_of_process(folder)
+    for shared in run_ranks(numbers_of_process, 2, folder):
+        assert all(torch.equal(one, two) for one, two in zip(alone, shared, strict=True))
+
+
+def test_features_come_from_the_cache_and_give_the_same_ranks(tmp_path):
+    data = open_pairs(write_wds(tmp_path / "t", CAPTIONS))
+    first = run(data, cache_dir=tmp_path / "cache")
+    images = []
+    hook = tiny_model().visual.register_forward_hook(lambda _, inputs, __: images.append(inputs[0]))
+    again = run(data, cache_dir=tmp_path / "cache")
+    hook.remove()
+    assert [len(batch) for batch in images if not batch.is_meta] == [1]  # the probe that the cache asks the model by
+    assert all((one == two).all() for one, two in zip(first.ranks, again.ranks, strict=True))
+    assert again.data_sha256 == first.data_sha256
 
 
 def test_features_that_diverged_are_refused(tmp_path):
@@ -131,7 +157,7 @@ def test_trap_no_interval_hash_or_version_in_the_result(tmp_path):
 def test_ranks_are_kept_for_every_query(tmp_path):
     result = run(open_pairs(write_wds(tmp_path / "t", CAPTIONS)))
     with np.load(result.write_ranks(tmp_path / "ranks.npz")) as file:
-        assert file["images"][22] == "7.tar:s0000022"
+        assert file["images"][22] == "test/7.tar:s0000022"
         assert file["captions"][:2].tolist() == ["thing 0", "a photo of number 0"]
         assert (file["image_to_text"] <= 5).mean() == result.image_to_text.recall[5].value
         assert (file["text_to_image"] <= 1).mean() == result.text_to_image.recall[1].value
@@ -157,7 +183,9 @@ def workplace(tmp_path_factory):
 
 def test_command_measures_the_newest_run_and_writes_all_files(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
-    assert main(["--data", "pets", "--output", "out.json", "--ranks", "ranks.npz", "--device", "cpu"]) == 0
+    assert (
+        main(["--data", "pets", "--output", "out.json", "--ranks", "ranks.npz", "--device", "cpu", "--no-cache"]) == 0
+    )
     printed = capsys.readouterr().out
     assert "23 images, 46 captions (2 per image)" in printed
     assert printed.count("recall@10") == 2
@@ -165,7 +193,7 @@ def test_command_measures_the_newest_run_and_writes_all_files(workplace, monkeyp
         Path("runs/tiny/eval/retrieval-pets.json").read_text()
     )
     assert Path("ranks.npz").is_file()
-    assert main(["--data", "pets", "--limit", "5", "--merge-captions", "--device", "cpu"]) == 0
+    assert main(["--data", "pets", "--limit", "5", "--merge-captions", "--device", "cpu", "--no-cache"]) == 0
     part = json.loads(Path("runs/tiny/eval/retrieval-pets-first5-merged.json").read_text())
     assert part["tasks"]["pets-first5-merged"]["n"] == 5
     assert json.loads(Path("runs/tiny/eval/retrieval-pets.json").read_text())["tasks"]["pets"]["n"] == 23
@@ -192,7 +220,17 @@ def test_a_mistake_is_one_line_and_exit_status_2(workplace, monkeypatch, capsys,
 
 def test_script_in_a_process_of_its_own(workplace):
     script = Path(__file__).parents[1] / "eval" / "retrieval.py"
-    command = [sys.executable, str(script), "--data", "pets", "--model", "runs/tiny/model", "--device", "cpu"]
+    command = [
+        sys.executable,
+        str(script),
+        "--data",
+        "pets",
+        "--model",
+        "runs/tiny/model",
+        "--device",
+        "cpu",
+        "--no-cache",
+    ]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr
     assert "mean of both recall@1" in done.stdout

@@ -64,6 +64,12 @@ def test_texts_that_belong_to_several_images():
     assert tuple(way.tolist() for way in ranks) == naive_ranks(images, texts, pairs)
 
 
+def test_vectors_of_other_lengths_are_refused():
+    images, texts, pairs = data_with_copies()
+    with pytest.raises(ValueError, match="texts: not all vectors are of unit length"):
+        retrieval_ranks(images, 2 * texts, pairs)
+
+
 def ranks_of_process():
     ranks = retrieval_ranks(*data_with_copies(), chunk=9, progress=False)
     return [torch.from_numpy(way) for way in ranks]
@@ -128,18 +134,24 @@ def test_trap_equal_captions_are_not_ordered_by_rounding():
         assert ranks.image_to_text.tolist() == list(range(1, 201))
 
 
-def test_trap_scores_under_mixed_precision_or_reduced_float32():
+@pytest.mark.parametrize("interface", ["legacy", "per backend"])
+def test_trap_scores_under_mixed_precision_or_reduced_float32(interface):
     images, texts, pairs = data_with_copies(1e-2)
     expected = retrieval_ranks(images, texts, pairs, progress=False)
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    backend = torch.backends.mkldnn.matmul
+    before = torch.get_float32_matmul_precision(), backend.fp32_precision
+    if interface == "legacy":
+        torch.set_float32_matmul_precision("medium")
+    else:  # after which the legacy getter raises
+        backend.fp32_precision = "bf16"
     try:
         with torch.autocast("cpu", torch.bfloat16):
             assert (images @ texts.T).dtype == torch.bfloat16  # the trap is set
             ranks = retrieval_ranks(images, texts, pairs, progress=False)
-        assert torch.get_float32_matmul_precision() == "medium"
+        assert backend.fp32_precision == "bf16"
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        backend.fp32_precision = before[1]
     assert all((one == two).all() for one, two in zip(expected, ranks, strict=True))
 
 

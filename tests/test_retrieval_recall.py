@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from focalclip.evaluation.datasets.files import FileEntry
 from focalclip.evaluation.intervals import bootstrap_interval, wilson_interval
-from focalclip.evaluation.retrieval.pairs import ImageFile, PairData
+from focalclip.evaluation.retrieval.pairs import PairData
 from focalclip.evaluation.retrieval.ranking import retrieval_ranks
 from focalclip.evaluation.retrieval.recall import chance_recall, clustered_interval, image_to_text, text_to_image
 
@@ -18,7 +19,7 @@ def pair_data(captions_of):
     """A set from one list of captions per image; no image is ever read."""
     image = np.repeat(np.arange(len(captions_of)), [len(texts) for texts in captions_of])
     captions = tuple(itertools.chain.from_iterable(captions_of))
-    entries = tuple(ImageFile(Path(f"{i}.png"), f"{i}.png") for i in range(len(captions_of)))
+    entries = tuple(FileEntry(Path(f"{i}.png"), f"{i}.png") for i in range(len(captions_of)))
     return PairData("t", "t", entries, captions, np.stack([image, np.arange(len(captions))], axis=1))
 
 

@@ -39,7 +39,7 @@ def test_wds_folder(tmp_path):
     assert data.captions == ("a cat", "ein Kätzchen", "a dog", "an owl", "a bird", "an owl", "a bus")
     assert data.pairs.tolist() == [[0, 0], [0, 1], [1, 2], [2, 3], [2, 4], [2, 5], [3, 6]]
     assert [entry.read() for entry in data.entries] == [picture(i) for i in range(4)]
-    assert data.entries[3].name == "1.tar:s0000003"
+    assert data.entries[3].name == "test/1.tar:s0000003"
 
 
 def test_limits_take_from_the_front(tmp_path):
@@ -81,12 +81,12 @@ def test_training_shards_by_folder_and_by_pattern(tmp_path):
         assert data.name == "train"
         assert data.captions == ("a cat", "kitty", "dog") * 2  # keywords do not describe a picture alone
         assert data.pairs[:, 0].tolist() == [0, 0, 1, 2, 2, 3]
-    assert data.entries[2].name == "001.tar:1a"
+    assert data.entries[2].name == "train/001.tar:1a"
 
 
 def test_incomplete_samples_are_left_out_and_named(tmp_path):
     write_training_shard(
-        tmp_path / "0.tar",
+        tmp_path / "train" / "0.tar",
         {
             "a": {"png": picture(0), "txt": b"a cat"},
             "b": {"txt": b"no picture"},
@@ -95,10 +95,14 @@ def test_incomplete_samples_are_left_out_and_named(tmp_path):
             "e": {"png": picture(3), "json": b"{"},
         },
     )
-    data = open_pairs(tmp_path)
+    data = open_pairs(tmp_path / "train")
     assert data.captions == ("a cat",)
-    assert data.faults[:3] == ("0.tar:b (no image)", "0.tar:c (no caption)", "0.tar:d (caption is not UTF-8)")
-    assert data.faults[3].startswith("0.tar:e (unreadable JSON")
+    assert data.faults[:3] == (
+        "train/0.tar:b (no image)",
+        "train/0.tar:c (no caption)",
+        "train/0.tar:d (caption is not UTF-8)",
+    )
+    assert data.faults[3].startswith("train/0.tar:e (unreadable JSON")
 
 
 @pytest.mark.parametrize(
@@ -115,7 +119,7 @@ def test_tables(tmp_path, name, lines):
     data = open_pairs(tmp_path / name)
     assert data.captions == ("a cat, asleep", "kitty", "a dog")
     assert data.pairs[:, 0].tolist() == [0, 0, 1]
-    assert [entry.name for entry in data.entries] == ["img/a.png", "img/b.png"]
+    assert [entry.key for entry in data.entries] == ["img/a.png", "img/b.png"]
     assert data.entries[1].read() == picture(1)
 
 
@@ -152,7 +156,7 @@ def test_coco_captions(tmp_path):
     write_images(tmp_path, ["7.jpg", "9.jpg", "3.jpg"])
     data = open_pairs(tmp_path / "captions_val2017.json")
     assert data.captions == ("a cat", "a dog", "a puppy")
-    assert data.faults == ("3.jpg (no caption)",)
+    assert data.faults == (f"{tmp_path}/3.jpg (no caption)",)
 
 
 def test_faulty_sources_are_told_in_one_sentence(tmp_path):

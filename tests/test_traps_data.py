@@ -49,9 +49,9 @@ def test_trap_mirrors_hold_other_test_sets_than_elevater(tmp_path, task, size):
         tmp_path / task.folder_names[0], [0] * size, names=names, images=[png([[[0, 0, 0]]])] * size, shard_size=size
     )
     data = open_task(task, tmp_path, {})
-    assert task.which_test_set(len(data.entries)) == "wds"
+    assert task.which_set(len(data.entries)) == "wds"
     with pytest.raises(UserError, match="test images, expected"):
-        task.which_test_set(len(data.entries) - 1)
+        task.which_set(len(data.entries) - 1)
 
 
 def test_trap_hateful_memes_has_no_mirror(tmp_path, monkeypatch):

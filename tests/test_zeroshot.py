@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,15 +17,16 @@ from sklearn import metrics as sk
 from wds_folder import picture, png, tiny_model, write_folder
 
 import focalclip
+from focalclip.cli.args import with_overrides
 from focalclip.cli.zeroshot import main
-from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from focalclip.config import ImageTowerConfig, ModelConfig, RunConfig, TextTowerConfig
 from focalclip.errors import UserError
-from focalclip.evaluation import metrics
+from focalclip.evaluation import metrics, scoring
 from focalclip.evaluation.classifier import class_matrix, encode_prompts
 from focalclip.evaluation.datasets import decode, read_task_folder
 from focalclip.evaluation.features import encode_images
 from focalclip.evaluation.intervals import wilson_interval
-from focalclip.evaluation.model import weights_sha256
+from focalclip.evaluation.model import to_precision, weights_sha256
 from focalclip.evaluation.tasks import Benchmark, Task
 from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
@@ -92,6 +94,90 @@ def test_accuracy_top5_and_mean_per_class_equal_the_naive_way(tmp_path):
     balanced = run(Benchmark("b", "wds", (task,), tmp_path)).tasks["t"]
     assert balanced.value == pytest.approx(sk.balanced_accuracy_score(labels, cosines.argmax(1)), abs=1e-12)
     assert balanced.interval[0] <= balanced.value <= balanced.interval[1]
+
+
+def test_class_prompts_take_the_place_of_templates():
+    """As CuPL's: each class has its own, of any number."""
+    model = tiny_model()
+    prompts = {"dog": ["It barks."], "cat": ["A cat is small.", "A cat has whiskers.", "It barks."], "cow": ["Moo."]}
+    with torch.no_grad():
+        classes = class_matrix(model, ["cat", "dog"], ["not used {c}"], class_prompts=prompts)
+        cat = torch.nn.functional.normalize(model.encode_text(model.tokenizer(prompts["cat"])), dim=-1).mean(0)
+        torch.testing.assert_close(classes[0], cat / cat.norm(), atol=FLOAT32_NOISE, rtol=0)
+        torch.testing.assert_close(classes[1], encode_prompts(model, prompts["dog"])[0], atol=FLOAT32_NOISE, rtol=0)
+        with pytest.raises(UserError, match=r"class prompts: none for 1 of 2 classes \('owl' ...\)"):
+            class_matrix(model, ["cat", "owl"], ["{c}"], class_prompts=prompts)
+
+
+def test_trap_one_text_forward_per_class():
+    """CLIP_benchmark encodes class by class: 1,000 small batches for ImageNet, equal prompts again and again."""
+    model, rows = tiny_model(), []
+    names, templates = [f"thing {i % 40}" for i in range(50)], ["a {c}", "the {c}", "{c}"]
+    with torch.no_grad(), model.transformer.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0]))):
+        class_matrix(model, names, templates, batch_size=64)
+    assert rows == [64, 56]  # 40 x 3 different prompts
+
+
+def test_trap_class_names_that_occur_twice_are_two_classes():
+    """ImageNet's list names missile and sunglasses twice; a class matrix keyed by name would lose two rows."""
+    with torch.no_grad():
+        classes = class_matrix(tiny_model(), ["missile", "owl", "missile"], TEMPLATES)
+    assert torch.equal(classes[0], classes[2])
+    assert len(classes) == 3
+
+
+def test_trap_mixed_precision_is_off_unless_asked_for_and_recorded(tmp_path):
+    """CLIP_benchmark runs the towers under autocast unless told otherwise; here precision is asked for, and told."""
+    folder, model = write_folder(tmp_path / "t", [0, 1, 2, 0, 1]), tiny_model()
+    seen = []
+
+    def note(_, __, out):
+        seen.append((out.dtype, torch.is_autocast_enabled("cpu")))
+
+    with model.visual.conv1.register_forward_hook(note):
+        result = run(folder)
+    assert set(seen) == {(torch.float32, False)}
+    assert result.model["precision"] == "float32"
+    low = to_precision(copy.deepcopy(model), "bf16")
+    assert run(folder, model=low).model["precision"] == "bfloat16"
+    entries = read_task_folder(folder).entries
+    with torch.no_grad():
+        full, half = (encode_images(m, entries, batch_size=8, progress=False).embeds for m in (model, low))
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half.norm(dim=1), torch.ones(5))  # normalised after the tower, in float32
+    assert 1e-4 < (full - half).abs().max() < 0.1
+
+
+def test_trap_batch_size_moves_no_number(tmp_path):
+    """It can move a logit's last bits, so batches are cut at the same places, whatever rank or cache they come from."""
+    model, sizes = tiny_model(), []
+    images = [picture(i) if i != 2 else b"damaged" for i in range(13)]
+    folder = write_folder(tmp_path / "t", [i % 3 for i in range(13)], images=images)
+    with torch.no_grad(), model.visual.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0]))):
+        encode_images(model, read_task_folder(folder).entries, batch_size=5, progress=False)
+    assert sizes == [4, 5, 3]  # a damaged image moves none of those behind it into another batch
+    whole = run(folder).tasks["t"]
+    for size in (1, 4, 13):
+        part = run(folder, batch_size=size).tasks["t"]
+        assert (part.value, part.interval, part.extras) == (whole.value, whole.interval, whole.extras)
+
+
+def test_trap_all_logits_are_kept(monkeypatch):
+    """CLIP_benchmark keeps the scores of all images; here a block of them is held at a time."""
+    rows, ranks = [], metrics.true_class_ranks
+
+    def noted(scores, labels):
+        rows.append(len(scores))
+        return ranks(scores, labels)
+
+    monkeypatch.setattr(metrics, "true_class_ranks", noted)
+    rng = np.random.default_rng(0)
+    images = torch.nn.functional.normalize(torch.from_numpy(rng.normal(size=(20_000, 4)).astype(np.float32)))
+    labels = rng.integers(0, 6, 20_000)
+    result = scoring.score(Task(id="t"), images, images[:6], labels)
+    assert max(rows) <= 8192
+    assert sum(rows) >= 20_000
+    assert result.value == pytest.approx(sk.accuracy_score(labels, (images @ images[:6].T).argmax(1)), abs=1e-12)
 
 
 def test_labels_that_are_the_models_answers_score_one_and_shifted_ones_zero(tmp_path):
@@ -229,6 +315,15 @@ def test_result_json_has_the_contract_and_the_provenance(tmp_path):
     assert content["model"]["sha256"] == weights_sha256(tiny_model())
     assert content["model"]["precision"] == "float32"
     assert content["versions"].keys() == {"focalclip", "torch", "open_clip", "python"}
+    facts = content["model"]
+    assert facts["parameters"] == sum(p.numel() for p in tiny_model().parameters())
+    assert facts["image_parameters"] == sum(p.numel() for p in tiny_model().visual.parameters())
+    attention = 3 * 5 * 32 * 32 + 2 * 2 * 5 * 5 * 16 + 5 * 32 * 32  # 4 patches and the class token, 2 heads of 16
+    assert facts["image_multiply_adds"] == 4 * 192 * 32 + attention + 2 * 5 * 32 * 128 + 32 * 16
+    assert facts["peak_memory"] > 50e6
+    assert (facts["threads"], facts["ranks"], facts["device"]) == (torch.get_num_threads(), 1, "cpu")
+    assert task["seconds"] >= task["text_seconds"] + task["image_seconds"] - 0.002
+    assert (task["prompts"], task["cached_images"]) == (7, 0)
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"r.json", "r.predictions"}
     again = run(folder)
     assert again.tasks["t"].task_sha256 == task["task_sha256"]
@@ -274,6 +369,12 @@ def test_unknown_task_is_an_error_before_anything_runs(tmp_path):
         run(write_folder(tmp_path / "t", [0, 1, 2]), tasks=["x"])
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Features of the command's tests are kept out of the user's cache."""
+    monkeypatch.setenv("FOCALCLIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
     """A folder with a run in runs/tiny and two tasks in tasks/."""
@@ -289,6 +390,7 @@ def workplace(tmp_path_factory):
     (root / "runs" / "tiny").mkdir(parents=True)
     (root / "runs" / "tiny" / "config.yaml").write_text("name: tiny\n")
     focalclip.save(FocalCLIP(config), root / "runs" / "tiny" / "model")
+    (root / "list.json").write_text('{"cat": "no list"}')
     return root
 
 
@@ -303,6 +405,36 @@ def test_command_evaluates_the_newest_run_and_writes_both_files(workplace, monke
     assert main(["--benchmark", "tasks", "--tasks", "b", "--device", "cpu"]) == 0
     assert json.loads(Path("runs/tiny/eval/tasks-b.json").read_text())["n_tasks"] == 1
     assert json.loads(Path("runs/tiny/eval/tasks.json").read_text())["n_tasks"] == 2  # not overwritten by the part
+
+
+def test_command_takes_over_finished_tasks_and_cached_features(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    words = ["--benchmark", "tasks", "--device", "cpu", "--model", "runs/tiny/model", "--output", "again.json"]
+    assert main([*words, "--cache-dir", "c"]) == 0
+    assert "images/s)" in capsys.readouterr().err
+    assert main([*words, "--cache-dir", "c"]) == 0
+    assert capsys.readouterr().err.count("% (measured before; --fresh measures it anew)") == 2
+    assert main([*words, "--cache-dir", "c", "--fresh"]) == 0
+    assert capsys.readouterr().err.count("all from the cache") == 2
+    assert main([*words, "--no-cache", "--fresh"]) == 0
+    assert "cache" not in capsys.readouterr().err
+    assert not list(Path(os.environ["FOCALCLIP_CACHE"]).iterdir())
+
+
+def test_what_is_not_the_whole_benchmark_gets_a_file_of_its_own(workplace, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    Path("mine.json").write_text(json.dumps({name: [f"this is {name}"] for name in (*NAMES, "red", "green", "blue")}))
+    shutil.rmtree("runs/tiny/eval", ignore_errors=True)
+    words = ["--benchmark", "tasks", "--device", "cpu"]
+    assert main([*words, "--precision", "bf16", "--max-images", "3", "--class-prompts", "mine.json"]) == 0
+    assert {path.stem for path in Path("runs/tiny/eval").iterdir()} == {"tasks-bf16-3-images-mine"}
+    content = json.loads(Path("runs/tiny/eval/tasks-bf16-3-images-mine.json").read_text())
+    assert content["model"]["precision"] == "bfloat16"
+    assert content["protocol"] == "wds, class prompts"
+    assert [task["n"] for task in content["tasks"].values()] == [3, 3]
+    assert "3 images alone, evenly spaced" in capsys.readouterr().out
+    assert main([*words, "--precision", "fp32"]) == 0
+    assert Path("runs/tiny/eval/tasks.json").is_file()
 
 
 def test_command_exits_1_only_where_nothing_could_be_evaluated(workplace, monkeypatch, capsys):
@@ -329,6 +461,10 @@ def test_command_exits_1_only_where_nothing_could_be_evaluated(workplace, monkey
             "error: --output runs/tiny/config.yaml/x: its",
         ),
         (["--benchmark", "elevater", "--data-root", "nowhere"], "error: --data-root nowhere: no such folder"),
+        (["--benchmark", "tasks", "--class-prompts", "nowhere"], "error: --class-prompts nowhere: no such file"),
+        (["--benchmark", "tasks", "--class-prompts", "list.json"], "error: --class-prompts list.json: expected {"),
+        (["--benchmark", "tasks", "--class-prompts", "runs/tiny/config.yaml"], "error: --class-prompts runs/tiny/c"),
+        (["--benchmark", "tasks", "--model", "nothing.here:load"], "error: nothing.here:load: no module nothing.here"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(workplace, monkeypatch, capsys, words, message):
@@ -337,6 +473,19 @@ def test_a_mistake_is_one_line_and_exit_status_2(workplace, monkeypatch, capsys,
     err = capsys.readouterr().err
     assert err.startswith(message)
     assert err.count("\n") == 1
+
+
+def test_trap_flags_can_be_switched_off(workplace, monkeypatch, capsys):
+    """CLIP_benchmark reads --normalize from text, and any text is true; here a flag takes no text."""
+    monkeypatch.chdir(workplace)
+    for flag in ("--fresh", "--no-cache"):
+        with pytest.raises(SystemExit) as left:
+            main(["--benchmark", "tasks", flag, "false"])
+        assert left.value.code == 2
+    assert "unrecognized arguments: false" in capsys.readouterr().err
+    for word in ("false", "False", "no"):
+        assert with_overrides(RunConfig(), ["--model.text.causal", word]).model.text.causal is False
+    assert with_overrides(RunConfig(), ["--model.text.no-causal"]).model.text.causal is False
 
 
 def test_script_in_a_process_of_its_own(workplace):

@@ -1,8 +1,10 @@
 """``focalclip-retrieval``: recall@1, 5 and 10 of images and texts, both ways."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from focalclip.cli.args import (
     add_cache_options,
@@ -12,7 +14,11 @@ from focalclip.cli.args import (
     guarded,
     positive_int,
     usable_device,
+    without_launchers,
 )
+
+if TYPE_CHECKING:
+    from focalclip.evaluation.retrieval import RetrievalResult
 
 EXAMPLES = """\
 examples:
@@ -20,6 +26,7 @@ examples:
   python eval/retrieval.py --data 'shards/{000..010}.tar' --limit 5000  on the first images of training shards
   python eval/retrieval.py --data dataset_coco.json --image-root coco/ --captions-per-image 5
   python eval/retrieval.py --data pairs.csv --model open_clip:ViT-B-32-quickgelu/openai --output result.json
+  torchrun --nproc-per-node 8 eval/retrieval.py --data DATA/wds_mscoco_captions      the same numbers, sooner
 
 --data is one of:
   wds folder         the layout of CLIP_benchmark: dataset_type.txt says retrieval; test/0.tar ... hold KEY.jpg and
@@ -40,7 +47,7 @@ exit status: 0 measured; 2 a mistake on the command line or in the data
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = _parser().parse_args(without_launchers(sys.argv[1:] if argv is None else argv))
     return guarded(lambda: _run(arguments))
 
 
@@ -69,6 +76,9 @@ def _parser() -> argparse.ArgumentParser:
         "--chunk", type=positive_int, default=2048, metavar="N",
         help="scores are taken N x N at a time, which bounds the memory and changes no number (default: 2048)",
     )  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16", "fp16"), help="of the towers (default: as the weights are)"
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     parser.add_argument("--name", help="of the set, in the result (default: from --data)")
     parser.add_argument("--output", metavar="FILE", help="write the result as JSON")
@@ -78,9 +88,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from focalclip.distributed import joined
+
+    with joined():
+        return _evaluate(args)
+
+
+def _evaluate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     import focalclip
+    from focalclip.distributed import is_main, main_first
+    from focalclip.evaluation.model import to_precision
     from focalclip.evaluation.retrieval import evaluate, open_pairs
     from focalclip.models.sources.loading import newest_run
 
@@ -89,25 +108,36 @@ def _run(args: argparse.Namespace) -> int:
         if name:
             check_output(Path(name), flag)
     source = args.model or str(newest_run())
-    data = open_pairs(
-        args.data, split=args.split, image_root=args.image_root, limit=args.limit,
-        captions_per_image=args.captions_per_image,
+    data = main_first(  # which writes missing indexes of shards
+        lambda: open_pairs(
+            args.data, split=args.split, image_root=args.image_root, limit=args.limit,
+            captions_per_image=args.captions_per_image,
+        )
     )  # fmt: skip
     data = replace(data, name=args.name or _name(args, data.name))
     data = data.merged() if args.merge_captions else data
     model = focalclip.load(source)
+    if args.precision:
+        model = to_precision(model, args.precision)
     result = evaluate(
-        model, data, batch_size=args.batch_size, chunk=args.chunk, device=device, cache_dir=feature_folder(args)
-    ).with_source(source)
+        model, data, batch_size=args.batch_size, chunk=args.chunk, device=device, source=source,
+        cache_dir=feature_folder(args),
+    )  # fmt: skip
+    if is_main():
+        _tell(result, args, Path(source))
+    return 0
+
+
+def _tell(result: "RetrievalResult", args: argparse.Namespace, source: Path) -> None:
+    """Print the result and write its files."""
     print("\n" + result.table())
     outputs = [Path(args.output)] if args.output else []
-    if (Path(source) / "config.yaml").is_file():
-        outputs.append(Path(source) / "eval" / f"retrieval-{result.data.name}.json")
+    if (source / "config.yaml").is_file():
+        outputs.append(source / "eval" / f"retrieval-{result.data.name}.json")
     for path in outputs:
         print(f"\nwritten to {result.write(path)}")
     if args.ranks:
         print(f"\nwritten to {result.write_ranks(args.ranks)}")
-    return 0
 
 
 def _name(args: argparse.Namespace, name: str) -> str:
@@ -118,5 +148,6 @@ def _name(args: argparse.Namespace, name: str) -> str:
         f"first{args.limit}" if args.limit else "",
         f"{args.captions_per_image}captions" if args.captions_per_image else "",
         "merged" if args.merge_captions else "",
+        args.precision if args.precision not in (None, "fp32") else "",
     ]
     return "-".join(part for part in parts if part)

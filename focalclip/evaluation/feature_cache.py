@@ -102,9 +102,11 @@ class FeatureCache:
 
     def _digests_path(self, entries: Sequence[Entry]) -> Path | None:
         """None where an entry's file is not known, or was written a moment ago."""
-        files = {Path(file) for entry in entries if (file := entry.file) is not None}
+        files = {entry.file for entry in entries if entry.file is not None}
+        if any(entry.file is None for entry in entries):
+            return None
         stats = [(str(file.resolve()), file.stat()) for file in sorted(files)]
-        if not stats or time.time() - max(max(s.st_mtime, s.st_ctime) for _, s in stats) < _FRESH_SECONDS:
+        if time.time() - max(max(s.st_mtime, s.st_ctime) for _, s in stats) < _FRESH_SECONDS:
             return None
         lines = [f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in stats]
         lines += [f"{entry.name} {getattr(entry, 'offset', '')}" for entry in entries]

@@ -86,7 +86,8 @@ def evaluate(
     run = _Run(
         model=model, benchmark=chosen, weights=weights, batch_size=batch_size, class_prompts=class_prompts,
         max_images=max_images, progress=progress and is_main(), opened={} if opened is None else opened,
-        cache=open_cache(model, cache_dir, weights), finished=Finished(outputs, fresh=fresh),
+        missing=dict(full.left_out) if tasks is None else {}, cache=open_cache(model, cache_dir, weights),
+        finished=Finished(outputs, fresh=fresh),
         keep_all=keep_all, protocol=full.protocol if class_prompts is None else f"{full.protocol}, class prompts",
     )  # fmt: skip
     start = Result(
@@ -114,8 +115,8 @@ class _Run:
     cache: FeatureCache | None
     finished: Finished
     protocol: str
+    missing: dict[str, str]
     keep_all: bool = False
-    missing: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
     def all_tasks(self, result: Result) -> Result:

@@ -18,6 +18,6 @@ def decode(data: bytes) -> Image.Image:
         with Image.open(io.BytesIO(data)) as image:
             return image.convert("RGB")
     except Image.UnidentifiedImageError:  # its message holds the address of the buffer
-        raise ValueError("not an image" if data else "damaged where it is stored") from None
+        raise ValueError("not an image" if data else "empty, or damaged where it is stored") from None
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
         raise ValueError(first_line(error)) from None

@@ -51,9 +51,12 @@ def is_saved(folder: Path) -> bool:
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
-def has_parquet(folder: Path) -> bool:
-    """Whether there are Parquet files in or under the folder."""
-    return any(folder.rglob("*.parquet"))
+def parquet_splits(folder: Path) -> dict[str, list[Path]]:
+    """The Parquet files in or under a folder by split, told by a word in their path; without such a word: test."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob("*.parquet")):
+        found.setdefault(_split_of(path.relative_to(folder)) or "test", []).append(path)
+    return found
 
 
 def read_saved(folder: Path, task: Task, split: Split) -> TaskData:
@@ -75,7 +78,7 @@ def read_saved(folder: Path, task: Task, split: Split) -> TaskData:
 
 
 def read_parquet(folder: Path, task: Task, split: Split) -> TaskData:
-    """Read the Parquet files of one split, told by a word in their path; files without such a word count as test.
+    """Read the Parquet files of one split.
 
     Raises:
         Unavailable: if it has no such split, or the library is not installed.
@@ -83,9 +86,7 @@ def read_parquet(folder: Path, task: Task, split: Split) -> TaskData:
             or the task has no prompts.
     """
     library = _library()
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
-        found.setdefault(_split_of(path.relative_to(folder)) or "test", []).append(path)
+    found = parquet_splits(folder)
     if split not in found:
         raise no_split(folder, split, list(found))
     configurations = sorted({_configuration(path.relative_to(folder)) for path in found[split]})

@@ -7,8 +7,9 @@ that is whole in the cache is a verified one.
 
 from pathlib import Path
 
-from focalclip.errors import first_line
+from focalclip.errors import UserError, first_line
 from focalclip.evaluation.datasets import wds
+from focalclip.evaluation.datasets.hf_datasets import parquet_splits
 from focalclip.evaluation.datasets.records import Split, Unavailable
 
 _LAST = ("README.md", f"*/{wds.COUNT}")
@@ -25,6 +26,7 @@ def fetch(repo: str, split: Split, subfolder: str = "") -> Path:
 
     Raises:
         Unavailable: saying what to do: no such repository or split, gated, offline, damaged on the way.
+        UserError: if no repository can have that name.
     """
     patterns = wanted_files(split, subfolder)
     cached = _cached(repo, patterns)
@@ -68,15 +70,13 @@ def has_split(folder: Path, split: Split, subfolder: str = "") -> bool:
     """Whether a repository's folder holds a whole split in one of the layouts."""
     if (folder / wds.NAMES).is_file():
         return wds.is_whole(folder / split)
-    return any((folder / subfolder).rglob(f"*{split}*.parquet")) or any(
-        (folder / subfolder).rglob(f"{split}/*.parquet")
-    )
+    return split in parquet_splits(folder / subfolder)
 
 
 def _cached(repo: str, patterns: list[str]) -> Path | None:
     """The repository in the cache; None if it is not there, or known to lack Parquet files."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, IncompleteSnapshotError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repo, repo_type="dataset", allow_patterns=patterns, local_files_only=True))
@@ -85,6 +85,8 @@ def _cached(repo: str, patterns: list[str]) -> Path | None:
         return folder if (folder / wds.NAMES).is_file() else None
     except LocalEntryNotFoundError:
         return None
+    except HFValidationError as error:
+        raise UserError(f"{repo}: not the name of a repository, OWNER/NAME ({first_line(error)})") from None
 
 
 def _download(repo: str, patterns: list[str]) -> Path:

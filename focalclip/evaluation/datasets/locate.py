@@ -70,8 +70,9 @@ def _find(task: Task, data_root: Path) -> Path | None:
         return archive
     if elevater_archive.holds(data_root / elevater_archive.WHOLE, task):
         return data_root / elevater_archive.WHOLE
-    shared = torchvision_sets.find_root([data_root], torchvision_sets.sets_of(task))
-    return data_root if shared or (task.id == voc.TASK and voc.find_voc(data_root)) else None
+    if torchvision_sets.find_root([data_root], torchvision_sets.sets_of(task)):
+        return data_root
+    return voc.find_voc(data_root) if task.id == voc.TASK else None
 
 
 def read_place(place: Path, task: Task, split: Split) -> TaskData:
@@ -88,6 +89,9 @@ def read_place(place: Path, task: Task, split: Split) -> TaskData:
         if present and split not in present:
             raise no_split(place, split, present)
         return wds.read_task_folder(place, split)
+    own = torchvision_sets.sets_of(task)
+    if (found := torchvision_sets.find_root([place], own)) is not None:  # before the others: several sets may share it
+        return torchvision_sets.read_torchvision(*found, task, split)
     if is_hateful_memes(place):
         return read_hateful_memes(place, task, split)
     if (folder := voc.find_voc(place)) is not None:
@@ -96,23 +100,19 @@ def read_place(place: Path, task: Task, split: Split) -> TaskData:
         return elevater_archive.read_folder(place, task, split)
     if hf_datasets.is_saved(place):
         return hf_datasets.read_saved(place, task, split)
-    if (found := _torchvision_root(place, task)) is not None:
+    # the folder may be a set's own one inside torchvision's root, or the root of a set that the task does not know
+    found = torchvision_sets.find_root([place.parent], own) or torchvision_sets.find_root(
+        [place], torchvision_sets.SETS
+    )
+    if found is not None:
         return torchvision_sets.read_torchvision(*found, task, split)
     if is_image_folder(place):
         return read_image_folder(place, task, split)
-    if hf_datasets.has_parquet(place):
+    if hf_datasets.parquet_splits(place):
         return hf_datasets.read_parquet(place, task, split)
     present = sorted(path.name for path in place.iterdir())
     some = ", ".join(present[:5]) + (" ..." if present[5:] else "")
     raise UserError(f"{place}: no layout that can be read (it holds {some or 'nothing'}); expected {_LAYOUTS}")
-
-
-def _torchvision_root(place: Path, task: Task) -> tuple[torchvision_sets.TorchvisionSet, Path] | None:
-    """The root for torchvision may be the folder or, where the folder is the set's own one, what the folder lies in."""
-    own = torchvision_sets.sets_of(task)
-    return torchvision_sets.find_root([place, place.parent], own) or torchvision_sets.find_root(
-        [place], torchvision_sets.SETS
-    )
 
 
 def _read_source(task: Task, source: str, data_root: Path | None, split: Split) -> TaskData:

@@ -155,7 +155,8 @@ def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: Split
         raise UserError(f"{root}: torchvision cannot read its {known.name} ({first_line(error)})") from None
     class_names = _class_names(known, dataset, task)
     entries, labels = _entries(dataset, root)
-    return TaskData(root, class_names, templates_of(task, root), entries, np.array(labels, dtype=np.int64))
+    place = root / Path(known.marker).parts[0]
+    return TaskData(place, class_names, templates_of(task, place), entries, np.array(labels, dtype=np.int64))
 
 
 def _absent(known: TorchvisionSet, root: Path, split: Split, reason: str) -> Unavailable:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from focalclip.distributed import is_main
 from focalclip.evaluation.classifier import encode_prompts
 from focalclip.evaluation.feature_cache import open_cache
 from focalclip.evaluation.features import encode_images
@@ -17,6 +18,8 @@ from focalclip.evaluation.retrieval.ranking import CHUNK, retrieval_ranks
 from focalclip.evaluation.retrieval.recall import image_to_text, text_to_image
 from focalclip.evaluation.retrieval.result import RetrievalResult, Seconds
 
+_CAPTIONS_AT_ONCE = 65_536  # bounds the tokens that are held
+
 
 def evaluate(
     model: DualEncoder,
@@ -26,9 +29,13 @@ def evaluate(
     chunk: int = CHUNK,
     device: str | torch.device | None = None,
     progress: bool = True,
+    source: str = "",
     cache_dir: str | Path | None = None,
 ) -> RetrievalResult:
     """Measure retrieval both ways; the model's modes are as before afterwards, so that training can go on.
+
+    Where there are several ranks, all call this together: they share images, captions and blocks of scores, and the
+    numbers are those of one process.
 
     Args:
         model: anything with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
@@ -37,6 +44,7 @@ def evaluate(
         chunk: images, and captions, per block of scores; bounds the memory and changes no number.
         device: where to move the model first; None leaves it where it is. Scores are taken there too.
         progress: show bars on stderr.
+        source: the model's name in the result.
         cache_dir: where image features are kept by content (see ``feature_cache``); None: nowhere.
 
     Raises:
@@ -51,7 +59,7 @@ def evaluate(
     with evaluating(model):
         features = encode_images(
             model, data.entries, batch_size=batch_size, label=data.name, progress=progress, cache=cache
-        )
+        )  # fmt: skip
         data = data.keep(features.readable)
         texts_start = time.perf_counter()
         texts = _text_embeds(model, data, batch_size, progress)
@@ -65,7 +73,10 @@ def evaluate(
         text_to_image=text_to_image(ranks.text_to_image, data),
         broken=features.broken,
         data_sha256=data.digest(features.sha256),
-        model={"sha256": weights or "unknown"} | describe(model) | peak_memory(where),
+        model=({"source": source} if source else {})
+        | {"sha256": weights or "unknown"}
+        | describe(model)
+        | peak_memory(where),
         versions=versions(),
         seconds=Seconds(end - start, features.seconds, ranking_start - texts_start, end - ranking_start),
     )
@@ -74,5 +85,7 @@ def evaluate(
 def _text_embeds(model: Any, data: PairData, batch_size: int, progress: bool) -> Tensor:
     """Unit vectors of the captions, float32 (M, D); equal captions are encoded once and so have equal vectors."""
     captions, place = data.distinct()
-    embeds = encode_prompts(model, captions, batch_size, "captions" if progress else "")
+    label = "captions" if progress and is_main() else ""
+    parts = [captions[i : i + _CAPTIONS_AT_ONCE] for i in range(0, len(captions), _CAPTIONS_AT_ONCE)]
+    embeds = torch.cat([encode_prompts(model, part, batch_size, label) for part in parts])
     return embeds if len(captions) == len(place) else embeds[torch.from_numpy(place)]

@@ -3,62 +3,12 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from focalclip.errors import UserError
-
-
-class ShardImage(NamedTuple):
-    """An image inside a shard."""
-
-    shard: Path
-    key: str
-    offset: int
-    size: int
-
-    @property
-    def name(self) -> str:
-        """How messages call it: shard and key."""
-        return f"{self.shard.name}:{self.key}"
-
-    @property
-    def file(self) -> Path:
-        """The shard."""
-        return self.shard
-
-    def read(self) -> bytes:
-        """The compressed image."""
-        with self.shard.open("rb") as file:
-            file.seek(self.offset)
-            return file.read(self.size)
-
-
-class ImageFile(NamedTuple):
-    """An image that is a file of its own."""
-
-    path: Path
-    key: str
-
-    @property
-    def name(self) -> str:
-        """Its path as the table or caption file gives it."""
-        return self.key
-
-    @property
-    def file(self) -> Path:
-        """The file itself."""
-        return self.path
-
-    def read(self) -> bytes:
-        """The compressed image."""
-        return self.path.read_bytes()
-
-
-Image = ShardImage | ImageFile
+from focalclip.evaluation.datasets import Entry
 
 
 @dataclass(frozen=True)
@@ -69,7 +19,7 @@ class PairData:
     """What results call it."""
     source: str
     """Where it came from."""
-    entries: tuple[Image, ...]
+    entries: tuple[Entry, ...]
     """The images (N)."""
     captions: tuple[str, ...]
     """(M,)."""
@@ -130,7 +80,7 @@ class PairData:
 def collect(
     name: str,
     source: str,
-    samples: Iterable[tuple[Image, Sequence[str] | str]],
+    samples: Iterable[tuple[Entry, Sequence[str] | str]],
     captions_per_image: int | None = None,
 ) -> PairData:
     """A retrieval set from images, each with all of its captions.

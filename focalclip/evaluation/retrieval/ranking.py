@@ -21,6 +21,7 @@ from focalclip.distributed import is_main, rank, sum_with_grad, world_size
 
 CHUNK = 2048  # images, and texts, per block: 16 MB of scores
 TIE = 1e-12  # scores that differ by less are equal: float64 rounding of a unit vector's inner product is below it
+_UNIT = 1e-3  # how far a length may be from 1
 _FLOAT32_ROUNDING = 2.0**-24
 _DENSE = 16  # above one close pair in so many, one float64 product of the block is cheaper than many single ones
 
@@ -34,13 +35,55 @@ class Ranks(NamedTuple):
     """(M,): each text asks for (one of) its images."""
 
 
-class _Target(NamedTuple):
-    """Each query's best right answer."""
+class _Queries:
+    """All queries of one direction: their best right answers, and how many candidates were found to lie ahead.
 
-    score: Tensor
-    """float64 (queries,)."""
-    index: Tensor
-    """int64 (queries,): among equally good right answers the first."""
+    Args:
+        scores: float64 (P,) of the true pairs.
+        query: int64 (P,).
+        answer: int64 (P,).
+        n: number of queries.
+        axis: of a block of scores, along which the candidates lie.
+        device: where counts are kept.
+    """
+
+    def __init__(
+        self, scores: Tensor, query: Tensor, answer: Tensor, n: int, axis: int, device: str | torch.device
+    ) -> None:
+        best = torch.full((n,), -torch.inf, dtype=torch.float64).scatter_reduce_(0, query, scores, "amax")
+        assert bool(torch.isfinite(best).all()), "a query without a right answer, or features that are not finite"
+        tied = scores >= best[query] - TIE
+        last = torch.full((n,), torch.iinfo(torch.int64).max)
+        first = last.scatter_reduce_(0, query[tied], answer[tied], "amin")  # among equally good right answers
+        self.best, self.answer, self.axis = best.to(device), first.to(device), axis
+        self.ahead = torch.zeros(n, dtype=torch.int64, device=device)
+
+    def count(self, scores: Tensor, queries: Tensor, candidates: Tensor, start: int, first: int) -> None:
+        """Count how many candidates of a block lie ahead.
+
+        Args:
+            scores: float32 (images, texts) of the block.
+            queries: (q, D), the block's; ``start`` is the index of its first.
+            candidates: (c, D), the block's; ``first`` is the index of its first.
+            start: see above.
+            first: see above.
+        """
+        rows = slice(start, start + len(queries))
+        best = self.best[rows].unsqueeze(self.axis)
+        # The bound on |float32 product - exact| of unit vectors is D x rounding (Higham, Accuracy and Stability of
+        # Numerical Algorithms, section 3.1); the 8 are for lengths a little above 1 and for rounding the limits.
+        doubt = (queries.shape[1] + 8) * _FLOAT32_ROUNDING
+        above = scores > (best + doubt).float()
+        self.ahead[rows] += above.sum(self.axis, dtype=torch.int32)  # ten times as fast as into int64
+        close = ((scores >= (best - doubt).float()) & ~above).nonzero(as_tuple=True)
+        q, c = close[1 - self.axis], close[self.axis]
+        gap = _exact(queries, candidates, q, c) - self.best[rows][q]
+        before = (gap > TIE) | ((gap >= -TIE) & (first + c < self.answer[rows][q]))
+        self.ahead[rows].index_add_(0, q, before.long())
+
+    def ranks(self) -> NDArray[np.int64]:
+        """Ranks from 1, from the counts of all processes."""
+        return 1 + sum_with_grad(self.ahead).cpu().numpy()
 
 
 def retrieval_ranks(
@@ -67,14 +110,18 @@ def retrieval_ranks(
         chunk: images, and texts, per block. It bounds the memory, and does not change the result.
         device: where the products are taken.
         progress: show a bar.
+
+    Raises:
+        ValueError: if the vectors are not of unit length.
     """
+    for name, vectors in (("images", images), ("texts", texts)):
+        if not bool(((vectors.norm(dim=1) - 1).abs() < _UNIT).all()):
+            raise ValueError(f"{name}: not all vectors are of unit length; divide each by its length first")
     with torch.no_grad(), _whole_float32(torch.device(device)):
-        of = torch.from_numpy(np.ascontiguousarray(pairs.T))
-        true = _pair_scores(images, texts, of, chunk)
-        for_image = _targets(true, of[0], of[1], len(images), device)
-        for_text = _targets(true, of[1], of[0], len(texts), device)
-        ahead_image = torch.zeros(len(images), dtype=torch.int64, device=device)
-        ahead_text = torch.zeros(len(texts), dtype=torch.int64, device=device)
+        image, text = torch.from_numpy(np.ascontiguousarray(pairs.T, dtype=np.int64))
+        true = _pair_scores(images, texts, image, text, chunk)
+        of_images = _Queries(true, image, text, len(images), 1, device)
+        of_texts = _Queries(true, text, image, len(texts), 0, device)
         own = range(rank() * chunk, len(images), world_size() * chunk)
         hidden = None if progress and is_main() else True
         steps = len(own) * -(-len(texts) // chunk)
@@ -84,46 +131,10 @@ def retrieval_ranks(
                 for column in range(0, len(texts), chunk):
                     b = texts[column : column + chunk].to(device)
                     scores = a @ b.T
-                    _count(scores, 1, a, b, for_image, ahead_image, row, column)
-                    _count(scores, 0, b, a, for_text, ahead_text, column, row)
+                    of_images.count(scores, a, b, row, column)
+                    of_texts.count(scores, b, a, column, row)
                     bar.update()
-        return Ranks(*(1 + sum_with_grad(ahead).cpu().numpy() for ahead in (ahead_image, ahead_text)))
-
-
-def _count(
-    scores: Tensor,
-    axis: int,
-    queries: Tensor,
-    candidates: Tensor,
-    target: _Target,
-    ahead: Tensor,
-    start: int,
-    first: int,
-) -> None:
-    """Add to ``ahead`` how many of these candidates lie ahead of each query's target.
-
-    Args:
-        scores: float32 (images, texts) of the block.
-        axis: of the scores, along which the candidates lie.
-        queries: (q, D); they are ``start`` ... of all.
-        candidates: (c, D); they are ``first`` ... of all.
-        target: of all queries.
-        ahead: counts of all queries.
-        start: index of the first query.
-        first: index of the first candidate.
-    """
-    rows = slice(start, start + len(queries))
-    true = target.score[rows].unsqueeze(axis)
-    # The bound on |float32 product - exact| of unit vectors is D x rounding (Higham, Accuracy and Stability of
-    # Numerical Algorithms, section 3.1); the 8 are for lengths a little above 1 and for rounding the limits.
-    doubt = (queries.shape[1] + 8) * _FLOAT32_ROUNDING
-    above = scores > (true + doubt).float()
-    ahead[rows] += above.sum(axis, dtype=torch.int32)  # ten times as fast as into int64
-    close = ((scores >= (true - doubt).float()) & ~above).nonzero(as_tuple=True)
-    q, c = close[1 - axis], close[axis]
-    gap = _exact(queries, candidates, q, c) - target.score[rows][q]
-    before = (gap > TIE) | ((gap >= -TIE) & (first + c < target.index[rows][q]))
-    ahead[rows].index_add_(0, q, before.long())
+        return Ranks(of_images.ranks(), of_texts.ranks())
 
 
 def _exact(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -137,28 +148,22 @@ def _exact(a: Tensor, b: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     return torch.cat(blocks) if blocks else a.new_empty(0, dtype=torch.float64)
 
 
-def _pair_scores(images: Tensor, texts: Tensor, of: Tensor, chunk: int) -> Tensor:
-    """Scores of the true pairs ``of`` (2, P), float64 (P,)."""
-    blocks = [(images[i].double() * texts[t].double()).sum(1) for i, t in of.split(chunk, dim=1)]
-    return torch.cat(blocks)
-
-
-def _targets(true: Tensor, query: Tensor, answer: Tensor, n: int, device: str | torch.device) -> _Target:
-    """The best right answer of each of ``n`` queries, from the scores (P,) of all pairs."""
-    best = torch.full((n,), -torch.inf, dtype=torch.float64).scatter_reduce_(0, query, true, "amax")
-    assert bool(torch.isfinite(best).all()), "a query without a right answer, or features that are not finite"
-    tied = true >= best[query] - TIE
-    first = torch.full((n,), torch.iinfo(torch.int64).max).scatter_reduce_(0, query[tied], answer[tied], "amin")
-    return _Target(best.to(device), first.to(device))
+def _pair_scores(images: Tensor, texts: Tensor, image: Tensor, text: Tensor, chunk: int) -> Tensor:
+    """Scores of the true pairs, float64 (P,) on the CPU."""
+    parts = zip(image.split(chunk), text.split(chunk), strict=True)
+    return torch.cat([(images[i].double() * texts[t].double()).sum(1).cpu() for i, t in parts])
 
 
 @contextmanager
 def _whole_float32(device: torch.device) -> Iterator[None]:
     """Products in true float32: neither autocast nor TF32 or bfloat16 behind float32's back."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyrefly: ignore[missing-attribute]
+    before = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

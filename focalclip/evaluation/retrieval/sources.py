@@ -21,12 +21,14 @@ from focalclip.data.captions import read_captions
 from focalclip.data.index import IMAGE, JSON, TEXT, index_shards, load_keys, load_members
 from focalclip.data.shards import resolve_shards
 from focalclip.errors import UserError
-from focalclip.evaluation.retrieval.pairs import Image, ImageFile, PairData, ShardImage, collect
+from focalclip.evaluation.datasets import Entry
+from focalclip.evaluation.datasets.files import FileEntry
+from focalclip.evaluation.datasets.wds import TYPE, TarEntry
+from focalclip.evaluation.retrieval.pairs import PairData, collect
 
-TYPE = "dataset_type.txt"
 IMAGE_COLUMNS = ("path", "filepath", "file_path", "image_path", "image", "filename", "file_name")
 CAPTION_COLUMNS = ("caption", "title", "text")
-Sample = tuple[Image, Sequence[str] | str]
+Sample = tuple[Entry, Sequence[str] | str]
 """An image, and its captions or the reason why it has none."""
 
 
@@ -88,13 +90,13 @@ def _read_shards(shards: Sequence[Path], texts: Any) -> Iterator[Sample]:
             for key, places in zip(load_keys(shard), members.tolist(), strict=True):
                 offset, size = places[IMAGE]
                 if size < 0:
-                    yield ShardImage(shard, key, 0, 0), "no image"
+                    yield TarEntry(shard, key, 0, 0), "no image"
                     continue
                 text, record = (_member(file, *places[column]) for column in (TEXT, JSON))
                 try:
-                    yield ShardImage(shard, key, offset, size), texts(text, record)
+                    yield TarEntry(shard, key, offset, size), texts(text, record)
                 except ValueError as error:
-                    yield ShardImage(shard, key, offset, size), str(error)
+                    yield TarEntry(shard, key, offset, size), str(error)
 
 
 def _member(file: Any, offset: int, size: int) -> bytes | None:
@@ -126,7 +128,7 @@ def _files(source: Path, captions: Mapping[str, list[str]], root: Path) -> Itera
             f"--data {source}: {len(missing):,} of {len(captions):,} images are not there (the first: "
             f"{root / missing[0]}); say with --image-root what the paths are relative to"
         )
-    return ((ImageFile(root / name, name), texts) for name, texts in captions.items())
+    return ((FileEntry(root / name, name), texts) for name, texts in captions.items())
 
 
 def _table(path: Path) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """Models of open_clip behind our interface: both towers, or the image tower alone."""
 
+import textwrap
 import warnings
 import zipfile
 from functools import partial
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focalclip.errors import UserError, first_line
+from focalclip.errors import UserError
 from focalclip.models.sources.encoder import ImageEncoder
 from focalclip.models.sources.foreign import ForeignTower
 from focalclip.models.text import lengths_to_the_end
@@ -166,14 +167,19 @@ def _is_torchscript(path: Path) -> bool:
 def _from_openai(architecture: str, path: str) -> tuple[Any, Any]:
     """The model of an OpenAI archive, with the activation that OpenAI trained with whatever the architecture says."""
     import open_clip
-    from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    model: Any = open_clip.create_model(architecture, force_quick_gelu=True)
-    weights = torch.jit.load(path, map_location="cpu").state_dict()
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        raise ValueError(f"it has no architecture {architecture}")
+    parts = {name: config[name] for name in ("embed_dim", "vision_cfg", "text_cfg")}
+    model: Any = open_clip.CLIP(**parts, quick_gelu=True)
+    with warnings.catch_warnings():  # torch would have such files written otherwise, which OpenAI's never will be
+        warnings.simplefilter("ignore", FutureWarning)
+        weights = torch.jit.load(path, map_location="cpu").state_dict()
     for fact in ("input_resolution", "context_length", "vocab_size"):
         weights.pop(fact, None)
-    model.load_state_dict({key: tensor.float() for key, tensor in weights.items()})
-    return model, image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return model, open_clip.image_transform(model.visual.image_size, is_train=False)  # the defaults are OpenAI's
 
 
 def _warn_of_activation(architecture: str, path: str) -> None:
@@ -193,5 +199,9 @@ def _told(name: str, create: partial[Any]) -> Any:
     """What ``create`` makes, its failures told in one sentence."""
     try:
         return create()
-    except (RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"open_clip:{name}: open_clip cannot load it: {first_line(error)}") from None
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # noqa: BLE001 - what is no checkpoint fails to be read in every way there is
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        what = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+        raise UserError(f"open_clip:{name}: open_clip cannot load it: {textwrap.shorten(what, 300)}") from None
