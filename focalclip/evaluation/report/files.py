@@ -47,4 +47,5 @@ def _is_result(path: Path) -> bool:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and {"n_tasks_expected", "tasks", "score_interval"} <= content.keys()
+    tasks = content.get("tasks") if isinstance(content, dict) else None
+    return isinstance(tasks, dict) and all("in_score" in task and "interval" in task for task in tasks.values())
