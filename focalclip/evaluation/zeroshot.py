@@ -77,7 +77,7 @@ def evaluate(
         missing=missing,
         failed=failed,
         model={"sha256": weights_sha256(model), "precision": _name(precision), "device": _name(where)},
-        versions=_versions(),
+        versions=versions(),
         seconds=round(time.perf_counter() - start, 3),
     )
 
@@ -126,7 +126,8 @@ def _name(value: Any) -> str:
     return str(value).removeprefix("torch.")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Of everything that could change a number."""
     return {
         "focalclip": focalclip.__version__,
         "torch": torch.__version__,
