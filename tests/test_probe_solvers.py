@@ -48,15 +48,16 @@ def test_logistic_regression_equals_scikit_learns(dim, strength):
     theirs = LogisticRegression(C=1 / strength, tol=1e-10, max_iter=10_000).fit(x, labels.numpy())
     head = logistic(features, labels, 4, tolerance=1e-7)(strength)
     np.testing.assert_allclose(head.weight.numpy(), theirs.coef_, atol=1e-4)
+    np.testing.assert_allclose(head(features).softmax(dim=1).numpy(), theirs.predict_proba(x), atol=1e-6)
     as_probed = logistic(features, labels, 4)(strength)
-    np.testing.assert_allclose(as_probed(features).softmax(dim=1).numpy(), theirs.predict_proba(x), atol=1e-4)
+    np.testing.assert_allclose(as_probed(features).softmax(dim=1).numpy(), theirs.predict_proba(x), atol=1e-3)
 
 
 @pytest.mark.parametrize("strength", [1e-2, 1.0])
 def test_binary_regressions_of_several_labels_equal_scikit_learns(strength):
     features, _ = features_and_labels()
     labels = torch.rand(80, 3, generator=torch.Generator().manual_seed(1)) < 0.3
-    head = logistic(features, labels, 3)(strength)
+    head = logistic(features, labels, 3, tolerance=1e-7)(strength)
     x = features.double().numpy()
     for c in range(3):
         theirs = LogisticRegression(C=1 / strength, tol=1e-10, max_iter=10_000).fit(x, labels[:, c].numpy())
@@ -65,7 +66,7 @@ def test_binary_regressions_of_several_labels_equal_scikit_learns(strength):
 
 def test_a_fit_does_not_depend_on_the_strengths_tried_before():
     features, labels = features_and_labels()
-    fit = logistic(features, labels, 4)
+    fit = logistic(features, labels, 4, tolerance=1e-6)
     first = fit(0.1)
     for strength in (1e-3, 1e3):
         fit(strength)
@@ -101,7 +102,7 @@ def test_trap_language_initialisation_matters_although_the_problem_is_convex():
     features, labels = features_and_labels()
     text = torch.nn.functional.normalize(torch.stack([features[labels == c].mean(dim=0) for c in range(4)]), dim=1)
     prior = language_head(features, labels, text)
-    fit = logistic(features, labels, 4, prior)
+    fit = logistic(features, labels, 4, prior, tolerance=1e-5)
     torch.testing.assert_close(fit(1e8).weight, prior.weight, atol=1e-4, rtol=0)  # strong: the zero-shot classifier
     plain = logistic(features, labels, 4)
     weak = [f(1e-6)(features).softmax(dim=1) for f in (fit, plain)]
@@ -140,7 +141,7 @@ def test_head_is_a_linear_map():
     assert head(torch.tensor([[10.0, 100.0]])).tolist() == [[213.0]]
 
 
-@pytest.mark.parametrize("best", [1e-4, 2e-3, 1.0, 42.0, 1e4])
+@pytest.mark.parametrize("best", [1e-6, 2e-3, 1.0, 42.0, 1e4])
 def test_strength_search_ends_at_the_best(best):
     tried = []
 
@@ -149,11 +150,11 @@ def test_strength_search_ends_at_the_best(best):
         return -abs(np.log(strength / 0.5 / best))
 
     assert choose_strength(quality, unit=0.5) == pytest.approx(0.5 * best, rel=0.16)  # an eighth of a decade apart
-    assert len(tried) == len(set(tried)) <= 13
+    assert len(tried) == len(set(tried)) <= 14
 
 
 def test_of_equally_good_strengths_the_middle_is_taken():
-    assert choose_strength(lambda _: 0.5, unit=1.0) == 1.0
+    assert choose_strength(lambda _: 0.5, unit=1.0) == pytest.approx(0.01)  # of 1e-6 to 1e4
 
 
 def test_shots_are_k_per_class_and_differ_by_seed():
