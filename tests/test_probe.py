@@ -259,6 +259,7 @@ def test_trap_probe_runs_on_cpu(workplace, task):
         (["--benchmark", "nowhere"], "error: --benchmark nowhere: not one of"),
         (["--benchmark", "TASKS", "--tasks", "c"], "error: --tasks: "),
         (["--benchmark", "TASKS", "--output", "runs"], "error: --output runs: is a folder"),
+        (["--benchmark", "TASKS", "--output", "x.jsonl"], "error: --output x.jsonl: is the name of what is written"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_status_2(workplace, task, monkeypatch, capsys, words, message):

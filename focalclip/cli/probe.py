@@ -75,6 +75,7 @@ def _shots(text: str) -> int | str:
 
 def _run(args: argparse.Namespace) -> int:
     import focalclip
+    from focalclip.errors import UserError
     from focalclip.evaluation.probes.plot import write_plot
     from focalclip.evaluation.probes.run import probe
     from focalclip.evaluation.probes.table import table
@@ -84,6 +85,8 @@ def _run(args: argparse.Namespace) -> int:
     device = usable_device(args.device)
     if args.output:
         check_output(Path(args.output))
+        if Path(args.output).suffix in (".jsonl", ".png"):
+            raise UserError(f"--output {args.output}: is the name of what is written beside it; name a .json file")
     source = args.model or str(newest_run())
     benchmark = load_benchmark(args.benchmark, args.data_root)
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
