@@ -233,6 +233,9 @@ class TrainConfig(Strict):
     """Optimiser steps; or give ``epochs``."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the data; or give ``steps``."""
+    init_from: str | None = None
+    """Trained weights to start from: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED``, or a file of
+    FocalNet weights for the image tower alone; null: fresh ones. The section ``model`` describes the same model."""
     accumulation: int = Field(1, ge=1)
     """Micro-batches per step. Each has its own negatives: this saves memory, it does not enlarge the contrast."""
     precision: Literal["fp32", "amp_bf16", "bf16", "fp16"] = "fp32"

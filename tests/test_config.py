@@ -19,7 +19,7 @@ def test_every_config_loads_dumps_and_builds_on_the_meta_device(name, tmp_path):
     (tmp_path / "again.yaml").write_text(dump_yaml(config))
     assert load_yaml(RunConfig, tmp_path / "again.yaml") == config
     with torch.device("meta"):
-        model = create_model(name)
+        model = create_model(config.model)
     assert model.logit_scale.shape == (1,)
     assert all(p.is_meta for p in model.parameters())
 

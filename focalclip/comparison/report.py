@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import NormalDist, fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from focalclip.comparison.cost import StepCost
@@ -13,10 +13,9 @@ from focalclip.comparison.plan import Plan
 from focalclip.comparison.runs import Run
 from focalclip.comparison.towers import TOWERS
 from focalclip.errors import UserError
+from focalclip.evaluation.seeds import half_interval
 
 SCORE = "score"
-# 97.5% points of Student's t for 1 to 9 degrees of freedom
-_T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
 
 
 @dataclass(frozen=True)
@@ -61,24 +60,6 @@ class Row:
         tower = TOWERS[self.tower]
         row = {"tower": self.tower, "title": tower.title, "image": tower.image}
         return row | cost | {"scores": scores, "remarks": list(self.remarks)}
-
-
-def t975(degrees: int) -> float:
-    """97.5% point of Student's t: a table below 10 degrees of freedom, then Abramowitz and Stegun 26.7.5."""
-    if degrees <= len(_T975):
-        return _T975[degrees - 1]
-    z = NormalDist().inv_cdf(0.975)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / degrees ** (i + 1) for i, term in enumerate(terms))
-
-
-def half_interval(values: Sequence[float]) -> float | None:
-    """Half of the 95% interval of the mean, t with n - 1 degrees of freedom; None for fewer than two values."""
-    return t975(len(values) - 1) * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def collect(plan: Plan, runs: Sequence[Run]) -> list[Row]:

@@ -16,7 +16,7 @@ def list_models(pattern: str = "*") -> list[str]:
     """
     from focalclip.models.focalnet.variants import FOCALNETS
 
-    return fnmatch.filter([*FOCALNETS, *config_names()], pattern)
+    return fnmatch.filter([*FOCALNETS, *_two_towers()], pattern)
 
 
 def create_model(model: str | ModelConfig) -> FocalCLIP:
@@ -30,6 +30,11 @@ def create_model(model: str | ModelConfig) -> FocalCLIP:
     """
     if isinstance(model, ModelConfig):
         return FocalCLIP(model)
-    if model not in config_names():
-        raise UserError(f"create_model: {model!r} is not a two-tower model; use one of {', '.join(config_names())}")
+    if model not in _two_towers():
+        raise UserError(f"create_model: {model!r} is not a two-tower model; use one of {', '.join(_two_towers())}")
     return FocalCLIP(load_yaml(RunConfig, config_dir() / f"{model}.yaml").model)
+
+
+def _two_towers() -> list[str]:
+    """Configurations that name a model of their own; the others say how to train one."""
+    return [name for name in config_names() if name.startswith("focalclip_")]

@@ -27,6 +27,7 @@ from focalclip.models.clip import FocalCLIP
 from focalclip.models.sources import store
 from focalclip.training import checkpoint, elastic, engine
 from focalclip.training.checkpoint import Checkpoint, TrainState
+from focalclip.training.initial import start_from
 from focalclip.training.log import TrainLog
 from focalclip.training.loop import Trainer, train
 from focalclip.training.stop import StopRequest
@@ -54,7 +55,7 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
     if len(set(gather_objects(saved.path.name if saved else None))) > 1:
         raise SharedError(f"runs_dir: {config.runs_dir} differs between ranks; name a folder that all nodes share")
     state = saved.state if saved else TrainState()
-    model = main_first(lambda: _create_model(config))
+    model = main_first(lambda: _create_model(config, anew=saved is None))
     loader = main_first(lambda: _create_loader(config, shards, model, state))
     total_steps = _total_steps(config, loader)
     deepspeed_engine = _create_engine(config, model, total_steps, saved)
@@ -113,10 +114,13 @@ def _export(deepspeed_engine: Any, config: RunConfig, state: TrainState) -> None
         main_only(lambda: store.save(deepspeed_engine.module, config.run_dir / "model", provenance))
 
 
-def _create_model(config: RunConfig) -> FocalCLIP:
-    """The model, with equal initial weights on every rank."""
+def _create_model(config: RunConfig, *, anew: bool) -> FocalCLIP:
+    """The model, with equal initial weights on every rank; those of a resumed run come out of its checkpoint."""
     torch.manual_seed(config.seed)
-    return FocalCLIP(config.model)
+    model = FocalCLIP(config.model)
+    if anew and config.train.init_from is not None:
+        start_from(model.eval(), config.train.init_from)
+    return model.train()
 
 
 def _create_engine(config: RunConfig, model: FocalCLIP, total_steps: int, saved: Checkpoint | None) -> Any:
@@ -175,8 +179,10 @@ def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, stat
     }
     image, batch = config.model.image, config.data.batch_size
     epochs = total_steps * batch / loader.num_samples
+    initial = config.train.init_from
     lines = [
         f"run        {config.run_dir}" + (f", continued from step {state.step}" if state.step else ""),
+        *([f"weights    {initial} at the start"] if initial else []),
         f"model      {image.name} {millions['visual']:.2f} M + {config.model.text.name} text {millions['text']:.2f} M "
         f"parameters, {image.image_size} px",
         f"data       {loader.num_samples:,} pairs; {total_steps:,} steps x {batch} = {epochs:.1f} epochs",

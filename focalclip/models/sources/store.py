@@ -105,7 +105,7 @@ def read(folder: str | Path) -> FocalCLIP:
         weights = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); copy or export it again") from None
-    _load_strictly(model, _our_weights(weights, model), folder / WEIGHTS)
+    _load_strictly(model, our_weights(weights, model), folder / WEIGHTS)
     return model.eval()
 
 
@@ -186,7 +186,7 @@ def _open_clip_weights(model: FocalCLIP) -> dict[str, Tensor]:
     }
 
 
-def _our_weights(weights: dict[str, Tensor], model: FocalCLIP) -> dict[str, Tensor]:
+def our_weights(weights: dict[str, Tensor], model: FocalCLIP) -> dict[str, Tensor]:
     """The reverse of :func:`_open_clip_weights` (a folded normalisation stays folded)."""
     trunk = {name.removeprefix("visual.trunk."): x for name, x in weights.items() if name.startswith("visual.trunk.")}
     rest = {name: x for name, x in weights.items() if not name.startswith("visual.trunk.")}

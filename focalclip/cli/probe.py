@@ -1,0 +1,125 @@
+"""``focalclip-probe``: few-shot and full probes on a model's frozen features."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from focalclip.cli.args import (
+    add_cache_options,
+    check_output,
+    command_parser,
+    feature_folder,
+    guarded,
+    positive_int,
+    usable_device,
+)
+
+EXAMPLES = """\
+examples:
+  python eval/probe.py --benchmark my_tasks/                        5, 20, 50 images per class and all of them
+  python eval/probe.py --benchmark elevater --data-root DATA --shots 5 full --methods ridge
+  python eval/probe.py --benchmark my_tasks/ --model open_clip:ViT-B-32-quickgelu/openai --output probes.json
+
+methods:
+  ridge      ridge regression in closed form, the cheapest
+  logistic   logistic regression by L-BFGS
+  language   the same, drawn towards the zero-shot text classifier: ELEVATER's language-initialised head
+  knn        20 nearest neighbours by cosine, temperature 0.07
+
+A task needs a train split beside its test split. How strongly a probe is regularised is chosen on a fifth of the
+training images of each class, drawn at random; then it is trained on all of them and scored on the test images, once.
+Values of few shots are means over the seeds; their intervals are for both the draw of the shots and the test images.
+
+A run directory keeps the result and its picture in its eval/ folder; --output FILE.json writes both there (FILE.png).
+Finished probes are kept beside it (.jsonl): the same command goes on where it was stopped.
+
+exit status: 0 something was evaluated; 1 nothing could be; 2 a mistake on the command line
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    arguments = _parser().parse_args(argv)
+    return guarded(lambda: _run(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command_parser("probe", "Few-shot and full linear probes and k-NN on frozen image features.", EXAMPLES)
+    parser.add_argument("--benchmark", default="demo", help="elevater, demo, FOLDER or FILE.yaml (default: demo)")
+    parser.add_argument(
+        "--model",
+        help="run directory, exported folder, open_clip:NAME/TAG, transformers:NAME (default: newest in runs/)",
+    )
+    parser.add_argument("--protocol", metavar="NAME", help="as of eval/zeroshot.py (default: the benchmark's own)")
+    parser.add_argument("--data-root", metavar="DIR", help="folder that holds one folder per task")
+    parser.add_argument("--tasks", nargs="+", metavar="ID", help="only these tasks")
+    parser.add_argument(
+        "--shots", nargs="+", type=_shots, metavar="K", default=[5, 20, 50, "full"],
+        help="training images per class, or full (default: 5 20 50 full)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--methods", nargs="+", choices=["ridge", "logistic", "language", "knn"], metavar="M",
+        default=["ridge", "logistic", "language", "knn"], help="which probes (default: all four, see below)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, metavar="N", default=[0, 1, 2],
+        help="draws of few shots (default: 0 1 2); full uses the first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=256, metavar="N", help="images per step (default: 256)"
+    )
+    parser.add_argument("--device", help="of the model: cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add_cache_options(parser)
+    parser.add_argument("--output", metavar="FILE", help="write the result as JSON, and a picture beside it")
+    return parser
+
+
+def _shots(text: str) -> int | str:
+    if text == "full":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither full nor a number of images per class")
+    return int(text)
+
+
+def _run(args: argparse.Namespace) -> int:
+    import focalclip
+    from focalclip.errors import UserError
+    from focalclip.evaluation.probes.plot import write_plot
+    from focalclip.evaluation.probes.run import probe
+    from focalclip.evaluation.probes.table import table
+    from focalclip.evaluation.tasks import load_benchmark
+    from focalclip.models.sources.loading import newest_run
+
+    device = usable_device(args.device)
+    if args.output:
+        check_output(Path(args.output))
+        if Path(args.output).suffix in (".jsonl", ".png"):
+            raise UserError(f"--output {args.output}: is the name of what is written beside it; name a .json file")
+    source = args.model or str(newest_run())
+    benchmark = load_benchmark(args.benchmark, args.data_root, args.protocol)
+    benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
+    outputs = [Path(args.output)] if args.output else []
+    if (Path(source) / "config.yaml").is_file():
+        name = "-".join(["probe", benchmark.name, *([args.protocol] if args.protocol else []), *(args.tasks or [])])
+        outputs.append(Path(source) / "eval" / f"{name}.json")
+    result = probe(
+        focalclip.load(source),
+        benchmark,
+        shots=sorted(dict.fromkeys(args.shots), key=lambda k: (k == "full", k)),
+        methods=list(dict.fromkeys(args.methods)),
+        seeds=list(dict.fromkeys(args.seeds)),
+        batch_size=args.batch_size,
+        device=device,
+        tasks=args.tasks,
+        cache_dir=feature_folder(args),
+        journal=outputs[0].with_suffix(".jsonl") if outputs else None,
+    ).with_source(source)
+    print("\n" + table(result))
+    if not result.tasks:
+        print("error: nothing could be evaluated; see above what is missing", file=sys.stderr)
+        return 1
+    for path in outputs:
+        print(f"\nwritten to {result.write(path)} and {write_plot(result, path.with_suffix('.png'))}")
+    return 0

@@ -1,0 +1,192 @@
+"""What probes found: each run, means over seeds and tasks with their intervals, all as JSON."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from focalclip.evaluation.probes.train import Shots
+from focalclip.evaluation.seeds import half_interval
+from focalclip.evaluation.tasks import Metric
+
+ZERO_SHOT = "zero-shot"
+RunKey = tuple[Shots, str, int]  # shots, method, seed
+
+
+@dataclass(frozen=True)
+class ProbeRun:
+    """One probe, scored once on the test images; fractions in [0, 1]."""
+
+    shots: Shots
+    method: str
+    seed: int
+    value: float
+    interval: tuple[float, float]
+    """95% for the sampling of test images."""
+    strength: float | None
+    held_out_value: float | None
+    n_train: int
+    seconds: float
+
+    @property
+    def key(self) -> RunKey:
+        """What tells it from the others of its task."""
+        return self.shots, self.method, self.seed
+
+
+@dataclass(frozen=True)
+class Row:
+    """The runs of a task that differ in nothing but the seed."""
+
+    shots: Shots
+    method: str
+    value: float
+    """Mean over seeds."""
+    interval: tuple[float, float]
+    strengths: tuple[float, ...] = ()
+    n_train: float = 0
+    """Mean over seeds."""
+    seeds: tuple[int, ...] = ()
+
+
+def summarise(runs: Sequence[ProbeRun]) -> Row:
+    """Mean over seeds and its 95% interval, for both the draw of training images and the sampling of test images.
+
+    The seeds share the test images, whose noise therefore does not average out: the half-width is the root of the sum
+    of squares of the t-interval over seeds and of the mean half-width of the seeds' own intervals. A single run has its
+    own interval.
+    """
+    first, values = runs[0], [run.value for run in runs]
+    interval = first.interval
+    if (spread := half_interval(values)) is not None:
+        half = math.hypot(spread, fmean((run.interval[1] - run.interval[0]) / 2 for run in runs))
+        interval = max(0.0, fmean(values) - half), min(1.0, fmean(values) + half)
+    return Row(
+        first.shots,
+        first.method,
+        fmean(values),
+        interval,
+        tuple(run.strength for run in runs if run.strength is not None),
+        fmean(run.n_train for run in runs),
+        tuple(run.seed for run in runs),
+    )
+
+
+@dataclass(frozen=True)
+class TaskProbes:
+    """A task's probes and the data that they were trained and scored on."""
+
+    metric: Metric
+    chance: float
+    zero_shot: float
+    zero_shot_interval: tuple[float, float]
+    n: int
+    """Test images that were scored."""
+    n_train: int
+    """Images of the whole train split."""
+    classes: int
+    in_score: bool
+    version: int
+    """Of the task's definition."""
+    test_set: str
+    differences: tuple[str, ...]
+    broken: tuple[str, ...]
+    """Unreadable images of both splits."""
+    task_sha256: str
+    """Of names, prompts, keys, labels and images of the test split."""
+    train_sha256: str
+    folder: str
+    runs: tuple[ProbeRun, ...] = ()
+
+    @property
+    def rows(self) -> list[Row]:
+        """Zero-shot, then one row for each number of shots and method, in the order of the runs."""
+        groups: dict[tuple[Shots, str], list[ProbeRun]] = {}
+        for run in self.runs:
+            groups.setdefault((run.shots, run.method), []).append(run)
+        zero_shot = Row(0, ZERO_SHOT, self.zero_shot, self.zero_shot_interval)
+        return [zero_shot, *(summarise(runs) for runs in groups.values())]
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready: the rows first, then every run."""
+        values = asdict(self)
+        runs = values.pop("runs")
+        return values | {"probes": [asdict(row) for row in self.rows[1:]], "runs": runs}
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A benchmark's probes for one model."""
+
+    benchmark: str
+    protocol: str
+    expected: int
+    """Tasks that a full mean is over."""
+    tasks: dict[str, TaskProbes] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    """Tasks whose data is not there, and what to do."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Tasks whose data is there and not right, and why."""
+    model: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def means(self) -> list[Row]:
+        """Unweighted means over the scored tasks that have the row, zero-shot first."""
+        scored = [task.rows for task in self.tasks.values() if task.in_score]
+        return [_mean_of(list(group)) for group in zip(*_in_all(scored), strict=True)] if scored else []
+
+    @property
+    def num_scored(self) -> int:
+        """Tasks that the means are over."""
+        return sum(task.in_score for task in self.tasks.values())
+
+    def with_source(self, source: str) -> "ProbeResult":
+        """The same result with the model's source noted."""
+        return replace(self, model={"source": source} | self.model)
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; fractions in [0, 1]."""
+        named = ("shots", "method", "value", "interval")
+        means = [{name: getattr(row, name) for name in named} for row in self.means]
+        return {
+            "benchmark": self.benchmark,
+            "protocol": self.protocol,
+            "scores": means,
+            "n_tasks": self.num_scored,
+            "n_tasks_expected": self.expected,
+            "tasks": {name: task.to_json() for name, task in self.tasks.items()},
+            "missing": self.missing,
+            "failed": self.failed,
+            "model": self.model,
+            "versions": self.versions,
+            "seconds": self.seconds,
+        }
+
+    def write(self, path: str | Path) -> Path:
+        """Write the JSON, whole or not at all."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
+        temporary.replace(path)
+        return path
+
+
+def _in_all(tasks: Sequence[Sequence[Row]]) -> list[list[Row]]:
+    """The rows of each task that no task lacks, in one order."""
+    names = [{(row.shots, row.method): row for row in rows} for rows in tasks]
+    common = [name for name in names[0] if all(name in other for other in names)]
+    return [[rows[name] for name in common] for rows in names]
+
+
+def _mean_of(rows: Sequence[Row]) -> Row:
+    """Mean over tasks; its interval is for the draws within tasks, the tasks themselves are taken as given."""
+    value = fmean(row.value for row in rows)
+    half = math.hypot(*((row.interval[1] - row.interval[0]) / 2 for row in rows)) / len(rows)
+    return Row(rows[0].shots, rows[0].method, value, (value - half, value + half))

@@ -1,0 +1,112 @@
+"""One probe from training images alone: test images are not at hand here, so nothing can be chosen on them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from focalclip.errors import UserError
+from focalclip.evaluation.probes.few_shot import choose_shots, hold_out
+from focalclip.evaluation.probes.knn import knn
+from focalclip.evaluation.probes.language import language_head
+from focalclip.evaluation.probes.logistic import EXACT, ROUGH, logistic
+from focalclip.evaluation.probes.ridge import ridge
+from focalclip.evaluation.probes.strength import choose_strength
+from focalclip.evaluation.scoring import metric_value
+from focalclip.evaluation.tasks import Metric
+
+METHODS: dict[str, str] = {
+    "ridge": "ridge regression in closed form",
+    "logistic": "logistic regression by L-BFGS",
+    "language": "the same, drawn towards the zero-shot text classifier (ELEVATER's language initialisation)",
+    "knn": "20 nearest neighbours by cosine",
+}
+Shots = int | Literal["full"]
+Classifier = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Everything that a probe may see of a task."""
+
+    features: Tensor
+    """float32 (N, D), unit length."""
+    labels: np.ndarray
+    """int64 (N,), or bool (N, C)."""
+    text: Tensor
+    """float32 (C, D), unit length: the zero-shot classifier."""
+    metric: Metric
+
+    def part(self, indices: np.ndarray) -> "TrainingSet":
+        """Some of its images."""
+        return TrainingSet(self.features[torch.from_numpy(indices)], self.labels[indices], self.text, self.metric)
+
+    def quality(self, classify: Classifier) -> float:
+        """The metric of a classifier on these images."""
+        return metric_value(self.metric, classify(self.features).numpy(), self.labels)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A trained probe and how it came about."""
+
+    classify: Classifier
+    """Unit-length features (M, D) to scores (M, C)."""
+    strength: float | None
+    """Chosen on held-out images; None for a method without one."""
+    held_out_value: float | None
+    """The metric on the held-out images at this strength, before they were trained on too."""
+    num_images: int
+    """It was trained on."""
+
+
+def train_probe(method: str, data: TrainingSet, shots: Shots, seed: int) -> Probe:
+    """Draw the shots, choose the strength on a fifth of them, then train on all of them.
+
+    Args:
+        method: a key of :data:`METHODS`.
+        data: the whole training set.
+        shots: images per class, or ``full``.
+        seed: of both draws.
+
+    Raises:
+        UserError: if there is nothing to hold out, or it cannot be scored.
+    """
+    chosen = data if shots == "full" else data.part(choose_shots(data.labels, shots, seed))
+    if method == "knn":
+        classify = knn(chosen.features, torch.from_numpy(chosen.labels), len(chosen.text))
+        return Probe(classify, None, None, len(chosen.labels))
+    split = hold_out(chosen.labels, seed)
+    held_out = chosen.part(split.held_out)
+    if not _can_be_scored(held_out):
+        raise UserError(
+            f"{shots} shots leave {len(split.held_out)} of {len(chosen.labels):,} training images to choose a strength "
+            f"on, too few for {data.metric}; use more shots, or --methods knn, which has no strength"
+        )
+    unit = float((chosen.features - chosen.features.mean(dim=0)).square().sum(dim=1).mean())
+    attempt = _prepare(method, chosen.part(split.fit), ROUGH)
+    strength = choose_strength(lambda value: held_out.quality(attempt(value)), unit)
+    return Probe(
+        classify=_prepare(method, chosen, EXACT)(strength),
+        strength=strength,
+        held_out_value=held_out.quality(attempt(strength)),
+        num_images=len(chosen.labels),
+    )
+
+
+def _prepare(method: str, data: TrainingSet, tolerance: float) -> Callable[[float], Classifier]:
+    """A function from the strength to a classifier; what does not depend on the strength is done once, here."""
+    features, labels, num_classes = data.features, torch.from_numpy(data.labels), len(data.text)
+    if method == "ridge":
+        return ridge(features, labels, num_classes)
+    prior = language_head(features, labels, data.text) if method == "language" else None
+    return logistic(features, labels, num_classes, prior, tolerance=tolerance)
+
+
+def _can_be_scored(data: TrainingSet) -> bool:
+    if data.metric == "roc_auc":
+        return len(np.unique(data.labels)) == 2
+    return bool(data.labels.any()) if data.labels.ndim == 2 else len(data.labels) > 0

@@ -1,0 +1,276 @@
+"""The whole probing command on a real open_clip model and real task folders with a train split."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.linear_model import Ridge
+from wds_folder import picture, png, tiny_model, write_folder
+
+import focalclip
+from focalclip.cli.probe import main
+from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from focalclip.errors import UserError
+from focalclip.evaluation.datasets import read_task_folder
+from focalclip.evaluation.features import encode_images
+from focalclip.evaluation.model import weights_sha256
+from focalclip.evaluation.probes.journal import Journal
+from focalclip.evaluation.probes.plot import write_plot
+from focalclip.evaluation.probes.result import ProbeRun, summarise
+from focalclip.evaluation.probes.run import probe
+from focalclip.evaluation.probes.table import table
+from focalclip.models.clip import FocalCLIP
+
+COLOURS = ((220, 30, 30), (30, 200, 30), (30, 30, 220))
+
+
+def coloured(label, seed):
+    """A picture in which one of three colours prevails: no two are alike, and a probe can tell them apart."""
+    noise = np.random.default_rng(seed).integers(0, 120, (4, 4, 3))
+    return png(((noise + COLOURS[label]) // 2).repeat(4, axis=0).repeat(4, axis=1))
+
+
+def write_task(folder, train, test, *, test_images=None, **options):
+    """A task folder with both splits; labels are class numbers, or vectors of which the first 1 decides the colour."""
+
+    def pictures(labels, first):
+        return [coloured(int(np.argmax(y)) if np.ndim(y) else y, first + i) for i, y in enumerate(labels)]
+
+    write_folder(folder, train, images=pictures(train, 0), **options)
+    (folder / "test").rename(folder / "train")
+    write_folder(folder, test, images=pictures(test, 10_000) if test_images is None else test_images, **options)
+    return folder
+
+
+def run(folder, shots=(5, "full"), methods=("ridge", "logistic", "language", "knn"), **options):
+    return probe(tiny_model(), folder, shots, methods, progress=False, **options)
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory):
+    labels = [i % 3 for i in range(60)]
+    return write_task(tmp_path_factory.mktemp("tasks") / "colours", labels, labels[:30])
+
+
+@pytest.fixture(scope="module")
+def result(task):
+    return run(task)
+
+
+def test_probes_learn_what_zero_shot_does_not_know(result):
+    (colours,) = result.tasks.values()
+    values = {(row.shots, row.method): row.value for row in colours.rows}
+    assert len(values) == 1 + 2 * 4
+    for method in ("ridge", "logistic", "language", "knn"):
+        assert values["full", method] > max(0.8, colours.zero_shot)
+    assert {run.n_train for run in colours.runs if run.shots == 5} == {15}
+    assert {run.n_train for run in colours.runs if run.shots == "full"} == {60}
+    assert [run.seed for run in colours.runs if run.shots == "full"] == [0] * 4
+    assert (colours.n, colours.n_train, colours.chance) == (30, 60, pytest.approx(1 / 3))
+
+
+def test_full_ridge_equals_scikit_learns_at_the_strength_that_it_chose(task, result):
+    (found,) = [r for r in result.tasks["colours"].runs if (r.shots, r.method) == ("full", "ridge")]
+    train, test = (read_task_folder(task, split) for split in ("train", "test"))
+    with torch.no_grad():
+        x, z = (encode_images(tiny_model(), d.entries, batch_size=64, progress=False).embeds for d in (train, test))
+    theirs = Ridge(alpha=found.strength).fit(x.double().numpy(), 2 * np.eye(3)[train.labels] - 1)
+    assert found.value == pytest.approx((theirs.predict(z.double().numpy()).argmax(1) == test.labels).mean())
+
+
+def test_trap_probe_never_selects_on_test(task, result, tmp_path):
+    rng = np.random.default_rng(1)
+    garbage = [png(rng.integers(0, 256, (16, 16, 3))) for _ in range(30)]
+    labels = [i % 3 for i in range(60)]
+    spoilt = run(write_task(tmp_path / "colours", labels, rng.permutation(labels[:30]).tolist(), test_images=garbage))
+    before, after = (r.tasks["colours"] for r in (result, spoilt))
+    assert [r.strength for r in after.runs] == [r.strength for r in before.runs]
+    assert [r.held_out_value for r in after.runs] == [r.held_out_value for r in before.runs]
+    assert [r.value for r in after.runs] != [r.value for r in before.runs]
+
+
+def test_trap_multi_label_probe(tmp_path):
+    rng = np.random.default_rng(0)
+    vectors = np.eye(3, dtype=int)[rng.integers(0, 3, 90)]
+    vectors[:, 2] |= rng.random(90) < 0.2  # some have two labels
+    vectors[:4] = 0  # and some none
+    result = run(write_task(tmp_path / "t", vectors[:60], vectors[60:], kind="multilabel"))
+    (found,) = result.tasks.values()
+    assert found.metric == "map_11point"
+    for row in found.rows[1:]:
+        assert row.value > found.chance + 0.1
+        assert row.interval[0] < row.value <= row.interval[1]
+    assert all(run.n_train < 60 for run in found.runs if run.shots == 5)
+
+
+class OtherNames(torch.nn.Module):
+    """The tiny model under names that no prefix rule would know."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.backbone_of_pictures = model
+        self.preprocess, self.tokenizer = model.preprocess, model.tokenizer
+
+    def encode_image(self, images):
+        return self.backbone_of_pictures.encode_image(images)
+
+    def encode_text(self, tokens):
+        return self.backbone_of_pictures.encode_text(tokens)
+
+
+def test_trap_frozen_by_name_prefix(task, result):
+    model = OtherNames(copy.deepcopy(tiny_model())).train()
+    before = weights_sha256(model)
+    renamed = probe(model, task, (5, "full"), progress=False).tasks["colours"]
+    assert weights_sha256(model) == before
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(module.training for module in model.modules())
+    assert [run.value for run in renamed.runs] == [run.value for run in result.tasks["colours"].runs]
+
+
+def test_interval_is_for_both_the_draws_and_the_test_images():
+    def made(seed, value):
+        return ProbeRun(5, "ridge", seed, value, (value - 0.05, value + 0.05), 1.0, 0.5, 15, 0.1)
+
+    row = summarise([made(0, 0.5), made(1, 0.6), made(2, 0.7)])
+    assert row.value == pytest.approx(0.6)
+    half = math.hypot(4.3027 * 0.1 / math.sqrt(3), 0.05)  # t with 2 degrees of freedom; deviation of the seeds 0.1
+    assert row.interval == pytest.approx((0.6 - half, 0.6 + half))
+    assert summarise([made(0, 0.5)]).interval == (0.45, 0.55)
+
+
+def test_task_without_a_train_split_is_missing_with_the_remedy(tmp_path):
+    result = run(write_folder(tmp_path / "t", [0, 1, 2]))
+    assert result.missing["t"].startswith(f"needs {tmp_path / 't' / 'train'}")
+    assert "missing: not evaluated for lack of data" in table(result)
+
+
+def test_single_shot_leaves_nothing_to_choose_a_strength_on(task):
+    assert "1 shots leave 0 of 3" in run(task, shots=(1,), methods=("ridge",)).failed["colours"]
+    assert run(task, shots=(1,), methods=("knn",)).tasks["colours"].runs[0].n_train == 3
+
+
+def test_damaged_images_of_both_splits_are_left_out_and_named(tmp_path):
+    labels = [i % 3 for i in range(15)]
+    images = [coloured(y, i) for i, y in enumerate(labels[:6])]
+    images[2] = images[2][:-40]
+    folder = write_task(tmp_path / "t", labels, labels[:6], test_images=images)
+    found = run(folder, shots=("full",), methods=("ridge",)).tasks["t"]
+    assert (found.n, found.n_train) == (5, 15)
+    assert [name.split(" ")[0] for name in found.broken] == ["test/0.tar:s0000002"]
+
+
+def test_finished_probes_are_not_trained_again(task, tmp_path):
+    journal = tmp_path / "probes.jsonl"
+    first = run(task, shots=(5,), methods=("ridge",), journal=journal)
+    assert len(journal.read_text().splitlines()) == 3
+    journal.write_bytes(journal.read_bytes()[:-30])  # killed while it wrote the last one
+    again = run(task, shots=(5,), methods=("ridge", "knn"), journal=journal)
+    assert len(journal.read_text().splitlines()) == 6
+    kept, new = first.tasks["colours"].runs, again.tasks["colours"].runs[:3]
+    assert kept[:2] == new[:2]  # the seconds that they took included
+    assert (kept[2].value, kept[2].strength) == (new[2].value, new[2].strength)
+
+
+def test_probes_of_other_weights_or_data_are_trained_anew(task, tmp_path):
+    journal = tmp_path / "probes.jsonl"
+    run(task, shots=(5,), methods=("knn",), journal=journal)
+    other = copy.deepcopy(tiny_model())
+    torch.nn.init.normal_(other.visual.proj)
+    probe(other, task, (5,), ("knn",), journal=journal, progress=False)
+    labels = [i % 3 for i in range(60)]
+    run(write_task(tmp_path / "colours", labels, labels[:29]), shots=(5,), methods=("knn",), journal=journal)
+    assert len(journal.read_text().splitlines()) == 9
+
+
+def test_a_file_that_is_no_journal_is_refused(tmp_path):
+    (tmp_path / "notes.jsonl").write_text('{"mine": 1}\n')
+    with pytest.raises(UserError, match=r"notes\.jsonl: line 1 is no finished probe; remove the file"):
+        Journal(tmp_path / "notes.jsonl")
+
+
+def test_table_and_picture(result, tmp_path):
+    text = table(result)
+    assert "colours: accuracy, chance 33.3%, 3 classes, 60 training and 30 test images" in text
+    assert len(text.splitlines()) == 2 + 1 + 2 + 1 + 8
+    with Image.open(write_plot(result, tmp_path / "plot.png")) as image:
+        assert len(set(image.convert("RGB").get_flattened_data())) > 50
+
+
+@pytest.fixture(scope="module")
+def workplace(task, tmp_path_factory):
+    """A folder with a run in runs/tiny; the tasks are beside the one of the other tests."""
+    root = tmp_path_factory.mktemp("cli")
+    write_folder(task.parent / "bare", [0, 1, 2], images=[picture(i) for i in range(3)])
+    config = ModelConfig(
+        embed_dim=16,
+        image=ImageTowerConfig(name="focalnet_pico", image_size=32),
+        text=TextTowerConfig(context_length=12, width=16, heads=2, layers=1),
+    )
+    torch.manual_seed(0)
+    (root / "runs" / "tiny").mkdir(parents=True)
+    (root / "runs" / "tiny" / "config.yaml").write_text("name: tiny\n")
+    focalclip.save(FocalCLIP(config), root / "runs" / "tiny" / "model")
+    return root
+
+
+def test_command_probes_the_newest_run_and_writes_result_picture_and_journal(workplace, task, monkeypatch, capsys):
+    monkeypatch.chdir(workplace)
+    words = ["--benchmark", str(task.parent), "--shots", "5", "full", "--methods", "ridge", "--device", "cpu"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    assert "colours: accuracy" in printed
+    assert "bare: needs" in printed
+    folder = Path("runs/tiny/eval")
+    stem = f"probe-{task.parent.name}"
+    assert {path.name for path in folder.iterdir()} == {f"{stem}.json", f"{stem}.png", f"{stem}.jsonl"}
+    content = json.loads((folder / f"{stem}.json").read_text())
+    assert [(row["shots"], row["method"]) for row in content["scores"]] == [
+        (0, "zero-shot"),
+        (5, "ridge"),
+        ("full", "ridge"),
+    ]
+    assert content["model"]["source"] == str(Path("runs/tiny"))
+    assert content["tasks"]["colours"]["probes"][0]["seeds"] == [0, 1, 2]
+
+
+def test_trap_probe_runs_on_cpu(workplace, task):
+    script = Path(__file__).parents[1] / "eval" / "probe.py"
+    command = [sys.executable, str(script), "--benchmark", str(task), "--model", "runs/tiny", "--shots", "5"]
+    hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, env=hidden, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "logistic" in done.stdout
+    assert "float32 on cpu" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--benchmark", "nowhere"], "error: --benchmark nowhere: not one of"),
+        (["--benchmark", "TASKS", "--tasks", "c"], "error: --tasks: "),
+        (["--benchmark", "TASKS", "--output", "runs"], "error: --output runs: is a folder"),
+        (["--benchmark", "TASKS", "--output", "x.jsonl"], "error: --output x.jsonl: is the name of what is written"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_status_2(workplace, task, monkeypatch, capsys, words, message):
+    monkeypatch.chdir(workplace)
+    assert main([str(task.parent) if word == "TASKS" else word for word in words]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_shots_are_numbers_or_full(capsys):
+    with pytest.raises(SystemExit):
+        main(["--shots", "few"])
+    assert "'few' is neither full nor a number of images per class" in capsys.readouterr().err
