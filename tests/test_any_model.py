@@ -4,6 +4,7 @@ import copy
 import json
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import open_clip
@@ -277,3 +278,12 @@ def test_an_archive_of_another_architecture_is_refused(architectures, tmp_path):
 def test_architecture_without_weights_says_how_to_name_a_file(architectures):
     with pytest.raises(UserError, match=r"give a checkpoint as open_clip:tiny/PATH"):
         focalclip.load("open_clip:tiny")
+
+
+def test_the_model_in_the_documentation_is_one(tmp_path):
+    text = (Path(__file__).parents[1] / "docs" / "zero-shot.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    names = {}
+    exec(code, names)  # as a reader would run it
+    result = evaluate(names["load"](), write_folder(tmp_path / "t", [0, 1, 2, 0, 1]), progress=False)
+    assert result.tasks["t"].n == 5

@@ -259,5 +259,7 @@ def test_opened_once_the_weights_are_not_hashed_again(model, data, tmp_path, mon
     cache = open_cache(model, tmp_path / "c")
     assert isinstance(cache, FeatureCache)
     monkeypatch.setattr(feature_cache, "known_weights", lambda model: pytest.fail("hashed"))
+    monkeypatch.setattr(feature_cache, "_FRESH_SECONDS", 0.0)
     assert images(model, data, cache).num_cached == 0
+    assert images(model, data, cache).num_cached == 7  # in the run that made them, too
     assert features.images_sha256(data.entries, cache) == images(model, data, cache).sha256

@@ -218,7 +218,8 @@ def _open(root: Path, key: str, probe: dict[str, np.ndarray]) -> FeatureCache | 
         if kept is None:
             cache.put("probe", **probe)
         os.utime(folder)
-        _prune(root, folder)
+        with contextlib.suppress(OSError):  # another process prunes, too
+            _prune(root, folder)
     except OSError as error:
         _tell(f"{root}: cannot be used ({first_line(error)}); features are not kept")
         return None

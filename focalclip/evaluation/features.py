@@ -108,12 +108,15 @@ def encode_images(
     return _whole(done, entries, time.perf_counter() - start)
 
 
-def images_sha256(entries: Sequence[Entry], cache: "FeatureCache | None" = None) -> str:
+def images_sha256(entries: Sequence[Entry], cache: "FeatureCache | None" = None, label: str = "") -> str:
     """:attr:`ImageFeatures.sha256` without decoding; read from the files only where the cache does not know it."""
     digests = cache.digests(entries) if cache else None
     if digests is None:
-        with ThreadPoolExecutor(_threads()) as pool:
-            digests = list(pool.map(_digest, entries))
+        digests = []
+        with ThreadPoolExecutor(_threads()) as pool, _bar(len(entries), label, progress=bool(label)) as bar:
+            for digest in pool.map(_digest, entries):
+                digests.append(digest)
+                bar.update()
         if cache:
             cache.keep_digests(entries, digests)
     return hashlib.sha256(b"".join(digests)).hexdigest()
@@ -150,7 +153,9 @@ class _Encoder:
         """The batches ``mine``, in order: first what the cache has, then the rest through the model."""
         done: dict[int, _Done] = {}
         with ThreadPoolExecutor(_threads()) as pool:
-            for i in mine if self.cache and not self.cache.is_new else ():
+            for i in mine:
+                if self.cache is None or (digests[i] is None and self.cache.is_new):
+                    continue  # nothing can be found: the images are then hashed as they are loaded, not before
                 if found := self._cached(digests[i] or list(pool.map(_digest, blocks[i]))):
                     done[i] = found
                     bar.update(len(blocks[i]))

@@ -220,7 +220,8 @@ class _Run:
             return None
         if self.keep_all and (done.predictions is None or not done.predictions.has_all):
             return None
-        digest = images_sha256(opened.data.entries, self.cache)
+        label = f"{opened.task.id}, reading" if self.progress else ""
+        digest = images_sha256(opened.data.entries, self.cache, label)
         return done if done.task_sha256 == opened.data.digest(digest) else None
 
     def _num_prompts(self, data: TaskData) -> int:
