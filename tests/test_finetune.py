@@ -6,7 +6,7 @@ import helpers_run
 import numpy as np
 import pytest
 import torch
-from test_probe import coloured, write_task
+from coloured_tasks import coloured, write_task
 from wds_folder import write_folder
 
 import focalclip

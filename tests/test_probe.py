@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from coloured_tasks import coloured, write_task
 from PIL import Image
 from sklearn.linear_model import Ridge
 from wds_folder import picture, png, tiny_model, write_folder
@@ -28,26 +29,6 @@ from focalclip.evaluation.probes.result import ProbeRun, summarise
 from focalclip.evaluation.probes.run import probe
 from focalclip.evaluation.probes.table import table
 from focalclip.models.clip import FocalCLIP
-
-COLOURS = ((220, 30, 30), (30, 200, 30), (30, 30, 220))
-
-
-def coloured(label, seed):
-    """A picture in which one of three colours prevails: no two are alike, and a probe can tell them apart."""
-    noise = np.random.default_rng(seed).integers(0, 120, (4, 4, 3))
-    return png(((noise + COLOURS[label]) // 2).repeat(4, axis=0).repeat(4, axis=1))
-
-
-def write_task(folder, train, test, *, test_images=None, **options):
-    """A task folder with both splits; labels are class numbers, or vectors of which the first 1 decides the colour."""
-
-    def pictures(labels, first):
-        return [coloured(int(np.argmax(y)) if np.ndim(y) else y, first + i) for i, y in enumerate(labels)]
-
-    write_folder(folder, train, images=pictures(train, 0), **options)
-    (folder / "test").rename(folder / "train")
-    write_folder(folder, test, images=pictures(test, 10_000) if test_images is None else test_images, **options)
-    return folder
 
 
 def run(folder, shots=(5, "full"), methods=("ridge", "logistic", "language", "knn"), **options):

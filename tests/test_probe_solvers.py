@@ -141,7 +141,7 @@ def test_head_is_a_linear_map():
     assert head(torch.tensor([[10.0, 100.0]])).tolist() == [[213.0]]
 
 
-@pytest.mark.parametrize("best", [1e-6, 2e-3, 1.0, 42.0, 1e4])
+@pytest.mark.parametrize("best", [1e-4, 2e-3, 1.0, 42.0, 1e4])
 def test_strength_search_ends_at_the_best(best):
     tried = []
 
@@ -150,11 +150,11 @@ def test_strength_search_ends_at_the_best(best):
         return -abs(np.log(strength / 0.5 / best))
 
     assert choose_strength(quality, unit=0.5) == pytest.approx(0.5 * best, rel=0.16)  # an eighth of a decade apart
-    assert len(tried) == len(set(tried)) <= 14
+    assert len(tried) == len(set(tried)) <= 13
 
 
 def test_of_equally_good_strengths_the_middle_is_taken():
-    assert choose_strength(lambda _: 0.5, unit=1.0) == pytest.approx(0.01)  # of 1e-6 to 1e4
+    assert choose_strength(lambda _: 0.5, unit=1.0) == 1.0  # of 1e-4 to 1e4
 
 
 def test_shots_are_k_per_class_and_differ_by_seed():
