@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,13 @@ from focalclip.errors import UserError
 from focalclip.evaluation.datasets import read_task_folder
 from focalclip.evaluation.features import encode_images
 from focalclip.evaluation.model import weights_sha256
+from focalclip.evaluation.opened import open_checked
 from focalclip.evaluation.probes.journal import Journal
 from focalclip.evaluation.probes.plot import write_plot
 from focalclip.evaluation.probes.result import ProbeRun, summarise
 from focalclip.evaluation.probes.run import probe
 from focalclip.evaluation.probes.table import table
+from focalclip.evaluation.tasks import Benchmark, Task
 from focalclip.models.clip import FocalCLIP
 
 
@@ -92,6 +95,25 @@ def test_trap_multi_label_probe(tmp_path):
     assert all(run.n_train < 60 for run in found.runs if run.shots == 5)
 
 
+def test_trap_train_and_val_have_the_prompts_of_test(task):
+    own = Task(id="colours", classes=3, names=("BLUE", "Green", "red"), templates=("a {c} thing",))
+    benchmark = Benchmark("b", "wds", (own,), task.parent)
+    train, test = (open_checked(own, benchmark, split=split).data for split in ("train", "test"))
+    assert train.templates == test.templates == ("a {c} thing",)
+    assert train.class_names == test.class_names == ("BLUE", "Green", "red")
+
+
+def test_trap_the_official_val_split_is_loaded_and_never_used(task, result, tmp_path):
+    """Nothing is loaded that is not used: the strength is chosen on a part of train, whatever val holds."""
+    folder = tmp_path / "colours"
+    shutil.copytree(task, folder)
+    (folder / "val").mkdir()
+    (folder / "val" / "0.tar").write_bytes(b"not read")
+    again = run(folder, methods=("ridge",)).tasks["colours"]
+    before = [r.strength for r in result.tasks["colours"].runs if r.method == "ridge"]
+    assert [r.strength for r in again.runs] == before
+
+
 class OtherNames(torch.nn.Module):
     """The tiny model under names that no prefix rule would know."""
 
@@ -130,7 +152,7 @@ def test_interval_is_for_both_the_draws_and_the_test_images():
 
 def test_task_without_a_train_split_is_missing_with_the_remedy(tmp_path):
     result = run(write_folder(tmp_path / "t", [0, 1, 2]))
-    assert result.missing["t"].startswith(f"needs {tmp_path / 't' / 'train'}")
+    assert "has no train split (it has test)" in result.missing["t"]
     assert "missing: not evaluated for lack of data" in table(result)
 
 
@@ -209,7 +231,7 @@ def test_command_probes_the_newest_run_and_writes_result_picture_and_journal(wor
     assert main(words) == 0
     printed = capsys.readouterr().out
     assert "colours: accuracy" in printed
-    assert "bare: needs" in printed
+    assert "has no train split" in printed
     folder = Path("runs/tiny/eval")
     stem = f"probe-{task.parent.name}"
     assert {path.name for path in folder.iterdir()} == {f"{stem}.json", f"{stem}.png", f"{stem}.jsonl"}

@@ -1,5 +1,6 @@
 """The probes' solvers against scikit-learn's, and the draws that they are trained on."""
 
+import math
 import random
 
 import numpy as np
@@ -64,13 +65,26 @@ def test_binary_regressions_of_several_labels_equal_scikit_learns(strength):
         np.testing.assert_allclose(head(features)[:, c].sigmoid(), theirs.predict_proba(x)[:, 1], atol=1e-4)
 
 
-def test_a_fit_does_not_depend_on_the_strengths_tried_before():
+def test_trap_the_final_fit_is_that_of_the_choice():
+    """A convex problem solved to its optimum: what was tried before leaves no trace."""
     features, labels = features_and_labels()
     fit = logistic(features, labels, 4, tolerance=1e-6)
     first = fit(0.1)
     for strength in (1e-3, 1e3):
         fit(strength)
     torch.testing.assert_close(fit(0.1)(features).softmax(dim=1), first(features).softmax(dim=1), atol=1e-4, rtol=0)
+
+
+def test_trap_no_strength_of_the_grid_diverges():
+    """Strong regularisation shrinks the head; a step size that it makes unstable does not exist."""
+    features, labels = features_and_labels()
+    norms = []
+    for strength in 10.0 ** np.arange(-4, 5):
+        head = logistic(features, labels, 4)(float(strength))
+        loss = torch.nn.functional.cross_entropy(head(features), labels)
+        assert loss <= math.log(4) + 1e-6  # never worse than saying nothing
+        norms.append(float(head.weight.norm()))
+    assert norms == sorted(norms, reverse=True)
 
 
 def test_knn_equals_scikit_learns():
