@@ -10,13 +10,14 @@ from wds_folder import picture, tiny_model, write_folder
 
 from focalclip.errors import UserError
 from focalclip.evaluation import metrics
-from focalclip.evaluation.compare import compare, find_results
+from focalclip.evaluation.compare import compare
 from focalclip.evaluation.datasets import read_task_folder
 from focalclip.evaluation.features import ImageFeatures
 from focalclip.evaluation.per_class import class_rows, confusions
 from focalclip.evaluation.pictures import decode, mistakes
 from focalclip.evaluation.predictions import Predictions
 from focalclip.evaluation.report import Result
+from focalclip.evaluation.report.files import find_results
 from focalclip.evaluation.tasks import Benchmark, Task
 from focalclip.evaluation.zeroshot import evaluate
 
@@ -60,7 +61,8 @@ def root(tmp_path_factory):
     return root
 
 
-def test_statistic_of_the_kept_answers_is_the_result_itself(root):
+def test_trap_no_predictions_are_kept(root):
+    """They are, and give the result again to the last bit."""
     result = Result.read(root / "a.json")
     assert result.tasks.keys() == {task.id for task in TASKS}
     for name, task in result.tasks.items():
@@ -293,3 +295,23 @@ def test_a_task_taken_over_keeps_its_answers_and_leaves_no_part_behind(root, tmp
     assert third.value == first.value
     assert Result.read(output).tasks["plain"].predictions.cosines.shape == (60, 7)
     assert run().predictions.has_all
+
+
+@pytest.mark.parametrize("scores", ["softmax", "cosine"])
+@pytest.mark.parametrize("metric", ["map", "map_11point", "map_11point_voc"])
+def test_trap_each_multilabel_metric_is_kept_with_what_it_ranks_by(root, metric, scores):
+    benchmark = Benchmark("one", "wds", (Task(id="many", metric=metric, scores=scores),), root)
+    task = evaluate(tiny_model(), benchmark, progress=False).tasks["many"]
+    assert float(task.predictions.statistic()[0]) == task.value
+    rows = class_rows(task.predictions)
+    assert np.nanmean([row.value for row in rows]) == pytest.approx(task.value, abs=1e-12)
+    assert [row.n for row in rows] == task.predictions.labels.sum(axis=0).tolist()
+    assert confusions(task.predictions) == []
+
+
+@pytest.mark.parametrize(("metric", "candidates"), [("macro_f1", "all"), ("mean_per_class", "all")])
+def test_metrics_of_the_answer_alone_are_kept(root, metric, candidates):
+    benchmark = Benchmark("one", "wds", (Task(id="balanced", metric=metric, candidates=candidates),), root)
+    task = evaluate(tiny_model(), benchmark, progress=False).tasks["balanced"]
+    assert float(task.predictions.statistic()[0]) == task.value
+    assert (task.predictions.predicted == task.predictions.top_classes[:, 0]).all()

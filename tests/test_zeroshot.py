@@ -427,7 +427,7 @@ def test_what_is_not_the_whole_benchmark_gets_a_file_of_its_own(workplace, monke
     shutil.rmtree("runs/tiny/eval", ignore_errors=True)
     words = ["--benchmark", "tasks", "--device", "cpu"]
     assert main([*words, "--precision", "bf16", "--max-images", "3", "--class-prompts", "mine.json"]) == 0
-    assert [path.name for path in Path("runs/tiny/eval").iterdir()] == ["tasks-bf16-3-images-mine.json"]
+    assert {path.stem for path in Path("runs/tiny/eval").iterdir()} == {"tasks-bf16-3-images-mine"}
     content = json.loads(Path("runs/tiny/eval/tasks-bf16-3-images-mine.json").read_text())
     assert content["model"]["precision"] == "bfloat16"
     assert content["protocol"] == "wds, class prompts"

@@ -49,8 +49,8 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError("name a result's JSON or a run directory, or give --compare A B; --help has examples")
     if args.output:
         raise UserError("--output goes with --compare; for a report name the files behind the result")
-    from focalclip.evaluation.compare import result_files
     from focalclip.evaluation.report import Result
+    from focalclip.evaluation.report.files import result_files
 
     results = list(result_files(args.result).values())
     if args.files and len(results) > 1:

@@ -1,6 +1,7 @@
 """Two results on the same images: what differs by more than chance."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from focalclip.errors import UserError
 from focalclip.evaluation.intervals import Interval, percentile_interval
 from focalclip.evaluation.paired import bootstrap_p, holm, mcnemar_exact, paired_draws
 from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.report.files import find_results
 from focalclip.evaluation.report.records import Result, TaskResult
-from focalclip.evaluation.report.text import grid, percent, signed
+from focalclip.evaluation.report.text import WIDTH, grid, percent, signed
 from focalclip.evaluation.tasks import METRIC_TITLES
 
 SCORE = "score"
@@ -89,7 +91,8 @@ class Comparison:
         remarks += [f"only in A: {', '.join(self.only_a)}"] if self.only_a else []
         remarks += [f"only in B: {', '.join(self.only_b)}"] if self.only_b else []
         remarks += [f"not compared: {name}: {why}" for name, why in self.refused.items()]
-        return "\n\n".join(["\n".join(head), "\n".join(lines), "\n".join(remarks)])
+        notes = [textwrap.fill(remark, WIDTH, break_on_hyphens=False) for remark in remarks]
+        return "\n\n".join(["\n".join(head), "\n".join(lines), "\n".join(notes)])
 
 
 def compare(a: str | Path, b: str | Path, progress: bool = True) -> Comparison:
@@ -131,40 +134,6 @@ def compare(a: str | Path, b: str | Path, progress: bool = True) -> Comparison:
         refused=refused,
         beside=tuple(name for name in differences if name not in scored),
     )
-
-
-def find_results(a: str | Path, b: str | Path) -> tuple[Path, Path]:
-    """The two JSON files; of run directories, those of the one benchmark that both were evaluated on.
-
-    Raises:
-        UserError: if there is none, or more than one choice.
-    """
-    choices = [result_files(source) for source in (a, b)]
-    common = [name for name in choices[0] if name in choices[1]]
-    if len(choices[0]) == len(choices[1]) == 1:
-        return next(iter(choices[0].values())), next(iter(choices[1].values()))
-    for i, j in ((0, 1), (1, 0)):
-        if len(choices[i]) == 1 and (name := next(iter(choices[i]))) in choices[j]:
-            return choices[0][name], choices[1][name]
-    if len(common) == 1:
-        return choices[0][common[0]], choices[1][common[0]]
-    names = ", ".join(common) or "none in common"
-    raise UserError(f"--compare {a} {b}: several results ({names}); name the files, such as {a}/eval/NAME.json")
-
-
-def result_files(source: str | Path) -> dict[str, Path]:
-    """The results that a path stands for, by name: the file itself, or those in a run directory's ``eval``.
-
-    Raises:
-        UserError: if there is none.
-    """
-    source = Path(source)
-    if source.is_file():
-        return {source.stem: source}
-    found = {path.stem: path for path in sorted([*source.glob("eval/*.json"), *source.glob("*.json")])}
-    if not found:
-        raise UserError(f"{source}: neither a result's JSON nor a run directory with one in eval/; evaluate it first")
-    return found
 
 
 def _compare_task(name: str, first: TaskResult, second: TaskResult) -> tuple[Difference, np.ndarray]:

@@ -102,8 +102,8 @@ class FeatureCache:
 
     def _digests_path(self, entries: Sequence[Entry]) -> Path | None:
         """None where an entry's file is not known, or was written a moment ago."""
-        files = {entry.file for entry in entries}
-        if None in files:
+        files = {entry.file for entry in entries if entry.file is not None}
+        if any(entry.file is None for entry in entries):
             return None
         stats = [(str(file.resolve()), file.stat()) for file in sorted(files)]
         if time.time() - max(max(s.st_mtime, s.st_ctime) for _, s in stats) < _FRESH_SECONDS:

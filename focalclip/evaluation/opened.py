@@ -35,5 +35,5 @@ def open_checked(task: Task, benchmark: Benchmark, max_images: int | None = None
     told = departures(task, found, known)
     if max_images is not None and max_images < len(data.entries):
         data = data.subset(np.linspace(0, len(data.entries) - 1, max_images).round().astype(int))
-        told = (f"{max_images:,} images alone, evenly spaced (max_images)", *told)
+        told, known = (f"{max_images:,} images alone, evenly spaced (max_images)", *told), f"a part of {known}"
     return Opened(task, data, known, told)

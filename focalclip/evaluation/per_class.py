@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from focalclip.evaluation import metrics
 from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.scoring import MAP
 
 
 class Confusion(NamedTuple):
@@ -28,7 +29,7 @@ class ClassRow(NamedTuple):
     name: str
     n: int
     value: float
-    """Recall; 11-point average precision for multi-label data; not a number without images."""
+    """Recall; average precision for multi-label data; not a number without images."""
     given: int
     """Images that were answered with this class."""
     precision: float
@@ -78,11 +79,10 @@ def class_rows(predictions: Predictions, shown: int = 3) -> list[ClassRow]:
 
 
 def _average_precisions(predictions: Predictions) -> metrics.Floats:
-    """11-point average precision per class, by what the metric ranks by."""
-    by_cosine = predictions.ranking == "cosine"
-    scores = predictions.cosines.astype(np.float64) if by_cosine else predictions.all_probabilities()
-    columns = range(scores.shape[1])
-    return np.array([metrics.average_precision_11point(scores[:, c], predictions.labels[:, c])[0] for c in columns])
+    """Of each class, as the metric averages them; not a number without positives."""
+    scores, labels, metric = predictions.ranked, predictions.labels, MAP[predictions.metric]
+    columns = [(scores[:, [c]], labels[:, [c]]) for c in range(labels.shape[1])]
+    return np.array([metric(own, present)[0] if present.any() else np.nan for own, present in columns])
 
 
 def _ratio(part: NDArray[np.integer], whole: NDArray[np.integer]) -> metrics.Floats:

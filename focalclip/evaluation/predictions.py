@@ -24,13 +24,14 @@ from focalclip.evaluation.datasets import TaskData
 from focalclip.evaluation.features import ImageFeatures
 from focalclip.evaluation.metrics import Floats
 from focalclip.evaluation.pictures import Pictures, mistakes, take
-from focalclip.evaluation.protocols import SCALE
-from focalclip.evaluation.tasks import Metric, Task
+from focalclip.evaluation.protocols import SCALE, Metric
+from focalclip.evaluation.scoring import MAP
+from focalclip.evaluation.tasks import MULTILABEL_METRICS, Task
 
 TOP = 5
 _CHUNK = 8192  # images per block of the score matrix
 _FORMAT = 1
-RANKING = ("roc_auc", "map", "map_11point", "map_11point_voc")
+RANKING: tuple[Metric, ...] = ("roc_auc", *MULTILABEL_METRICS)
 """Metrics that rank images by their scores, for which all scores are kept."""
 
 
@@ -99,14 +100,12 @@ class Predictions:
             every = -(-len(labels) // 5000)
             scales[2] = fit_scale(images.embeds[::every] @ classes.T, labels[::every])
         whole = keep_all or task.metric in RANKING
+        competing = _competing(task, labels, len(names))
         blocks = [
-            _answers(images.embeds[i : i + _CHUNK], classes, labels[i : i + _CHUNK], scales, whole)
+            _answers(images.embeds[i : i + _CHUNK], classes, labels[i : i + _CHUNK], scales, competing, whole)
             for i in range(0, len(labels), _CHUNK)
         ]
         columns: dict[str, Any] = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-        columns["predicted"] = columns["top_classes"][:, 0]
-        if task.metric == "mean_per_class" and task.candidates == "occurring":
-            columns["predicted"] = _best_of_occurring(images.embeds, classes, labels)
         places = np.flatnonzero(images.readable).astype(np.int32)
         official = data.official_order
         shown = mistakes(columns["top_classes"][:, 0], columns["top_cosines"][:, 0], labels, columns["true_cosine"])
@@ -177,6 +176,11 @@ class Predictions:
         return metrics.softmax(SCALE * self.cosines.astype(np.float64))
 
     @property
+    def ranked(self) -> Floats:
+        """What a multi-label metric ranks the images by (N, C)."""
+        return self.cosines.astype(np.float64) if self.ranking == "cosine" else self.all_probabilities()
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of what decides all the rest: the task with its data, and the scores."""
         digest = hashlib.sha256(f"{_FORMAT} {self.task_sha256} {self.metric} {self.ranking}".encode())
@@ -193,10 +197,9 @@ class Predictions:
         if self.metric == "roc_auc":
             margin = self.cosines[:, 1].astype(np.float64) - self.cosines[:, 0]
             return metrics.roc_auc(margin, self.labels == 1, weights)
-        if self.metric in RANKING:
-            scores = self.cosines.astype(np.float64) if self.ranking == "cosine" else self.all_probabilities()
-            return getattr(metrics, self.metric)(scores, self.labels, weights)
-        return getattr(metrics, self.metric)(self.predicted.astype(np.int64), self.labels, weights)
+        if self.metric == "macro_f1":
+            return metrics.macro_f1(self.predicted.astype(np.int64), self.labels, weights)
+        return MAP[self.metric](self.ranked, self.labels, weights)
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all; one that holds the same answers is left as it is."""
@@ -242,7 +245,16 @@ def _fingerprint_in(path: Path) -> str | None:
         return None
 
 
-def _answers(images: Tensor, classes: Tensor, labels: NDArray[Any], scales: Floats, whole: bool) -> dict[str, Any]:
+def _competing(task: Task, labels: NDArray[Any], size: int) -> NDArray[np.int64]:
+    """The classes that may win: as in ELEVATER, for ``mean_per_class`` those without images cannot."""
+    if task.metric == "mean_per_class" and task.candidates == "occurring":
+        return metrics.occurring_classes(labels)[0]
+    return np.arange(size)
+
+
+def _answers(
+    images: Tensor, classes: Tensor, labels: NDArray[Any], scales: Floats, competing: NDArray[np.int64], whole: bool
+) -> dict[str, Any]:
     """One block's columns."""
     cosines = images @ classes.T
     scores, rows = cosines.numpy(), np.arange(len(labels))
@@ -253,6 +265,7 @@ def _answers(images: Tensor, classes: Tensor, labels: NDArray[Any], scales: Floa
     single = labels.ndim == 1
     log_partition = [torch.logsumexp(scale * cosines.double(), dim=1).numpy() for scale in scales]
     return {
+        "predicted": competing[scores[:, competing].argmax(axis=1)].astype(np.uint16),
         "top_classes": best.astype(np.uint16),
         "top_cosines": values,
         "true_rank": metrics.true_class_ranks(scores, labels).astype(np.uint16) if single else np.empty(0, np.uint16),
@@ -260,11 +273,3 @@ def _answers(images: Tensor, classes: Tensor, labels: NDArray[Any], scales: Floa
         "log_partition": np.stack(log_partition, axis=1).astype(np.float32),
         "cosines": scores if whole else np.empty((len(labels), 0), np.float32),
     }
-
-
-def _best_of_occurring(images: Tensor, classes: Tensor, labels: NDArray[Any]) -> NDArray[np.uint16]:
-    """As in ELEVATER, classes without images cannot win."""
-    present, _ = metrics.occurring_classes(labels)
-    some = classes[torch.from_numpy(present)]
-    best = [(images[i : i + _CHUNK] @ some.T).numpy().argmax(axis=1) for i in range(0, len(images), _CHUNK)]
-    return present[np.concatenate(best)].astype(np.uint16)

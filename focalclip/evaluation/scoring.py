@@ -78,7 +78,7 @@ def score_matrix(task: Task, scores: np.ndarray, labels: np.ndarray) -> Score:
 def metric_value(metric: Metric, scores: np.ndarray, labels: np.ndarray) -> float:
     """A metric alone, without interval and chance level, of a matrix of class scores (N, C)."""
     if metric in MULTILABEL_METRICS:
-        return float(_MAP[metric](scores, labels)[0])
+        return float(MAP[metric](scores, labels)[0])
     if metric == "roc_auc":
         return float(metrics.roc_auc(scores[:, 1].astype(np.float64) - scores[:, 0], labels == 1)[0])
     if metric == "macro_f1":
@@ -91,7 +91,7 @@ def metric_value(metric: Metric, scores: np.ndarray, labels: np.ndarray) -> floa
 
 Blocks = Callable[[slice], np.ndarray]  # the scores (rows, C) of some images
 
-_MAP = {
+MAP = {
     "map_11point": metrics.map_11point,
     "map_11point_voc": partial(metrics.map_11point, end_point=False),
     "map": metrics.mean_average_precision,
@@ -158,10 +158,10 @@ def _score_map(task: Task, ranked: dict[Scores, np.ndarray], labels: np.ndarray)
         raise UserError(f"{task.metric} needs positive labels, the data has none; wrong folder?")
     extras = {
         f"{metric}_{scores}": float(function(matrix, labels)[0])
-        for metric, function in _MAP.items()
+        for metric, function in MAP.items()
         for scores, matrix in ranked.items()
     }
-    function, matrix = _MAP[task.metric], ranked[task.scores]
+    function, matrix = MAP[task.metric], ranked[task.scores]
     interval = bootstrap_interval(lambda weights: function(matrix, labels, weights), len(labels))
     rng = np.random.default_rng(0)
     guesses = [function(rng.random(labels.shape), labels)[0] for _ in range(_RANDOM_DRAWS)]

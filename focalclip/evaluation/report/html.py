@@ -102,6 +102,7 @@ def _problems(result: "Result") -> list[dict[str, Any]]:
     tasks = result.tasks.items()
     listings = {
         "Data that differs from the protocol": {n: "; ".join(t.differences) for n, t in tasks if t.differences},
+        "Names that may have changed places": {n: t.label_warning for n, t in tasks if t.label_warning},
         "Damaged images, left out": {n: some(t.broken, t.n + len(t.broken)) for n, t in tasks if t.broken},
         "Failed: the data is not right": result.failed,
         "Missing: not evaluated for lack of data": result.missing,

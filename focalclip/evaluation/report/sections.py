@@ -23,7 +23,7 @@ def section(name: str, task: "TaskResult") -> dict[str, Any]:
     """The task's part of the page's context; without kept answers only its numbers."""
     p = task.predictions
     low, high = task.interval
-    remarks = [*task.differences]
+    remarks = [*task.differences, *([task.label_warning] if task.label_warning else [])]
     remarks += [f"damaged images, left out: {some(task.broken, task.n + len(task.broken))}"] if task.broken else []
     facts = [
         f"95% interval {percent(low)} to {percent(high)}", f"chance {percent(task.chance)}%", f"{task.n:,} images",

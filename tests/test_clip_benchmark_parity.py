@@ -1,0 +1,84 @@
+"""Our numbers against those that CLIP_benchmark 1.6.2 gave for the same weights and the same task folders.
+
+``python scripts/compare_clip_benchmark.py`` runs both side by side and writes the numbers that are kept here.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from focalclip.bench.parity.case import PAIRS_NAME, TASKS, write_case
+from focalclip.bench.parity.numbers import Difference, differences
+from focalclip.cli import retrieval, zeroshot
+
+NUMBERS = json.loads((Path(__file__).parent / "data" / "clip_benchmark_numbers.json").read_text())
+THEIRS = {name: task["metrics"] for name, task in NUMBERS["tasks"].items()}
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """The model and the task folders, made anew; what they hold must be what CLIP_benchmark was given."""
+    folder = tmp_path_factory.mktemp("case")
+    digests = write_case(folder)
+    known = {"model": NUMBERS["model"]} | NUMBERS["tasks"]
+    for name, digest in digests.items():
+        assert digest == known[name]["sha256"], (
+            f"{name} is not what CLIP_benchmark was measured on: its seed gives other values now (another numpy or "
+            "Pillow, or a change in focalclip/bench); run scripts/compare_clip_benchmark.py --output again"
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def result(case):
+    """Our result by the command."""
+    words = ["--benchmark", str(case / "tasks"), "--protocol", "clip_benchmark", "--no-cache"]
+    return measured(zeroshot.main, case, words)
+
+
+def measured(command, case, words):
+    """What a command writes about the case's model."""
+    output = case / "result.json"
+    model = f"open_clip:local-dir:{case / 'model'}"
+    assert command([*words, "--model", model, "--device", "cpu", "--output", str(output)]) == 0
+    return json.loads(output.read_text())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_numbers_equal_clip_benchmarks_to_a_millionth(result, name):
+    pairs = differences({name: THEIRS[name]}, result)
+    assert {pair.metric for pair in pairs} == THEIRS[name].keys()
+    for pair in pairs:
+        assert pair.ours == pytest.approx(pair.theirs, abs=1e-6), pair.metric
+
+
+def test_recall_equals_clip_benchmarks_to_a_millionth(case):
+    words = ["--data", str(case / "retrieval" / PAIRS_NAME)]
+    pairs = differences({PAIRS_NAME: THEIRS[PAIRS_NAME]}, measured(retrieval.main, case, words))
+    assert len(pairs) == 6
+    for pair in pairs:
+        assert pair.ours == pytest.approx(pair.theirs, abs=1e-6), pair.metric
+
+
+def test_the_result_names_the_protocol_and_counts_every_image(result):
+    assert result["protocol"] == "clip_benchmark"
+    assert {name: task["n"] for name, task in result["tasks"].items()} == {n: len(t.labels) for n, t in TASKS.items()}
+
+
+def test_the_case_tells_definitions_apart():
+    """Chance, accuracy and mean per class are different numbers here, so that one cannot pass for the other."""
+    assert THEIRS["unbalanced"]["acc1"] - THEIRS["unbalanced"]["mean_per_class_recall"] > 0.1
+    for name, task in TASKS.items():
+        assert THEIRS[name].get("acc1", 1) > 1.5 / len(task.names)
+    absent = np.bincount(TASKS["absent-classes"].labels, minlength=6) == 0
+    assert absent.sum() == 2
+    assert not TASKS["multilabel-absent"].labels.any(axis=0).all()
+
+
+def test_a_missing_or_differing_number_is_no_agreement():
+    assert not Difference("t", "acc1", 0.5, None).is_equal
+    assert not Difference("t", "acc1", 0.5, 0.500002).is_equal
+    assert Difference("t", "acc1", 0.5, 0.5000005).is_equal
+    assert [pair.ours for pair in differences({"t": {"acc1": 0.5, "acc5": float("nan")}}, {"tasks": {}})] == [None]
