@@ -265,6 +265,7 @@ def test_runs_are_compared_by_the_benchmark_that_both_have(root, tmp_path):
         (tmp_path / run / "eval").mkdir(parents=True)
         for name in names:
             (tmp_path / run / "eval" / f"{name}.json").write_text((root / "a.json").read_text())
+        (tmp_path / run / "eval" / "retrieval.json").write_text('{"tasks": {"flickr30k": {"recall": 0.5}}}')
     x, y, z = (tmp_path / run for run in "xyz")
     assert find_results(x, y) == (x / "eval" / "demo.json", y / "eval" / "demo.json")
     assert find_results(x / "eval" / "elevater.json", z) == (x / "eval" / "elevater.json", z / "eval" / "elevater.json")

@@ -5,8 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from focalclip.bench.parity.case import MODEL
+from focalclip.bench.random_model import write_model
+from focalclip.bench.synthetic_task import SyntheticTask
+from focalclip.cli import zeroshot
 from focalclip.cli.check_reference import main
 from focalclip.evaluation.reference import published
 from focalclip.evaluation.report.published import published_rows
@@ -160,6 +165,23 @@ def test_what_is_no_result_is_one_line_and_exit_status_2(tmp_path, capsys):
     assert check(tmp_path, result_of(OPENAI, "clip_benchmark"), "--tasks", "x") == 2
     assert check(tmp_path, result_of(OPENAI, "clip_benchmark") | {"protocol": "unicl"}) == 2
     assert "no numbers under the protocol unicl; use clip_benchmark or datacomp or elevater" in capsys.readouterr().err
+
+
+def test_a_result_of_the_harness_itself_is_read(tmp_path, capsys):
+    kitti = next(task for task in registered_tasks("elevater") if task.id == "kitti-distance")
+    labels = np.arange(kitti.sizes["test"]["wds"]) % len(kitti.names)
+    SyntheticTask(kitti.names, kitti.templates, labels, 0, ((8, 24),)).write(tmp_path / "data" / "kitti-distance")
+    write_model(tmp_path / "model", MODEL)
+    words = ["--benchmark", "elevater", "--data-root", str(tmp_path / "data"), "--protocol", "clip_benchmark"]
+    words += ["--tasks", "kitti-distance", "--no-cache", "--device", "cpu", "--output", str(tmp_path / "r.json")]
+    assert zeroshot.main([*words, "--model", f"open_clip:local-dir:{tmp_path / 'model'}"]) == 0
+    capsys.readouterr()
+    assert main([str(tmp_path / "r.json"), "--tasks", "kitti-distance"]) == 1
+    printed = capsys.readouterr().out
+    value = json.loads((tmp_path / "r.json").read_text())["tasks"]["kitti-distance"]["value"]
+    assert f"open_clip:local-dir:{tmp_path / 'model'}" in printed
+    assert f"27.43       0.01  {100 * value:.2f}" in printed
+    assert printed.endswith("1 fail\n")
 
 
 def test_script_in_a_process_of_its_own(tmp_path):

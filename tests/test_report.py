@@ -349,6 +349,7 @@ def test_submission_refuses_what_the_server_would_score_wrongly(result, tmp_path
     task = result.tasks["alpha"]
     cases = {
         "needs ELEVATER's own test set, this is wds": replace(task, test_set="wds"),
+        "this is a part of elevater": replace(task, test_set="a part of elevater, wds"),
         "needs every image, 1 are damaged": replace(task, broken=("test/0.tar:s0000001 (not an image)",)),
         "predictions are not beside the result": replace(task, predictions=None),
         "keeps only the top 5 classes": replace(

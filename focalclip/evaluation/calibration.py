@@ -16,7 +16,7 @@ from focalclip.evaluation.metrics import Floats
 
 BINS = 15  # Guo et al., On Calibration of Modern Neural Networks (2017), section 3
 _MAX_SCALE = 1e4
-_FIT_IMAGES = 5000  # plenty for one number
+FIT_IMAGES = 5000  # plenty for one number
 
 
 @dataclass(frozen=True)
@@ -75,8 +75,8 @@ def fit_scale(cosines: Tensor, labels: NDArray[np.integer]) -> float:
     Returns:
         In [0.01, 10,000]; the upper end where every answer is right.
     """
-    every = -(-len(labels) // _FIT_IMAGES)
-    x, true = cosines[::every].double(), torch.from_numpy(np.asarray(labels[::every], dtype=np.int64))
+    every = -(-len(labels) // FIT_IMAGES)
+    x, true = cosines[::every], torch.from_numpy(np.asarray(labels[::every], dtype=np.int64))
     target = x.gather(1, true[:, None]).mean()
     low, high = 0.01, _MAX_SCALE
     for _ in range(20):  # the ratio of the ends goes to its square root each time: 10^6 shrinks to 1 + 10^-5

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from focalclip.errors import UserError
 from focalclip.evaluation import metrics
-from focalclip.evaluation.calibration import fit_scale
+from focalclip.evaluation.calibration import FIT_IMAGES, fit_scale
 from focalclip.evaluation.datasets import TaskData
 from focalclip.evaluation.features import ImageFeatures
 from focalclip.evaluation.metrics import Floats
@@ -97,7 +97,7 @@ class Predictions:
         single = not data.multilabel
         scales = np.array([SCALE, own_scale or np.nan, np.nan])
         if single:
-            every = -(-len(labels) // 5000)
+            every = -(-len(labels) // FIT_IMAGES)
             scales[2] = fit_scale(images.embeds[::every] @ classes.T, labels[::every])
         whole = keep_all or task.metric in RANKING
         competing = _competing(task, labels, len(names))
@@ -263,7 +263,7 @@ def _answers(
     best, values = np.take_along_axis(best, order, 1), np.take_along_axis(values, order, 1)
     best[:, 0] = scores.argmax(axis=1)
     single = labels.ndim == 1
-    log_partition = [torch.logsumexp(scale * cosines.double(), dim=1).numpy() for scale in scales]
+    log_partition = [torch.logsumexp(float(scale) * cosines, dim=1).numpy() for scale in scales]
     return {
         "predicted": competing[scores[:, competing].argmax(axis=1)].astype(np.uint16),
         "top_classes": best.astype(np.uint16),

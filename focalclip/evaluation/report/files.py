@@ -1,5 +1,6 @@
 """Which results a path on the command line stands for."""
 
+import json
 from pathlib import Path
 
 from focalclip.errors import UserError
@@ -25,7 +26,7 @@ def find_results(a: str | Path, b: str | Path) -> tuple[Path, Path]:
 
 
 def result_files(source: str | Path) -> dict[str, Path]:
-    """The results that a path stands for, by name: the file itself, or those in a run directory's ``eval``.
+    """The results that a path stands for, by name: the file itself, or the zero-shot ones in a run's ``eval``.
 
     Raises:
         UserError: if there is none.
@@ -33,7 +34,18 @@ def result_files(source: str | Path) -> dict[str, Path]:
     source = Path(source)
     if source.is_file():
         return {source.stem: source}
-    found = {path.stem: path for path in sorted([*source.glob("eval/*.json"), *source.glob("*.json")])}
+    paths = sorted([*source.glob("eval/*.json"), *source.glob("*.json")])
+    found = {path.stem: path for path in paths if _is_result(path)}
     if not found:
         raise UserError(f"{source}: neither a result's JSON nor a run directory with one in eval/; evaluate it first")
     return found
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file in a run's folder is a zero-shot result; probes and retrieval write theirs there too."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    tasks = content.get("tasks") if isinstance(content, dict) else None
+    return isinstance(tasks, dict) and all("in_score" in task and "interval" in task for task in tasks.values())
