@@ -157,3 +157,14 @@ def test_the_command_under_torchrun_prints_and_writes_once(root, monkeypatch, ca
     assert done.stderr.count("a (1 of 3): ") == 1
     one, two = (untimed(json.loads(Path(name).read_text())) for name in ("one.json", "two.json"))
     assert one == two
+
+
+def _measure_twice_with_own_caches(root):
+    cache = root / f"cache{rank()}"  # as on two machines, each with a cache of its own
+    runs = [evaluate(tiny_model(), root / "tasks", batch_size=2, progress=False, cache_dir=cache) for _ in range(2)]
+    return [run.score for run in runs]
+
+
+def test_machines_need_not_share_a_cache(root):
+    scores = run_ranks(_measure_twice_with_own_caches, 2, root)
+    assert len({score for own in scores for score in own}) == 1

@@ -86,7 +86,7 @@ def test_damaged_images_go_with_their_captions(tmp_path):
     assert result.broken == ("test/0.tar:2 (not an image)",)
     assert len(result.data.captions) == 10
     assert result.to_json()["tasks"]["t"]["n"] == 5
-    assert "left out: 1 damaged images: test/0.tar:2" in result.table()
+    assert "damaged images, left out: 1 of 6: test/0.tar:2" in result.table()
     whole = run(open_pairs(write_wds(tmp_path / "u", CAPTIONS[:2] + CAPTIONS[3:6])))
     assert result.image_to_text == run(result.data).image_to_text
     assert result.image_to_text.recall[1].chance == whole.image_to_text.recall[1].chance

@@ -77,13 +77,15 @@ def class_matrix(
     """
     prompts = prompts_by_class(class_names, templates, class_prompts)
     key = cache.text_key(prompts, batch_size) if cache else ""
-    if cache and (kept := cache.get(key)):
+    # What the main rank remembers counts for all: another machine's cache may hold other things, and ranks that encode
+    # wait for those that would not.
+    if kept := gather_objects(cache.get(key) if cache and is_main() else None)[0]:
         return torch.from_numpy(kept["classes"])
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(prompt for own in prompts for prompt in own))}
     unique = encode_prompts(model, list(place), batch_size, label)
     means = [unique[[place[prompt] for prompt in own]].mean(dim=0) for own in prompts]
     classes = F.normalize(torch.stack(means), dim=-1)
-    if cache and rank() == 0:
+    if cache and is_main():
         cache.put(key, classes=classes.numpy())
     return classes
 

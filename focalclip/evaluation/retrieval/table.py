@@ -4,10 +4,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from focalclip.evaluation.intervals import Interval
+from focalclip.evaluation.report.text import grid, percent, some
+
 if TYPE_CHECKING:
     from focalclip.evaluation.retrieval.result import RetrievalResult
-
-SHOWN = 3  # names in a printed list; all of them are in the JSON
 
 
 def result_table(result: "RetrievalResult") -> str:
@@ -35,21 +36,22 @@ def _sizes(result: "RetrievalResult") -> str:
 
 def _grid(result: "RetrievalResult") -> str:
     """One aligned line per number; a ceiling is shown where a perfect model would not reach 100%."""
-    rows: list[tuple[str, ...]] = [("direction", "metric", "value %", "95% interval", "chance %", "ceiling %", "n")]
+    rows = [("direction", "metric", "value %", "95% interval", "chance %", "ceiling %", "n")]
+    ranks = []
     for name, way in (("image -> text", result.image_to_text), ("text -> image", result.text_to_image)):
         for k, recall in way.recall.items():
             direction, n = (name, f"{way.queries:,}") if k == 1 else ("", "")
-            ceiling = _percent(recall.ceiling) if recall.ceiling < 1 else ""
-            value, chance = _percent(recall.value), _percent(recall.chance)
+            ceiling = percent(recall.ceiling) if recall.ceiling < 1 else ""
+            value, chance = percent(recall.value), percent(recall.chance)
             rows.append((direction, f"recall@{k}", value, _span(recall.interval), chance, ceiling, n))
-        rows.append(("", "MRR", _percent(way.mrr), _span(way.mrr_interval), "", "", ""))
+        rows.append(("", "MRR", percent(way.mrr), _span(way.mrr_interval), "", "", ""))
         median = f"{way.median_rank:,.1f}".removesuffix(".0")
-        rows.append(("", "rank", f"median {median}, mean {way.mean_rank:,.1f} of {way.candidates:,}"))
-    return _align(rows)
+        ranks.append(f"rank {name}: median {median}, mean {way.mean_rank:,.1f} of {way.candidates:,}")
+    return "\n".join([*grid(rows, left=2), "", *ranks])
 
 
 def _score_line(result: "RetrievalResult") -> str:
-    return f"score {_percent(result.score)} ({_span(result.score_interval)}): mean of both recall@1"
+    return f"score {percent(result.score)} (95% interval {_span(result.score_interval)}): mean of both recall@1"
 
 
 def _remarks(result: "RetrievalResult") -> list[str]:
@@ -59,29 +61,12 @@ def _remarks(result: "RetrievalResult") -> list[str]:
             f"{data.repeated:,} of {len(data.captions):,} captions also stand under another image. Only a caption's"
             " own image counts as right,\nwhich sets the ceilings; --merge-captions counts every image that has it."
         )
+    total = len(data.entries) + len(data.faults) + len(result.broken)
     for title, names in (("damaged images", result.broken), ("incomplete samples", data.faults)):
         if names:
-            shown = ", ".join(names[:SHOWN]) + (" ..." if names[SHOWN:] else "")
-            remarks.append(f"left out: {len(names):,} {title}: {shown}")
+            remarks.append(f"{title}, left out: {some(names, total)}")
     return remarks
 
 
-def _align(rows: list[tuple[str, ...]]) -> str:
-    """Columns as wide as their cells, the first two to the left; a row with fewer cells ends in free text."""
-    widths = [max(len(row[i]) for row in rows if len(row) == len(rows[0])) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[i].ljust(widths[i]) if i < 2 else row[i].rjust(widths[i]) for i in range(len(row))]
-        cells = cells if len(row) == len(rows[0]) else [*cells[:-1], row[-1]]
-        lines.append("  ".join(cells).rstrip())
-    lines.insert(1, "-" * max(len(line) for line in lines))
-    return "\n".join(lines)
-
-
-def _percent(fraction: float) -> str:
-    """One decimal; two below one percent, where chance levels are."""
-    return f"{100 * fraction:.1f}" if fraction >= 0.01 or fraction == 0 else f"{100 * fraction:.2f}"
-
-
-def _span(interval: tuple[float, float]) -> str:
-    return f"{_percent(interval[0])} - {_percent(interval[1])}"
+def _span(interval: Interval) -> str:
+    return f"{percent(interval[0])} - {percent(interval[1])}"
