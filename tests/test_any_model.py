@@ -17,7 +17,7 @@ from wds_folder import tiny_model, write_folder
 import focalclip
 from focalclip.config import ModelConfig, TextTowerConfig
 from focalclip.errors import UserError
-from focalclip.evaluation.classifier import encode_prompts
+from focalclip.evaluation.features.classifier import encode_prompts
 from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
 

@@ -14,7 +14,7 @@ from torch import nn
 import focalclip
 from focalclip.cli.extract import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from focalclip.evaluation.model import weights_sha256
+from focalclip.evaluation.features.model import weights_sha256
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.sources.encoder import ImageEncoder

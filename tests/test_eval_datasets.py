@@ -9,7 +9,7 @@ from wds_folder import npy, picture, write_folder, write_tar
 
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import Unavailable, decode, locate, open_task, read_task_folder
-from focalclip.evaluation.tasks import Task, registered_tasks
+from focalclip.evaluation.registry.tasks import Task, registered_tasks
 
 
 def test_reads_labels_and_images_over_several_shards_in_order(tmp_path):

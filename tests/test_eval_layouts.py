@@ -12,7 +12,7 @@ from wds_folder import picture, write_folder
 
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import TaskData, Unavailable, decode, open_task
-from focalclip.evaluation.tasks import Task, load_benchmark
+from focalclip.evaluation.registry.tasks import Task, load_benchmark
 
 TASK = Task(id="pets", folders=("vtab-pets",), templates=("a photo of a {c}.",))
 

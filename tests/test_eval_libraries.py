@@ -18,7 +18,7 @@ from wds_folder import picture
 
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import Unavailable, decode, open_task
-from focalclip.evaluation.tasks import Task
+from focalclip.evaluation.registry.tasks import Task
 
 TASK = Task(id="mine", templates=("a {c}.",))
 

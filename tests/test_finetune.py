@@ -16,7 +16,7 @@ from focalclip.data.dataset import ShardReader
 from focalclip.data.index import index_shards
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import decode, read_task_folder
-from focalclip.evaluation.training_shards import write_training_shards
+from focalclip.evaluation.probes.training_shards import write_training_shards
 from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
 from focalclip.training.initial import start_from

@@ -8,7 +8,13 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from focalclip.evaluation.label_check import UNLIKELY_FEW, _best_order, _chance_of_distinct, _recalls, check_labels
+from focalclip.evaluation.registry.label_check import (
+    UNLIKELY_FEW,
+    _best_order,
+    _chance_of_distinct,
+    _recalls,
+    check_labels,
+)
 
 
 def names(count):

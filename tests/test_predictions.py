@@ -9,16 +9,16 @@ import torch
 from wds_folder import picture, tiny_model, write_folder
 
 from focalclip.errors import UserError
-from focalclip.evaluation import metrics
-from focalclip.evaluation.compare import compare
+from focalclip.evaluation.answers.compare import compare
+from focalclip.evaluation.answers.per_class import class_rows, confusions
+from focalclip.evaluation.answers.pictures import decode, mistakes
+from focalclip.evaluation.answers.predictions import Predictions
 from focalclip.evaluation.datasets import read_task_folder
-from focalclip.evaluation.features import ImageFeatures
-from focalclip.evaluation.per_class import class_rows, confusions
-from focalclip.evaluation.pictures import decode, mistakes
-from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.features.encode import ImageFeatures
+from focalclip.evaluation.registry.tasks import Benchmark, Task
 from focalclip.evaluation.report import Result
 from focalclip.evaluation.report.files import find_results
-from focalclip.evaluation.tasks import Benchmark, Task
+from focalclip.evaluation.statistics import metrics
 from focalclip.evaluation.zeroshot import evaluate
 
 NAMES = ("cat", "dog", "ankle boot", "fire engine", "owl", "bus", "tree")

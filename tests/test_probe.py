@@ -22,15 +22,15 @@ from focalclip.cli.probe import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import read_task_folder
-from focalclip.evaluation.features import encode_images
-from focalclip.evaluation.model import weights_sha256
+from focalclip.evaluation.features.encode import encode_images
+from focalclip.evaluation.features.model import weights_sha256
 from focalclip.evaluation.opened import open_checked
 from focalclip.evaluation.probes.journal import Journal
 from focalclip.evaluation.probes.plot import write_plot
 from focalclip.evaluation.probes.result import ProbeRun, summarise
 from focalclip.evaluation.probes.run import probe
 from focalclip.evaluation.probes.table import table
-from focalclip.evaluation.tasks import Benchmark, Task
+from focalclip.evaluation.registry.tasks import Benchmark, Task
 from focalclip.models.clip import FocalCLIP
 
 

@@ -13,9 +13,9 @@ from focalclip.bench.random_model import write_model
 from focalclip.bench.synthetic_task import SyntheticTask
 from focalclip.cli import zeroshot
 from focalclip.cli.check_reference import main
-from focalclip.evaluation.reference import published
+from focalclip.evaluation.registry.tasks import registered_tasks
 from focalclip.evaluation.report.published import published_rows
-from focalclip.evaluation.tasks import registered_tasks
+from focalclip.evaluation.report.reference import published
 
 OPENAI = published().references["openai-vit-b-32"]
 

@@ -18,15 +18,15 @@ from wds_folder import picture, tiny_model, write_folder
 from focalclip.cli.report import main
 from focalclip.cli.zeroshot import main as zeroshot
 from focalclip.errors import UserError
-from focalclip.evaluation import metrics
-from focalclip.evaluation.classifier import class_matrix
 from focalclip.evaluation.datasets import read_task_folder
-from focalclip.evaluation.features import encode_images
-from focalclip.evaluation.model import weights_sha256
+from focalclip.evaluation.features.classifier import class_matrix
+from focalclip.evaluation.features.encode import encode_images
+from focalclip.evaluation.features.model import weights_sha256
+from focalclip.evaluation.registry.tasks import Benchmark, Task, registered_tasks
 from focalclip.evaluation.report import Result, write_report
 from focalclip.evaluation.report.published import published_rows
 from focalclip.evaluation.report.submission import Record, notes, write_records
-from focalclip.evaluation.tasks import Benchmark, Task, registered_tasks
+from focalclip.evaluation.statistics import metrics
 from focalclip.evaluation.zeroshot import evaluate
 
 NAMES = ("cat", "dog", "a <b>bold</b> & 50% _bird_")

@@ -19,9 +19,9 @@ from focalclip.cli.retrieval import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import decode
-from focalclip.evaluation.intervals import wilson_interval
-from focalclip.evaluation.model import weights_sha256
+from focalclip.evaluation.features.model import weights_sha256
 from focalclip.evaluation.retrieval import evaluate, open_pairs
+from focalclip.evaluation.statistics.intervals import wilson_interval
 from focalclip.models.clip import FocalCLIP
 
 CAPTIONS = [[f"thing {i}", f"a photo of number {i % 7}"] for i in range(23)]

@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
-from focalclip.evaluation import metrics
-from focalclip.evaluation.calibration import fit_scale, learned_scale, reliability
-from focalclip.evaluation.efficiency import average_head, pe_score
-from focalclip.evaluation.intervals import Z95, mean_interval, percentile_interval, wilson_interval
-from focalclip.evaluation.paired import PAIRED_DRAWS, bootstrap_p, holm, mcnemar_exact, paired_draws
+from focalclip.evaluation.statistics import metrics
+from focalclip.evaluation.statistics.calibration import fit_scale, learned_scale, reliability
+from focalclip.evaluation.statistics.efficiency import average_head, pe_score
+from focalclip.evaluation.statistics.intervals import Z95, mean_interval, percentile_interval, wilson_interval
+from focalclip.evaluation.statistics.paired import PAIRED_DRAWS, bootstrap_p, holm, mcnemar_exact, paired_draws
 
 # value in percent and test images, at the level of CLIP ViT-B/32 (sheet of public runs: open_clip's table)
 CLIP_B32 = [

@@ -18,8 +18,8 @@ import focalclip
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import Unavailable, decode, open_task
 from focalclip.evaluation.datasets.hub import wanted_files
-from focalclip.evaluation.features import encode_images
-from focalclip.evaluation.tasks import Task, registered_tasks
+from focalclip.evaluation.features.encode import encode_images
+from focalclip.evaluation.registry.tasks import Task, registered_tasks
 
 ELEVATER = {task.id: task for task in registered_tasks("elevater")}
 
@@ -166,7 +166,7 @@ def test_trap_undeclared_packages_at_import(tmp_path):
         "    sys.modules[name] = None\n"
         "from pathlib import Path\n"
         "from focalclip.evaluation.datasets import open_task\n"
-        "from focalclip.evaluation.tasks import Task\n"
+        "from focalclip.evaluation.registry.tasks import Task\n"
         "print(open_task(Task(id='mine'), Path(sys.argv[1]), {}).labels.tolist())\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)

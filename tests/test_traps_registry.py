@@ -10,15 +10,15 @@ import torch
 from wds_folder import picture, tiny_model, write_folder
 
 from focalclip.errors import UserError
-from focalclip.evaluation import metrics
-from focalclip.evaluation.classifier import class_matrix
 from focalclip.evaluation.datasets import read_task_folder
-from focalclip.evaluation.features import encode_images
-from focalclip.evaluation.label_check import check_labels
-from focalclip.evaluation.names import departures, join, places
-from focalclip.evaluation.protocols import PROTOCOLS
+from focalclip.evaluation.features.classifier import class_matrix
+from focalclip.evaluation.features.encode import encode_images
+from focalclip.evaluation.registry.label_check import check_labels
+from focalclip.evaluation.registry.names import departures, join, places
+from focalclip.evaluation.registry.protocols import PROTOCOLS
+from focalclip.evaluation.registry.tasks import Benchmark, Task, load_benchmark, registered_tasks
 from focalclip.evaluation.scoring import score
-from focalclip.evaluation.tasks import Benchmark, Task, load_benchmark, registered_tasks
+from focalclip.evaluation.statistics import metrics
 from focalclip.evaluation.zeroshot import evaluate
 
 ELEVATER = {task.id: task for task in registered_tasks("elevater")}

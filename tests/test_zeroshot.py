@@ -21,13 +21,14 @@ from focalclip.cli.args import with_overrides
 from focalclip.cli.zeroshot import main
 from focalclip.config import ImageTowerConfig, ModelConfig, RunConfig, TextTowerConfig
 from focalclip.errors import UserError
-from focalclip.evaluation import metrics, scoring
-from focalclip.evaluation.classifier import class_matrix, encode_prompts
+from focalclip.evaluation import scoring
 from focalclip.evaluation.datasets import decode, read_task_folder
-from focalclip.evaluation.features import encode_images
-from focalclip.evaluation.intervals import wilson_interval
-from focalclip.evaluation.model import to_precision, weights_sha256
-from focalclip.evaluation.tasks import Benchmark, Task
+from focalclip.evaluation.features.classifier import class_matrix, encode_prompts
+from focalclip.evaluation.features.encode import encode_images
+from focalclip.evaluation.features.model import to_precision, weights_sha256
+from focalclip.evaluation.registry.tasks import Benchmark, Task
+from focalclip.evaluation.statistics import metrics
+from focalclip.evaluation.statistics.intervals import wilson_interval
 from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
 

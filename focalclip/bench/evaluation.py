@@ -20,7 +20,7 @@ from focalclip.bench.random_model import write_model
 from focalclip.bench.result import BenchResult, Row
 from focalclip.bench.synthetic_task import SyntheticTask
 from focalclip.errors import UserError
-from focalclip.evaluation.tasks import Task, registered_tasks
+from focalclip.evaluation.registry.tasks import Task, registered_tasks
 
 SHARDS = 4  # as many as CLIP_benchmark's loader has workers by default; with fewer shards it fails
 PICTURE = (240, 320)  # pixels

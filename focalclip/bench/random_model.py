@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from focalclip.evaluation.model import weights_sha256
+from focalclip.evaluation.features.model import weights_sha256
 
 WEIGHTS, CONFIG = "open_clip_model.safetensors", "open_clip_config.json"  # open_clip's names
 PREPROCESSING = {

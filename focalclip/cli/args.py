@@ -181,6 +181,6 @@ def add_cache_options(parser: argparse.ArgumentParser) -> None:
 
 def feature_folder(args: argparse.Namespace) -> Path | None:
     """Where features are kept; None: nowhere."""
-    from focalclip.evaluation.feature_cache import default_folder
+    from focalclip.evaluation.features.cache import default_folder
 
     return None if args.no_cache else Path(args.cache_dir) if args.cache_dir else default_folder()

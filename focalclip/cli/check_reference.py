@@ -11,7 +11,7 @@ from focalclip.cli.table import aligned
 from focalclip.errors import UserError
 
 if TYPE_CHECKING:
-    from focalclip.evaluation.reference import Comparison
+    from focalclip.evaluation.report.reference import Comparison
 
 EXAMPLES = """\
 examples:
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.evaluation.reference import compare, published
+    from focalclip.evaluation.report.reference import compare, published
 
     known = published().references
     if args.reference not in known:

@@ -75,7 +75,7 @@ def _margins(case: Path) -> dict[str, float]:
     import focalclip
     from focalclip.bench.parity.case import PAIRS, PAIRS_NAME, TASKS
     from focalclip.bench.parity.margins import MIN_MARGIN, pairs_margin, task_margin
-    from focalclip.evaluation.model import evaluating
+    from focalclip.evaluation.features.model import evaluating
 
     model = focalclip.load(f"open_clip:local-dir:{case / 'model'}")
     with evaluating(model):

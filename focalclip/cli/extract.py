@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     import focalclip
-    from focalclip.evaluation.extract import check_format, extract, find_pictures
+    from focalclip.evaluation.features.extract import check_format, extract, find_pictures
     from focalclip.models.sources.loading import newest_run
 
     device, output = usable_device(args.device), Path(args.output)

@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     from focalclip.evaluation.datasets import read_task_folder
     from focalclip.evaluation.probes.few_shot import choose_shots
-    from focalclip.evaluation.training_shards import write_training_shards
+    from focalclip.evaluation.probes.training_shards import write_training_shards
 
     folder = output_folder(args.output)
     data = read_task_folder(Path(args.source), args.split)

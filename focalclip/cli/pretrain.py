@@ -92,7 +92,7 @@ def training_shards(config: RunConfig) -> list[Path]:
 def check_benchmark(config: RunConfig) -> None:
     """A benchmark that is misspelt or cannot be had is known before training, not after it."""
     if config.eval.benchmark and os.environ.get("RANK", "0") == "0":
-        from focalclip.evaluation.tasks import load_benchmark
+        from focalclip.evaluation.registry.tasks import load_benchmark
 
         load_benchmark(config.eval.benchmark)
 

@@ -89,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.evaluation.probes.plot import write_plot
     from focalclip.evaluation.probes.run import probe
     from focalclip.evaluation.probes.table import table
-    from focalclip.evaluation.tasks import load_benchmark
+    from focalclip.evaluation.registry.tasks import load_benchmark
     from focalclip.models.sources.loading import newest_run
 
     device = usable_device(args.device)

@@ -77,7 +77,7 @@ def write_reports(result: Any, files: Sequence[str | Path]) -> None:
 
 def run_comparison(a: str, b: str, output: str | None) -> int:
     """Print a comparison, and write it as JSON where a file is named."""
-    from focalclip.evaluation.compare import compare
+    from focalclip.evaluation.answers.compare import compare
 
     if output:
         check_output(Path(output))

@@ -99,7 +99,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     import focalclip
     from focalclip.distributed import is_main, main_first
-    from focalclip.evaluation.model import to_precision
+    from focalclip.evaluation.features.model import to_precision
     from focalclip.evaluation.retrieval import evaluate, open_pairs
     from focalclip.models.sources.loading import newest_run
 

@@ -43,7 +43,7 @@ layout, or a YAML file of tasks. Where --data-root is given nothing is downloade
 with what to do. A run directory keeps the result in its eval/ folder, with a page to read (.html) and the answers to
 the single images (.predictions/), from which eval/report.py writes any report later.
 
-Your own model is any object with encode_image, encode_text, tokenizer and preprocess (focalclip/evaluation/model.py).
+Your own model is any object with encode_image, encode_text, tokenizer and preprocess (docs/zero-shot.md).
 
 The same command again takes over finished tasks from the file that it writes, as long as weights, precision, prompts,
 task and data are the same; a killed one goes on where it stopped (FILE.part). Image features and class vectors are kept
@@ -124,9 +124,9 @@ def _run(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     import focalclip
     from focalclip.distributed import is_main
-    from focalclip.evaluation.model import to_precision
+    from focalclip.evaluation.features.model import to_precision
+    from focalclip.evaluation.registry.tasks import load_benchmark
     from focalclip.evaluation.report.write import check_format
-    from focalclip.evaluation.tasks import load_benchmark
     from focalclip.evaluation.zeroshot import evaluate
     from focalclip.models.sources.loading import newest_run
 

@@ -13,7 +13,7 @@ from focalclip.comparison.plan import Plan
 from focalclip.comparison.runs import Run
 from focalclip.comparison.towers import TOWERS
 from focalclip.errors import UserError
-from focalclip.evaluation.seeds import half_interval
+from focalclip.evaluation.probes.seeds import half_interval
 
 SCORE = "score"
 

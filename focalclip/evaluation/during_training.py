@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from focalclip.evaluation.registry.tasks import load_benchmark
 from focalclip.evaluation.report import Result
-from focalclip.evaluation.tasks import load_benchmark
 from focalclip.evaluation.zeroshot import Opened, evaluate
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import focalclip
 from focalclip.errors import UserError
-from focalclip.evaluation.classifier import ClassPrompts
+from focalclip.evaluation.features.classifier import ClassPrompts
+from focalclip.evaluation.registry.tasks import Task
 from focalclip.evaluation.report import Result, TaskResult
 from focalclip.evaluation.report.records import predictions_folder
-from focalclip.evaluation.tasks import Task
 
 
 def settings_sha256(

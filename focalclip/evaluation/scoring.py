@@ -8,11 +8,11 @@ import numpy as np
 from torch import Tensor
 
 from focalclip.errors import UserError
-from focalclip.evaluation import metrics
 from focalclip.evaluation.datasets import TaskData
-from focalclip.evaluation.intervals import bootstrap_interval, wilson_interval
-from focalclip.evaluation.protocols import SCALE, Metric, Scores
-from focalclip.evaluation.tasks import MULTILABEL_METRICS, Task
+from focalclip.evaluation.registry.protocols import SCALE, Metric, Scores
+from focalclip.evaluation.registry.tasks import MULTILABEL_METRICS, Task
+from focalclip.evaluation.statistics import metrics
+from focalclip.evaluation.statistics.intervals import bootstrap_interval, wilson_interval
 
 TOP_K = 5
 _CHUNK = 8192  # images per block of the score matrix

@@ -12,21 +12,21 @@ import torch
 
 from focalclip.distributed import gather_objects, is_main, main_only
 from focalclip.errors import UserError, first_line
-from focalclip.evaluation.calibration import learned_scale
-from focalclip.evaluation.classifier import ClassPrompts, class_matrix
+from focalclip.evaluation.answers.predictions import Predictions
 from focalclip.evaluation.datasets import TaskData, Unavailable
-from focalclip.evaluation.feature_cache import FeatureCache, open_cache
-from focalclip.evaluation.features import encode_images, images_sha256
+from focalclip.evaluation.features.cache import FeatureCache, open_cache
+from focalclip.evaluation.features.classifier import ClassPrompts, class_matrix
+from focalclip.evaluation.features.encode import encode_images, images_sha256
+from focalclip.evaluation.features.footprint import describe, peak_memory, versions
+from focalclip.evaluation.features.model import DualEncoder, device_and_dtype, evaluating, known_weights
 from focalclip.evaluation.finished import Finished, settings_sha256
-from focalclip.evaluation.footprint import describe, peak_memory, versions
-from focalclip.evaluation.label_check import check_labels
-from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating, known_weights
 from focalclip.evaluation.opened import Opened, open_checked
-from focalclip.evaluation.predictions import Predictions
-from focalclip.evaluation.protocols import statement
+from focalclip.evaluation.registry.label_check import check_labels
+from focalclip.evaluation.registry.protocols import statement
+from focalclip.evaluation.registry.tasks import Benchmark, Task, load_benchmark
 from focalclip.evaluation.report import Result, TaskResult
 from focalclip.evaluation.scoring import score
-from focalclip.evaluation.tasks import Benchmark, Task, load_benchmark
+from focalclip.evaluation.statistics.calibration import learned_scale
 
 T = TypeVar("T")
 
@@ -57,13 +57,13 @@ def evaluate(
     Args:
         model: anything with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
         benchmark: ``elevater``, ``demo``, a folder of wds tasks, a YAML file of tasks, or a :class:`Benchmark`.
-        data_root: where the data is; see :func:`~focalclip.evaluation.tasks.load_benchmark`.
+        data_root: where the data is; see :func:`~focalclip.evaluation.registry.tasks.load_benchmark`.
         batch_size: images, and prompts, per forward pass.
         device: where to move the model first; None leaves it where it is.
         tasks: ids of the tasks to run; None for all.
         progress: show a bar and one line per finished task, on stderr.
         source: the model's name in the result.
-        cache_dir: where features are kept by content (see ``feature_cache``); None: nowhere.
+        cache_dir: where features are kept by content (see ``features.cache``); None: nowhere.
         class_prompts: whole prompts by class name instead of templates; the result's protocol says so.
         max_images: so many of each task's images alone, evenly spaced; the result says so.
         outputs: files that the result is written to, and whose finished tasks are taken over if nothing has changed.

@@ -10,9 +10,9 @@ from torch.nn.functional import normalize
 
 from focalclip.bench.clip_benchmark import RECALLS
 from focalclip.bench.synthetic_pairs import SyntheticPairs
-from focalclip.evaluation.classifier import class_matrix, encode_prompts
 from focalclip.evaluation.datasets import read_task_folder
-from focalclip.evaluation.features import encode_images
+from focalclip.evaluation.features.classifier import class_matrix, encode_prompts
+from focalclip.evaluation.features.encode import encode_images
 
 MIN_MARGIN = 5e-5
 """Smallest accepted margin of a task; float32 instead of float64 moves these cosines by less than 1e-6."""

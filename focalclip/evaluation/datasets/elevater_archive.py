@@ -27,7 +27,7 @@ from focalclip.evaluation.datasets.files import (
     zip_members,
 )
 from focalclip.evaluation.datasets.records import Split, TaskData, no_split, templates_of
-from focalclip.evaluation.tasks import Task
+from focalclip.evaluation.registry.tasks import Task
 
 WHOLE = "ELEVATER_all.zip"
 _LABELS = "label.txt"

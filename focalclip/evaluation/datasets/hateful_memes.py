@@ -13,7 +13,7 @@ import numpy as np
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets.files import FileEntry, lines_of
 from focalclip.evaluation.datasets.records import Split, TaskData, no_split, templates_of
-from focalclip.evaluation.tasks import Task
+from focalclip.evaluation.registry.tasks import Task
 
 NAMES = ("meme", "hatespeech meme")
 """Labels 0 and 1 in the words of OpenAI's and ELEVATER's prompts."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from focalclip.errors import UserError, first_line
 from focalclip.evaluation.datasets.records import SPLIT_WORDS, Split, TaskData, Unavailable, no_split, templates_of
-from focalclip.evaluation.tasks import Task
+from focalclip.evaluation.registry.tasks import Task
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 

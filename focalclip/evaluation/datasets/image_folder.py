@@ -10,7 +10,7 @@ import numpy as np
 
 from focalclip.evaluation.datasets.files import IMAGE_SUFFIXES, FolderTree, images_by_class
 from focalclip.evaluation.datasets.records import SPLIT_WORDS, Split, TaskData, no_split, templates_of
-from focalclip.evaluation.tasks import Task
+from focalclip.evaluation.registry.tasks import Task
 
 
 def is_image_folder(folder: Path) -> bool:

@@ -8,7 +8,7 @@ from focalclip.evaluation.datasets import elevater_archive, hf_datasets, hub, to
 from focalclip.evaluation.datasets.hateful_memes import is_hateful_memes, read_hateful_memes
 from focalclip.evaluation.datasets.image_folder import is_image_folder, read_image_folder
 from focalclip.evaluation.datasets.records import SPLITS, Split, TaskData, Unavailable, no_split
-from focalclip.evaluation.tasks import Task
+from focalclip.evaluation.registry.tasks import Task
 
 _UNPACKED = "ELEVATER"  # the folder that the archive of all sets unpacks to
 _LAYOUTS = (

@@ -8,7 +8,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from focalclip.errors import UserError
-from focalclip.evaluation.tasks import Task
+from focalclip.evaluation.registry.tasks import Task
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)

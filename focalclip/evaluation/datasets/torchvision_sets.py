@@ -17,7 +17,7 @@ import numpy as np
 from focalclip.errors import UserError, first_line
 from focalclip.evaluation.datasets.files import FileEntry
 from focalclip.evaluation.datasets.records import Split, TaskData, Unavailable, no_split, templates_of
-from focalclip.evaluation.tasks import Task
+from focalclip.evaluation.registry.tasks import Task
 
 _TEST_ONLY: dict[Split, dict[str, Any]] = {"test": {}}
 _TRAIN_FLAG: dict[Split, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}

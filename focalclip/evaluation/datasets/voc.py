@@ -12,7 +12,7 @@ import numpy as np
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets.files import FileEntry
 from focalclip.evaluation.datasets.records import SPLITS, Split, TaskData, no_split, templates_of
-from focalclip.evaluation.tasks import Task
+from focalclip.evaluation.registry.tasks import Task
 
 TASK = "voc-2007-classification"
 """The registry's task of this data."""

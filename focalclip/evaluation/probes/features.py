@@ -7,13 +7,13 @@ import numpy as np
 from torch import Tensor
 
 from focalclip.errors import UserError
-from focalclip.evaluation.classifier import class_matrix
 from focalclip.evaluation.datasets import TaskData
-from focalclip.evaluation.feature_cache import FeatureCache
-from focalclip.evaluation.features import encode_images
+from focalclip.evaluation.features.cache import FeatureCache
+from focalclip.evaluation.features.classifier import class_matrix
+from focalclip.evaluation.features.encode import encode_images
 from focalclip.evaluation.opened import open_checked
 from focalclip.evaluation.probes.train import TrainingSet
-from focalclip.evaluation.tasks import Benchmark, Task
+from focalclip.evaluation.registry.tasks import Benchmark, Task
 
 
 @dataclass(frozen=True)

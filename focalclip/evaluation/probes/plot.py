@@ -6,7 +6,7 @@ from typing import Any
 
 from focalclip.evaluation.probes.result import ZERO_SHOT, ProbeResult, Row
 from focalclip.evaluation.probes.train import METHODS, Shots
-from focalclip.evaluation.tasks import METRIC_TITLES
+from focalclip.evaluation.registry.tasks import METRIC_TITLES
 
 _COLUMNS = 4
 _COLOURS = dict(zip(METHODS, ("#4c72b0", "#dd8452", "#c44e52", "#55a868"), strict=True))

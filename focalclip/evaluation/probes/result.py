@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from focalclip.evaluation.probes.seeds import half_interval
 from focalclip.evaluation.probes.train import Shots
-from focalclip.evaluation.seeds import half_interval
-from focalclip.evaluation.tasks import Metric
+from focalclip.evaluation.registry.tasks import Metric
 
 ZERO_SHOT = "zero-shot"
 RunKey = tuple[Shots, str, int]  # shots, method, seed

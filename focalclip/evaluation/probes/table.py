@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from focalclip.evaluation.probes.result import ZERO_SHOT, ProbeResult, Row, TaskProbes
-from focalclip.evaluation.tasks import METRIC_TITLES
+from focalclip.evaluation.registry.tasks import METRIC_TITLES
 
 _WIDTH = 110
 _HEADINGS = ("shots", "method", "value %", "95% interval", "strength", "n train")

@@ -15,8 +15,8 @@ from focalclip.evaluation.probes.language import language_head
 from focalclip.evaluation.probes.logistic import EXACT, ROUGH, logistic
 from focalclip.evaluation.probes.ridge import ridge
 from focalclip.evaluation.probes.strength import choose_strength
+from focalclip.evaluation.registry.tasks import Metric
 from focalclip.evaluation.scoring import metric_value
-from focalclip.evaluation.tasks import Metric
 
 METHODS: dict[str, str] = {
     "ridge": "ridge regression in closed form",

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from focalclip.evaluation.calibration import BINS
+from focalclip.evaluation.registry.tasks import METRIC_TITLES
 from focalclip.evaluation.report.dots import dots, published_table, sources
 from focalclip.evaluation.report.facts import facts, own_scale
 from focalclip.evaluation.report.published import rows_beside
@@ -14,7 +14,7 @@ from focalclip.evaluation.report.reliability import panel
 from focalclip.evaluation.report.sections import section
 from focalclip.evaluation.report.tables import table_rows
 from focalclip.evaluation.report.text import percent, signed, some
-from focalclip.evaluation.tasks import METRIC_TITLES
+from focalclip.evaluation.statistics.calibration import BINS
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.records import Result, TaskResult

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from focalclip.errors import UserError
-from focalclip.evaluation.calibration import reliability
-from focalclip.evaluation.intervals import Interval, mean_interval
-from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.answers.predictions import Predictions
+from focalclip.evaluation.registry.tasks import Metric
 from focalclip.evaluation.report.text import result_table
-from focalclip.evaluation.tasks import Metric
+from focalclip.evaluation.statistics.calibration import reliability
+from focalclip.evaluation.statistics.intervals import Interval, mean_interval
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class Result:
 
     @property
     def score_interval(self) -> Interval | None:
-        """95% for the sampling of images alone; see :func:`~focalclip.evaluation.intervals.mean_interval`."""
+        """95% for the sampling of images alone; see ``intervals.mean_interval``."""
         tasks = self.scored
         return mean_interval([task.value for task in tasks], [task.interval for task in tasks]) if tasks else None
 

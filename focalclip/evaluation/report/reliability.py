@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
-from focalclip.evaluation.calibration import Reliability, reliability
-from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.answers.predictions import Predictions
 from focalclip.evaluation.report.text import percent
+from focalclip.evaluation.statistics.calibration import Reliability, reliability
 
 _LINES = ("at100", "atown")  # the first two of the predictions' scales
 

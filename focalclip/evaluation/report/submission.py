@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focalclip.errors import UserError
-from focalclip.evaluation.metrics import Floats
-from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.answers.predictions import Predictions
+from focalclip.evaluation.statistics.metrics import Floats
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.records import Result, TaskResult
@@ -34,7 +34,7 @@ class Record:
     probabilities: Sequence[NDArray[np.floating]]
     """One (images, classes) per seed, in the official order of the test set."""
     num_params: int
-    """Backbone, and for adapted models :func:`~focalclip.evaluation.efficiency.average_head`."""
+    """Backbone, and for adapted models :func:`~focalclip.evaluation.statistics.efficiency.average_head`."""
     num_visual_params: int
     num_backbone_params: int
     num_trainable_params: int = 0

@@ -5,8 +5,8 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
+from focalclip.evaluation.registry.tasks import METRIC_TITLES
 from focalclip.evaluation.report.text import percent, signed
-from focalclip.evaluation.tasks import METRIC_TITLES
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.records import Result, TaskResult

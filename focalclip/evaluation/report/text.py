@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from focalclip.evaluation.tasks import METRIC_TITLES
+from focalclip.evaluation.registry.tasks import METRIC_TITLES
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.records import Result, TaskResult

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from focalclip.distributed import is_main
-from focalclip.evaluation.classifier import encode_prompts
-from focalclip.evaluation.feature_cache import open_cache
-from focalclip.evaluation.features import encode_images
-from focalclip.evaluation.footprint import describe, peak_memory, versions
-from focalclip.evaluation.model import DualEncoder, device_and_dtype, evaluating, known_weights
+from focalclip.evaluation.features.cache import open_cache
+from focalclip.evaluation.features.classifier import encode_prompts
+from focalclip.evaluation.features.encode import encode_images
+from focalclip.evaluation.features.footprint import describe, peak_memory, versions
+from focalclip.evaluation.features.model import DualEncoder, device_and_dtype, evaluating, known_weights
 from focalclip.evaluation.retrieval.pairs import PairData
 from focalclip.evaluation.retrieval.ranking import CHUNK, retrieval_ranks
 from focalclip.evaluation.retrieval.recall import image_to_text, text_to_image
@@ -45,7 +45,7 @@ def evaluate(
         device: where to move the model first; None leaves it where it is. Scores are taken there too.
         progress: show bars on stderr.
         source: the model's name in the result.
-        cache_dir: where image features are kept by content (see ``feature_cache``); None: nowhere.
+        cache_dir: where image features are kept by content (see ``features.cache``); None: nowhere.
 
     Raises:
         UserError: if no image can be read, or features are not finite.

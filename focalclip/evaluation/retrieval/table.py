@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from focalclip.evaluation.intervals import Interval
 from focalclip.evaluation.report.text import grid, percent, some
+from focalclip.evaluation.statistics.intervals import Interval
 
 if TYPE_CHECKING:
     from focalclip.evaluation.retrieval.result import RetrievalResult

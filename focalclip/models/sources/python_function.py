@@ -40,5 +40,7 @@ def load_function(source: str) -> Any:
     model = function()
     missing = [name for name in _NEEDED if not hasattr(model, name)]
     if missing:
-        raise UserError(f"{source}: what it returns has no {', '.join(missing)}; see focalclip.evaluation.model")
+        raise UserError(
+            f"{source}: what it returns has no {', '.join(missing)}; see focalclip.evaluation.features.model"
+        )
     return model

@@ -37,8 +37,8 @@ from focalclip.data.fetch import cache_dir as user_cache_dir
 from focalclip.distributed import main_first, rank
 from focalclip.errors import first_line
 from focalclip.evaluation.datasets import Entry, TaskData
-from focalclip.evaluation.features import ImageFeatures, encode_images
-from focalclip.evaluation.model import device_and_dtype, evaluating, known_weights
+from focalclip.evaluation.features.encode import ImageFeatures, encode_images
+from focalclip.evaluation.features.model import device_and_dtype, evaluating, known_weights
 
 VERSION = 1  # raised whenever decoding, normalisation or the files here change
 MAX_BYTES = 20 * 2**30

@@ -11,13 +11,13 @@ import numpy as np
 from tqdm import tqdm
 
 from focalclip.errors import UserError
-from focalclip.evaluation.intervals import Interval, percentile_interval
-from focalclip.evaluation.paired import bootstrap_p, holm, mcnemar_exact, paired_draws
-from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.answers.predictions import Predictions
+from focalclip.evaluation.registry.tasks import METRIC_TITLES
 from focalclip.evaluation.report.files import find_results
 from focalclip.evaluation.report.records import Result, TaskResult
 from focalclip.evaluation.report.text import WIDTH, grid, percent, signed
-from focalclip.evaluation.tasks import METRIC_TITLES
+from focalclip.evaluation.statistics.intervals import Interval, percentile_interval
+from focalclip.evaluation.statistics.paired import bootstrap_p, holm, mcnemar_exact, paired_draws
 
 SCORE = "score"
 

@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from focalclip.errors import UserError
-from focalclip.evaluation import metrics
-from focalclip.evaluation.calibration import FIT_IMAGES, fit_scale
+from focalclip.evaluation.answers.pictures import Pictures, mistakes, take
 from focalclip.evaluation.datasets import TaskData
-from focalclip.evaluation.features import ImageFeatures
-from focalclip.evaluation.metrics import Floats
-from focalclip.evaluation.pictures import Pictures, mistakes, take
-from focalclip.evaluation.protocols import SCALE, Metric
+from focalclip.evaluation.features.encode import ImageFeatures
+from focalclip.evaluation.registry.protocols import SCALE, Metric
+from focalclip.evaluation.registry.tasks import MULTILABEL_METRICS, Task
 from focalclip.evaluation.scoring import MAP
-from focalclip.evaluation.tasks import MULTILABEL_METRICS, Task
+from focalclip.evaluation.statistics import metrics
+from focalclip.evaluation.statistics.calibration import FIT_IMAGES, fit_scale
+from focalclip.evaluation.statistics.metrics import Floats
 
 TOP = 5
 _CHUNK = 8192  # images per block of the score matrix
@@ -189,7 +189,7 @@ class Predictions:
         return digest.hexdigest()
 
     def statistic(self, weights: Floats | None = None) -> Floats:
-        """The metric, or its bootstrap for weights (draws, N): see :mod:`focalclip.evaluation.metrics`."""
+        """The metric, or its bootstrap for weights (draws, N): see :mod:`focalclip.evaluation.statistics.metrics`."""
         if self.metric == "accuracy":
             return metrics.accuracy(self.correct, weights)
         if self.metric == "mean_per_class":

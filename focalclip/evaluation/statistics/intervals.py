@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from focalclip.evaluation.metrics import Floats
+from focalclip.evaluation.statistics.metrics import Floats
 
 Z95 = 1.959963984540054  # 97.5% point of the standard normal distribution
 BOOTSTRAP_DRAWS = 1000

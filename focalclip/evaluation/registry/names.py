@@ -13,8 +13,8 @@ import numpy as np
 
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import TaskData
+from focalclip.evaluation.registry.tasks import Task
 from focalclip.evaluation.scoring import check_task
-from focalclip.evaluation.tasks import Task
 
 _SHOWN = 5  # names per list in a message
 

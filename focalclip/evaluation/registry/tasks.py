@@ -23,7 +23,7 @@ from pydantic import Field, field_validator, model_validator
 
 from focalclip.config import Strict, from_dict, load_yaml
 from focalclip.errors import UserError
-from focalclip.evaluation.protocols import (
+from focalclip.evaluation.registry.protocols import (
     PROTOCOLS,
     Candidates,
     DataSource,
@@ -33,7 +33,7 @@ from focalclip.evaluation.protocols import (
     Scores,
     load_protocol,
 )
-from focalclip.evaluation.shipped_names import shipped_list
+from focalclip.evaluation.registry.shipped_names import shipped_list
 
 METRIC_TITLES: dict[Metric, str] = {
     "accuracy": "accuracy",
@@ -75,7 +75,7 @@ class Task(Strict):
     chance: float | None = Field(None, ge=0, le=1)
     """Score of guessing; null: 1 / classes, one half for ``roc_auc``, or random scores on the labels for mAP and F1."""
     names: tuple[str, ...] | None = None
-    """Class names in label order, or a :func:`~focalclip.evaluation.shipped_names.shipped_list`; null: the data's."""
+    """Class names in label order, or a shipped list (see ``shipped_names``); null: the data's."""
     templates: tuple[str, ...] | None = None
     """Prompts with ``{c}`` where the name goes, or a shipped list; null: the data's."""
     codes: tuple[str, ...] | None = None
@@ -151,7 +151,7 @@ class Benchmark:
 
     name: str
     protocol: str
-    """One of :data:`~focalclip.evaluation.protocols.PROTOCOLS`; the tasks have it applied."""
+    """One of :data:`~focalclip.evaluation.registry.protocols.PROTOCOLS`; the tasks have it applied."""
     tasks: tuple[Task, ...]
     data_root: Path | None = None
     """Where the tasks' folders are; None: the hub."""
@@ -219,7 +219,7 @@ def registered_tasks(name: str) -> tuple[Task, ...]:
 
 
 def _folder() -> Any:
-    return files("focalclip.evaluation") / "tasks"
+    return files("focalclip.evaluation.registry") / "tasks"
 
 
 @cache

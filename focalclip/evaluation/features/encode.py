@@ -23,12 +23,12 @@ from tqdm import tqdm
 from focalclip.distributed import gather_objects, is_main, own_share, ranks_on_this_machine, together, world_size
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import Entry, decode
-from focalclip.evaluation.model import device_and_dtype
-from focalclip.evaluation.protocols import Resize
-from focalclip.evaluation.resize import resizer
+from focalclip.evaluation.features.model import device_and_dtype
+from focalclip.evaluation.features.resize import resizer
+from focalclip.evaluation.registry.protocols import Resize
 
 if TYPE_CHECKING:
-    from focalclip.evaluation.feature_cache import FeatureCache
+    from focalclip.evaluation.features.cache import FeatureCache
 
 MAX_THREADS = 16
 

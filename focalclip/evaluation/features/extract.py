@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import decode
-from focalclip.evaluation.model import device_and_dtype, weights_sha256
+from focalclip.evaluation.features.model import device_and_dtype, weights_sha256
 from focalclip.models.sources.encoder import ImageEncoder, Preprocess
 
 FORMATS = (".npz", ".parquet")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from focalclip.evaluation.intervals import Z95
+from focalclip.evaluation.statistics.intervals import Z95
 
 UNLIKELY = 0.001
 UNLIKELY_FEW = 0.1  # four classes get four different names with probability 4!/4^4 = 0.094: fewer are never judged

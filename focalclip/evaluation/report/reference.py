@@ -67,7 +67,7 @@ class Comparison(NamedTuple):
 @cache
 def published() -> ReferenceFile:
     """The numbers that come with focalclip."""
-    path = files("focalclip.evaluation") / FILE
+    path = files("focalclip.evaluation.report") / FILE
     return from_dict(ReferenceFile, yaml.safe_load(path.read_text(encoding="utf-8")), FILE)
 
 

@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from focalclip.distributed import gather_objects, is_main, rank, together, world_size
 from focalclip.errors import UserError
-from focalclip.evaluation.model import device_and_dtype
+from focalclip.evaluation.features.model import device_and_dtype
 
 if TYPE_CHECKING:
-    from focalclip.evaluation.feature_cache import FeatureCache
+    from focalclip.evaluation.features.cache import FeatureCache
 
 ClassPrompts = Mapping[str, Sequence[str]]
 """Whole prompts by class name, in place of templates (as in CuPL, arXiv:2209.03320)."""

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from focalclip.evaluation import metrics
-from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.answers.predictions import Predictions
 from focalclip.evaluation.scoring import MAP
+from focalclip.evaluation.statistics import metrics
 
 
 class Confusion(NamedTuple):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import focalclip
 from focalclip.distributed import world_size
-from focalclip.evaluation.model import device_and_dtype, evaluating
+from focalclip.evaluation.features.model import device_and_dtype, evaluating
 from focalclip.models.cost import count_multiply_adds
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from focalclip.evaluation.intervals import bootstrap_draws
-from focalclip.evaluation.metrics import Floats
+from focalclip.evaluation.statistics.intervals import bootstrap_draws
+from focalclip.evaluation.statistics.metrics import Floats
 
 PAIRED_DRAWS = 2000  # the smallest p-value of the bootstrap is then 0.001
 

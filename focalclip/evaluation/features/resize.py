@@ -6,7 +6,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from focalclip.evaluation.protocols import Resize
+from focalclip.evaluation.registry.protocols import Resize
 
 UNICL_RATIO = 256 / 224  # TEST.CROP in data/build.py of microsoft/UniCL
 

@@ -11,8 +11,8 @@ from PIL import Image
 
 from focalclip.data.write import write_shards
 from focalclip.errors import UserError
-from focalclip.evaluation.classifier import prompts_by_class
 from focalclip.evaluation.datasets import Entry, TaskData, decode
+from focalclip.evaluation.features.classifier import prompts_by_class
 
 _MEMBERS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
 

@@ -15,10 +15,10 @@ from pydantic import Field, field_validator
 
 from focalclip.config import Strict
 from focalclip.errors import UserError
-from focalclip.evaluation.shipped_names import shipped_list
+from focalclip.evaluation.registry.shipped_names import shipped_list
 
 if TYPE_CHECKING:
-    from focalclip.evaluation.tasks import Task
+    from focalclip.evaluation.registry.tasks import Task
 
 SCALE = 100.0  # ELEVATER, CLIP_benchmark and DataComp alike; it matters to the softmax alone
 
@@ -34,7 +34,7 @@ class Override(Strict):
 
     resize: Resize | None = None
     names: tuple[str, ...] | None = None
-    """Class names in label order, or a :func:`~focalclip.evaluation.shipped_names.shipped_list`."""
+    """Class names in label order, or a :func:`~focalclip.evaluation.registry.shipped_names.shipped_list`."""
     respelt: dict[str, str] = Field(default_factory=dict)
     """Names that are written otherwise: the task's spelling to the protocol's."""
     templates: tuple[str, ...] | None = None

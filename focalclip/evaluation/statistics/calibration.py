@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from focalclip.evaluation.metrics import Floats
+from focalclip.evaluation.statistics.metrics import Floats
 
 BINS = 15  # Guo et al., On Calibration of Modern Neural Networks (2017), section 3
 _MAX_SCALE = 1e4

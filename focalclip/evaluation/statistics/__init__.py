@@ -1,0 +1,1 @@
+"""Metrics, intervals, paired tests, calibration, efficiency; nothing here knows a model or a file."""
