@@ -1,9 +1,16 @@
 """Shard patterns and shard indexes: what is found, what is rebuilt, and what is refused before training starts."""
 
+import fcntl
 import io
 import json
 import os
+import pty
+import select
+import struct
+import subprocess
+import sys
 import tarfile
+import termios
 import time
 
 import numpy as np
@@ -229,9 +236,27 @@ def test_shard_without_pairs(tmp_path, members, message):
         index_shards([path])
 
 
-def test_progress_bar_for_several_shards(tmp_path, capfd):
-    shards = write_shards(tmp_path, [1, 1, 1])
-    index_shards(shards)
-    assert "indexing shards" in capfd.readouterr().err
-    index_shards(shards)
-    assert capfd.readouterr().err == ""
+INDEX = """
+import sys
+from pathlib import Path
+from focalclip.data.index import index_shards
+index_shards(sorted(Path(sys.argv[1]).glob("*.tar")))
+"""
+
+
+def test_progress_bar_for_several_shards_on_a_terminal_alone(tmp_path):
+    write_shards(tmp_path, [1, 1, 1])
+    terminal, end = pty.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    subprocess.run([sys.executable, "-c", INDEX, tmp_path], stderr=end, check=True)
+    assert select.select([terminal], [], [], 5)[0]
+    assert "indexing shards" in os.read(terminal, 10_000).decode()
+    for path in (terminal, end):
+        os.close(path)
+    indexes = list(tmp_path.glob("*.npz"))
+    assert len(indexes) == 3
+    for path in indexes:
+        path.unlink()
+    for _ in range(2):  # to a file, then again with nothing to do
+        done = subprocess.run([sys.executable, "-c", INDEX, tmp_path], capture_output=True, text=True, check=True)
+        assert done.stderr == ""

@@ -44,7 +44,7 @@ def index_shards(shards: Sequence[Path]) -> np.ndarray:
     """
     counts = np.array([_stored_count(shard) for shard in shards], dtype=np.int64)
     todo = [i for i, count in enumerate(counts) if count < 0]
-    for i in tqdm(todo, desc="indexing shards", unit="shard", disable=len(todo) < 2, leave=False):
+    for i in tqdm(todo, desc="indexing shards", unit="shard", disable=True if len(todo) < 2 else None, leave=False):
         members, keys = scan_shard(shards[i])
         _save(shards[i], members, keys)
         counts[i] = len(members)
