@@ -80,7 +80,7 @@ def clustered_interval(values: NDArray[np.floating], clusters: NDArray[np.intege
     variance = float((excess**2).sum()) / len(values) ** 2
     spread = mean * (1 - mean)
     n = min(spread / variance, len(values)) if spread > 0 and variance > 0 else len(np.unique(clusters))
-    return wilson_interval(mean * n, n)  # pyrefly: ignore[bad-argument-type]  # its formula takes fractions too
+    return wilson_interval(mean * n, n)
 
 
 def chance_recall(candidates: int, right: NDArray[np.integer], k: int) -> float:

@@ -14,8 +14,11 @@ _BLOCK = 2_000_000  # image weights held at once, 16 MB
 Interval = tuple[float, float]
 
 
-def wilson_interval(correct: int, n: int) -> Interval:
-    """95% Wilson score interval of a proportion (Wilson, 1927): honest also near 0, near 1 and for small n."""
+def wilson_interval(correct: float, n: float) -> Interval:
+    """95% Wilson score interval of a proportion (Wilson, 1927): honest also near 0, near 1 and for small n.
+
+    An effective sample size, and what is correct of it, may be fractions.
+    """
     p, z2 = correct / n, Z95**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
