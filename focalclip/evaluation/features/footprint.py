@@ -1,9 +1,11 @@
 """What a model costs, and what a measurement took: parameters, multiply-adds, memory, versions."""
 
 import platform
+import re
 import resource
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,10 +39,17 @@ def describe(model: Any) -> dict[str, Any]:
         "text_multiply_adds": text_multiply_adds,
         "precision": str(dtype).removeprefix("torch."),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
         "ranks": world_size(),
     }
+
+
+def processor() -> str:
+    """The processor's model where the system tells it, else its kind, such as ``x86_64``."""
+    facts = Path("/proc/cpuinfo")
+    model = re.search(r"^model name\s*:\s*(\S.*)$", facts.read_text() if facts.is_file() else "", re.MULTILINE)
+    return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
