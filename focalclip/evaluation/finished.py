@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import focalclip
+from focalclip.distributed import is_main
 from focalclip.errors import UserError
 from focalclip.evaluation.features.classifier import ClassPrompts
 from focalclip.evaluation.registry.tasks import Task
@@ -37,7 +38,7 @@ def settings_sha256(
 
 
 class Finished:
-    """Results on disk.
+    """Results on disk, which only the main rank reads and writes.
 
     Args:
         outputs: files that the result is written to.
@@ -47,7 +48,7 @@ class Finished:
     def __init__(self, outputs: Sequence[Path], *, fresh: bool = False) -> None:
         self.outputs = tuple(outputs)
         self._tasks: dict[tuple[str, str], TaskResult] = {}
-        for path in () if fresh else [form for output in outputs for form in (output, _part(output))]:
+        for path in () if fresh or not is_main() else [form for output in outputs for form in (output, _part(output))]:
             for name, task in _read(path).items():
                 self._tasks[name, task.settings_sha256] = task
 
