@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
 from focalclip.evaluation.registry.label_check import (
+    MAX_CLASSES,
     UNLIKELY_FEW,
     _best_order,
     _chance_of_distinct,
@@ -41,6 +42,13 @@ def test_right_names_are_left_in_peace(digits):
     assert (found.moved, found.warning) == ((), "")
     recalls = [np.mean(answers[labels == c] == c) for c in range(10)]
     assert found.as_named == pytest.approx(np.mean(recalls), abs=0.02)
+
+
+def test_too_many_classes_are_not_judged():
+    labels = np.arange(MAX_CLASSES + 1).repeat(8)
+    found = check_labels(labels[::-1], labels, names(MAX_CLASSES + 1))  # 200 MB a table if it were
+    assert (found.moved, found.warning) == ((), "")
+    assert math.isnan(found.as_named)
 
 
 def test_two_names_that_changed_places_are_named(digits):

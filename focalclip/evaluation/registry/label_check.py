@@ -15,6 +15,7 @@ where that cannot come from a model that is merely weak:
   with too few classes for that, below ``UNLIKELY_FEW`` and all names different.
 
 So a task with two or three classes, or one on which the model is poor, cannot be judged, and nothing is said of it.
+Nor is one with more than ``MAX_CLASSES``: the C x C tables would take gigabytes, and the assignment hours.
 """
 
 import math
@@ -27,15 +28,16 @@ from focalclip.evaluation.statistics.intervals import Z95
 UNLIKELY = 0.001
 UNLIKELY_FEW = 0.1  # four classes get four different names with probability 4!/4^4 = 0.094: fewer are never judged
 RECOGNISED = 0.5  # of the way from chance to perfect
+MAX_CLASSES = 5000  # a C x C table is then 200 MB
 
 
 @dataclass(frozen=True)
 class LabelCheck:
     """What the probe found; fractions are mean recalls over the classes of the judging half."""
 
-    as_named: float
-    relabelled: float
-    arbitrary: float
+    as_named: float = math.nan
+    relabelled: float = math.nan
+    arbitrary: float = math.nan
     """Probability of at least so many different names if the model's names meant nothing."""
     moved: tuple[tuple[int, ...], ...] = ()
     """Cycles of classes whose names seem to have changed places: each class is answered with the name of the next."""
@@ -50,7 +52,12 @@ def check_labels(answers: np.ndarray, labels: np.ndarray, class_names: tuple[str
         answers: int (N,), the class with the highest score of each image.
         labels: int (N,), or bool (N, C) for multi-label data, of which the images with exactly one label are used.
         class_names: in label order, (C,).
+
+    Returns:
+        What was found; nothing (NaN) where there are more than ``MAX_CLASSES``.
     """
+    if len(class_names) > MAX_CLASSES:
+        return LabelCheck()
     if labels.ndim == 2:
         alone = labels.sum(axis=1) == 1
         answers, labels = answers[alone], labels[alone].argmax(axis=1)
