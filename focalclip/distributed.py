@@ -8,6 +8,7 @@ it the gradient of the mean loss: no factor of the world size appears anywhere.
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -48,7 +49,8 @@ def joined() -> Iterator[None]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     elif "OMP_NUM_THREADS" not in os.environ:  # ranks that each take every core slow each other down
         torch.set_num_threads(max(1, torch.get_num_threads() // ranks_on_this_machine()))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Ranks wait for the one that downloads; where one dies, the launcher ends the others.
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
     try:
         yield
     finally:
@@ -58,6 +60,17 @@ def joined() -> Iterator[None]:
 def ranks_on_this_machine() -> int:
     """As torchrun's or DeepSpeed's launcher tells; 1 where neither started this process."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
+
+
+def cache_turn() -> int:
+    """When this process may fill a cache that it may share: 0 the main rank, 1 each other machine's first, 2 the rest.
+
+    Machines may have one cache together (a home directory on the network) or one each; either way no two processes
+    fill one at once, and in the last turn everything is there.
+    """
+    if is_main():
+        return 0
+    return 1 if int(os.environ.get("LOCAL_RANK", rank())) == 0 else 2
 
 
 def own_share(count: int) -> range:

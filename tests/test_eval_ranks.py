@@ -8,10 +8,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub.constants
 import pytest
 import torch
 from helpers import run_ranks
 from helpers_run import ROOT
+from local_hub import serving
 from wds_folder import picture, tiny_model, write_folder
 
 import focalclip
@@ -19,6 +21,7 @@ from focalclip import distributed
 from focalclip.cli.zeroshot import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.distributed import rank
+from focalclip.evaluation.registry.tasks import Benchmark, Task
 from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
 
@@ -157,6 +160,43 @@ def test_the_command_under_torchrun_prints_and_writes_once(root, monkeypatch, ca
     assert done.stderr.count("a (1 of 3): ") == 1
     one, two = (untimed(json.loads(Path(name).read_text())) for name in ("one.json", "two.json"))
     assert one == two
+
+
+def _measure_from_hub(root, address):
+    huggingface_hub.constants.HF_HUB_CACHE = str(root / "hub")
+    huggingface_hub.constants.HF_HUB_OFFLINE = False
+    huggingface_hub.constants.ENDPOINT = address
+    huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    os.environ["NO_PROXY"] = "127.0.0.1"
+    result = evaluate(
+        tiny_model(), Benchmark("x", "wds", (Task(id="mine", hub="own/wds_mine"),)), progress=False
+    )  # fmt: skip
+    return json.dumps([result.missing, [task.n for task in result.tasks.values()]])
+
+
+def test_one_rank_downloads_and_the_others_read_the_cache(root):
+    with serving(write_folder(root / "repository", [0, 1, 2, 0], shard_size=2)) as hub:
+        damaged = bytearray(hub.files["test/1.tar"])
+        damaged[600] ^= 1
+        hub.served["test/1.tar"] = bytes(damaged)
+        for answer in map(json.loads, run_ranks(_measure_from_hub, 2, root, hub.address)):
+            assert "they were removed, run this again" in answer[0]["mine"]
+        hub.served.clear()
+        hub.requests.clear()
+        assert [json.loads(answer) for answer in run_ranks(_measure_from_hub, 2, root, hub.address)] == [[{}, [4]]] * 2
+        asked = [request for request in hub.requests if request.startswith("GET")]
+        assert sorted(asked) == ["GET test/1.tar", "GET test/nshards.txt"]
+        heads = [request for request in hub.requests if request.startswith("HEAD test/1.tar")]
+        assert len(heads) == 1  # the second rank did not ask
+
+
+def test_caches_are_filled_by_one_process_at_a_time_of_each_machine(monkeypatch):
+    turns = []
+    for number in range(6):  # two machines of three ranks
+        monkeypatch.setattr(distributed, "rank", lambda number=number: number)
+        monkeypatch.setenv("LOCAL_RANK", str(number % 3))
+        turns.append(distributed.cache_turn())
+    assert turns == [0, 2, 2, 1, 2, 2]
 
 
 def _measure_twice_with_own_caches(root):

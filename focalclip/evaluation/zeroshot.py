@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from focalclip.distributed import gather_objects, is_main, main_only
+from focalclip.distributed import cache_turn, gather_objects, is_main, main_only
 from focalclip.errors import UserError, first_line
 from focalclip.evaluation.answers.predictions import Predictions
 from focalclip.evaluation.datasets import TaskData, Unavailable
@@ -141,7 +141,7 @@ class _Run:
     def _task(self, task: Task, label: str) -> TaskResult | None:
         """The task's result, measured or taken over; None if it is missing or failed."""
         try:
-            opened = self.opened.get(task.id) or _agreed(lambda: open_checked(task, self.benchmark, self.max_images))
+            opened = self.opened.get(task.id) or self._open(task)
             self.opened[task.id] = opened
             settings = self._settings(task)
             done = _from_main(lambda: self._take_over(opened, settings))
@@ -159,6 +159,20 @@ class _Run:
             return None
         self._say(f"{label}: {_outcome(done)}")
         return done
+
+    def _open(self, task: Task) -> Opened:
+        """The task's data on all ranks; what has to be downloaded is there before the ranks that would only wait ask.
+
+        Files that are damaged on the way are removed, so a second process must not be reading them meanwhile.
+        """
+        work = partial(open_checked, task, self.benchmark, self.max_images)
+        if self.benchmark.data_root is not None and task.source is None:
+            return _agreed(work)  # nothing is downloaded
+        opened: Opened | None = None
+        for turn in range(3):
+            opened = _agreed(work if turn == cache_turn() else lambda before=opened: before)
+        assert opened is not None
+        return opened
 
     def _measure(self, opened: Opened, settings: str, label: str) -> TaskResult:
         task, data, start = opened.task, opened.data, time.perf_counter()
