@@ -18,7 +18,7 @@ from wds_folder import picture
 
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import Unavailable, decode, open_task
-from focalclip.evaluation.registry.tasks import Task
+from focalclip.evaluation.registry.tasks import Task, registered_tasks
 
 TASK = Task(id="mine", templates=("a {c}.",))
 
@@ -345,6 +345,14 @@ def test_torchvisions_files_are_read_as_they_are(tmp_path, monkeypatch, case):
     assert [entry.read() for entry in data.entries] == [entry.path.read_bytes() for entry in data.entries]
     assert all(not Path(entry.key).is_absolute() for entry in data.entries)
     assert data.folder.parent == tmp_path  # the set's own folder, not the root that it may share
+
+
+@pytest.mark.parametrize(("task_id", "write"), [("eurosat_clip", write_eurosat), ("caltech-101", write_caltech)])
+def test_sets_that_torchvision_does_not_split_are_not_taken_for_elevaters(tmp_path, write, task_id):
+    write(tmp_path)
+    task = next(task for task in registered_tasks("elevater") if task.id == task_id)
+    with pytest.raises(Unavailable, match=rf"is not split, .*{task.hub} or ELEVATER's images from ELEVATER_all\.zip"):
+        open_task(task, tmp_path, {})
 
 
 def test_svhn_has_digits_for_names_and_ten_means_zero(tmp_path, monkeypatch):

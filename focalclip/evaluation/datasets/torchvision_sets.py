@@ -135,13 +135,20 @@ def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: Split
     """Read one split; a set that torchvision does not split counts as test.
 
     Raises:
-        Unavailable: if the set has no such split, its files are not all there, or a library that it needs is missing.
+        Unavailable: if the set has no such split, or not the task's, its files are not all there, or a library that it
+            needs is missing.
         UserError: if neither torchvision nor the task names its classes, or the task has no prompts.
     """
     from torchvision import datasets
 
     if split not in known.splits:
         raise no_split(f"torchvision's {known.name}", split, list(known.splits) if len(known.splits) > 1 else [])
+    if len(known.splits) == 1 and known.task == task.id and task.sizes:
+        others = f"its hub repository {task.hub} or " if task.hub else ""
+        raise Unavailable(
+            f"{root}: torchvision's {known.name} is not split, and {task.id} is defined on a test set of its own; take"
+            f" {others}ELEVATER's images from ELEVATER_all.zip (docs/evaluation-data.md)"
+        )
     if find_root([root], [known]) is None:
         raise _absent(known, root, split, f"has no {known.marker}")
     make = getattr(datasets, known.name)
