@@ -5,7 +5,7 @@ import pytest
 from wds_folder import write_folder
 
 from focalclip.errors import UserError
-from focalclip.evaluation.datasets import read_task_folder
+from focalclip.evaluation.datasets import open_task, read_task_folder
 from focalclip.evaluation.registry.names import departures, join, places
 from focalclip.evaluation.registry.protocols import load_protocol
 from focalclip.evaluation.registry.tasks import Task, registered_tasks
@@ -130,3 +130,12 @@ def test_unicl_and_openai_names_fit_each_other_both_ways(tmp_path):
     assert places(unicl, folder(tmp_path, openai.names)).tolist() == list(range(1000))
     assert places(openai, folder(tmp_path, unicl.names)).tolist() == list(range(1000))
     assert places(openai, folder(tmp_path, openai.codes[::-1])).tolist() == list(range(1000))[::-1]
+
+
+def test_an_empty_line_is_a_name_only_where_the_task_says_so(tmp_path):
+    clevr = next(task for task in registered_tasks("vtab_plus") if task.id == "clevr-distance")
+    place = write_folder(tmp_path / "wds_vtab-clevr_closest_object_distance", [3, 5], names=clevr.names)
+    data = join(clevr.model_copy(update={"sizes": {}}), open_task(clevr, tmp_path, {}))
+    assert (data.class_names[3], data.labels.tolist()) == ("", [3, 5])
+    with pytest.raises(UserError, match="line 4 is empty"):
+        open_task(Task(id=place.name), tmp_path, {})

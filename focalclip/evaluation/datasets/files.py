@@ -198,17 +198,18 @@ def content_offset(archive: Path, member: zipfile.ZipInfo) -> int:
     return member.header_offset + _LOCAL_HEADER.size + name_length + extra_length
 
 
-def lines_of(data: bytes, what: object, content: str) -> tuple[str, ...]:
+def lines_of(data: bytes, what: object, content: str, *, empty: bool = False) -> tuple[str, ...]:
     """The stripped lines of a UTF-8 text, but for empty ones at its end.
 
     Raises:
-        UserError: naming ``what``, if it is no UTF-8 or a line is empty; ``content`` says what lines should hold.
+        UserError: naming ``what``, if it is no UTF-8 or a line is empty (all lines, where ``empty`` ones are allowed);
+            ``content`` says what lines should hold.
     """
     try:
         lines = [line.strip() for line in data.decode("utf-8-sig").rstrip().split("\n")]
     except UnicodeDecodeError as error:
         raise UserError(f"{what}: not UTF-8 (byte {error.start}); save it as UTF-8") from None
-    if not all(lines):
+    if not (any(lines) if empty else all(lines)):
         raise UserError(f"{what}: line {lines.index('') + 1} is empty; expected {content}")
     return tuple(lines)
 

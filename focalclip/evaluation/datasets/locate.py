@@ -88,7 +88,7 @@ def read_place(place: Path, task: Task, split: Split) -> TaskData:
         present = wds.splits(place)
         if present and split not in present:
             raise no_split(place, split, present)
-        return wds.read_task_folder(place, split)
+        return wds.read_task_folder(place, split, empty_names="" in (task.names or ()))
     own = torchvision_sets.sets_of(task)
     if (found := torchvision_sets.find_root([place], own)) is not None:  # before the others: several sets may share it
         return torchvision_sets.read_torchvision(*found, task, split)

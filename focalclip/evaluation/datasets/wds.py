@@ -66,14 +66,14 @@ def is_whole(folder: Path) -> bool:
     return (folder / COUNT).is_file() and all(path.is_file() for path in _counted_shards(folder))
 
 
-def read_task_folder(folder: Path, split: str = "test") -> TaskData:
-    """Read names, prompts, labels and image positions of a task folder.
+def read_task_folder(folder: Path, split: str = "test", *, empty_names: bool = False) -> TaskData:
+    """Read names, prompts, labels and image positions of a task folder; ``empty_names``: a class may have no name.
 
     Raises:
         UserError: naming the file at fault: a missing or empty text file, a prompt without ``{c}``, a missing or broken
             shard, a sample without image or label, a label outside the classes.
     """
-    class_names = _lines(folder / NAMES, "one class name per line")
+    class_names = _lines(folder / NAMES, "one class name per line", empty=empty_names)
     templates = _lines(folder / TEMPLATES, "one prompt per line with {c} for the class name")
     for template in templates:
         if "{c}" not in template:
@@ -93,10 +93,10 @@ def read_task_folder(folder: Path, split: str = "test") -> TaskData:
     return TaskData(folder, class_names, templates, tuple(entries), np.array(labels, dtype=dtype))
 
 
-def _lines(path: Path, content: str) -> tuple[str, ...]:
+def _lines(path: Path, content: str, *, empty: bool = False) -> tuple[str, ...]:
     if not path.is_file():
         raise UserError(f"{path}: missing; a task folder needs it ({content})")
-    return lines_of(path.read_bytes(), path, content)
+    return lines_of(path.read_bytes(), path, content, empty=empty)
 
 
 def _shards(folder: Path) -> list[Path]:
