@@ -13,6 +13,7 @@ from focalclip.evaluation.registry.protocols import SCALE, Metric, Scores
 from focalclip.evaluation.registry.tasks import MULTILABEL_METRICS, Task
 from focalclip.evaluation.statistics import metrics
 from focalclip.evaluation.statistics.intervals import bootstrap_interval, wilson_interval
+from focalclip.evaluation.statistics.products import whole_float32
 
 TOP_K = 5
 _CHUNK = 8192  # images per block of the score matrix
@@ -47,6 +48,7 @@ def check_task(task: Task, data: TaskData, split: str = "test") -> str:
     return task.which_set(len(data.entries), split)
 
 
+@whole_float32()
 def score(task: Task, images: Tensor, classes: Tensor, labels: np.ndarray) -> Score:
     """Score unit-length image vectors (N, D) against unit-length class vectors (C, D), all float32.
 

@@ -27,6 +27,7 @@ from focalclip.evaluation.scoring import MAP
 from focalclip.evaluation.statistics import metrics
 from focalclip.evaluation.statistics.calibration import FIT_IMAGES, fit_scale
 from focalclip.evaluation.statistics.metrics import Floats
+from focalclip.evaluation.statistics.products import whole_float32
 
 TOP = 5
 _CHUNK = 8192  # images per block of the score matrix
@@ -74,6 +75,7 @@ class Predictions:
     pictures: Pictures
 
     @classmethod
+    @whole_float32()
     def of(
         cls,
         task: Task,

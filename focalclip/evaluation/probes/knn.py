@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from focalclip.evaluation.probes.linear import one_hot
+from focalclip.evaluation.statistics.products import whole_float32
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07
 _BLOCK = 2**25  # similarities held at a time
@@ -43,6 +44,7 @@ def knn(
         # one neighbour after another, because (M, k, C) does not fit into memory for a thousand classes
         return sum((weights[:, [j]] * targets[nearest[:, j]] for j in range(neighbours)), torch.zeros(()))
 
+    @whole_float32()
     def classify(queries: Tensor) -> Tensor:
         rows = max(1, _BLOCK // max(len(features), neighbours * num_classes))
         return torch.cat([votes(block) for block in queries.split(rows)])

@@ -7,8 +7,6 @@ device and the number of processes. So pairs closer to the true score than that 
 vectors tie. The result is that of the exact inner products, at the cost of the float32 ones.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from focalclip.distributed import is_main, rank, sum_with_grad, world_size
+from focalclip.evaluation.statistics.products import whole_float32
 
 CHUNK = 2048  # images, and texts, per block: 16 MB of scores
 TIE = 1e-12  # scores that differ by less are equal: float64 rounding of a unit vector's inner product is below it
@@ -117,7 +116,7 @@ def retrieval_ranks(
     for name, vectors in (("images", images), ("texts", texts)):
         if not bool(((vectors.norm(dim=1) - 1).abs() < _UNIT).all()):
             raise ValueError(f"{name}: not all vectors are of unit length; divide each by its length first")
-    with torch.no_grad(), _whole_float32(torch.device(device)):
+    with torch.no_grad(), whole_float32(torch.device(device)):
         image, text = torch.from_numpy(np.ascontiguousarray(pairs.T, dtype=np.int64))
         true = _pair_scores(images, texts, image, text, chunk)
         of_images = _Queries(true, image, text, len(images), 1, device)
@@ -152,18 +151,3 @@ def _pair_scores(images: Tensor, texts: Tensor, image: Tensor, text: Tensor, chu
     """Scores of the true pairs, float64 (P,) on the CPU."""
     parts = zip(image.split(chunk), text.split(chunk), strict=True)
     return torch.cat([(images[i].double() * texts[t].double()).sum(1).cpu() for i, t in parts])
-
-
-@contextmanager
-def _whole_float32(device: torch.device) -> Iterator[None]:
-    """Products in true float32: neither autocast nor TF32 or bfloat16 behind float32's back."""
-    backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyrefly: ignore[missing-attribute]
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
