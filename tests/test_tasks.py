@@ -172,8 +172,16 @@ def test_lists_that_do_not_fit_are_refused(tmp_path, entry, message):
 def test_unknown_benchmark_task_and_folder_are_named(tmp_path):
     with pytest.raises(UserError, match="--benchmark elevator: not one of elevater, demo"):
         load_benchmark("elevator")
-    with pytest.raises(UserError, match=r"no classnames\.txt"):
+    (tmp_path / "birds/test/owl").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no classnames\.txt.*a folder per class, are named in a YAML file"):
         load_benchmark(tmp_path)
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs/dataset_type.txt").write_text("retrieval\n")
+    for folder in (tmp_path, tmp_path / "pairs"):
+        with pytest.raises(
+            UserError, match=r"a retrieval set, which has no classes; run eval/retrieval.py --data .*pairs"
+        ):
+            load_benchmark(folder)
     with pytest.raises(UserError, match=r"--data-root .*nowhere: no such folder"):
         load_benchmark("elevater", tmp_path / "nowhere")
     with pytest.raises(UserError, match="no task 'gtsbr'; did you mean gtsrb"):

@@ -434,8 +434,10 @@ def test_what_is_not_the_whole_benchmark_gets_a_file_of_its_own(workplace, monke
     assert content["protocol"] == "wds, class prompts"
     assert [task["n"] for task in content["tasks"].values()] == [3, 3]
     assert "3 images alone, evenly spaced" in capsys.readouterr().out
-    assert main([*words, "--precision", "fp32"]) == 0
+    assert main([*words, "--precision", "fp32", "--protocol", "wds"]) == 0  # the folder's own
     assert Path("runs/tiny/eval/tasks.json").is_file()
+    assert main([*words, "--protocol", "clip_benchmark"]) == 0
+    assert Path("runs/tiny/eval/tasks-clip_benchmark.json").is_file()
 
 
 def test_command_exits_1_only_where_nothing_could_be_evaluated(workplace, monkeypatch, capsys):
@@ -496,3 +498,22 @@ def test_script_in_a_process_of_its_own(workplace):
     assert done.returncode == 0, done.stderr
     assert "mean of 2 of 2 tasks" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_trap_scores_under_reduced_float32_products():
+    """Where the processor has them, "medium" makes bfloat16 products of float32 ones; autocast does it anywhere."""
+    images = torch.nn.functional.normalize(torch.randn(500, 256, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = np.arange(500) % 50
+    close = images[:50] + 1e-4 * torch.randn(50, 256, generator=torch.Generator().manual_seed(1))
+    classes = torch.nn.functional.normalize(torch.cat([images[:50], close]), dim=1)
+    task = Task(id="t")
+    expected = scoring.score(task, images, classes, labels)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            assert (images @ classes.T).dtype == torch.bfloat16  # the trap is set
+            assert scoring.score(task, images, classes, labels) == expected
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -102,7 +102,9 @@ def _run(args: argparse.Namespace) -> int:
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
     outputs = [Path(args.output)] if args.output else []
     if (Path(source) / "config.yaml").is_file():
-        name = "-".join(["probe", benchmark.name, *([args.protocol] if args.protocol else []), *(args.tasks or [])])
+        name = "-".join(
+            ["probe", benchmark.name, *([benchmark.protocol] if benchmark.is_departure else []), *(args.tasks or [])]
+        )
         outputs.append(Path(source) / "eval" / f"{name}.json")
     result = probe(
         focalclip.load(source),

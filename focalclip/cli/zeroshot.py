@@ -21,6 +21,7 @@ from focalclip.cli.report import run_comparison, write_reports
 from focalclip.errors import UserError
 
 if TYPE_CHECKING:
+    from focalclip.evaluation.registry.tasks import Benchmark
     from focalclip.evaluation.report import Result
 
 EXAMPLES = """\
@@ -143,7 +144,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     model = focalclip.load(source)
     if args.precision:
         model = to_precision(model, args.precision)
-    outputs = _outputs(args, Path(source), benchmark.name)
+    outputs = _outputs(args, Path(source), benchmark)
     reports += [path.with_suffix(".html") for path in outputs if path.parent == Path(source) / "eval"]
     result = evaluate(
         model, benchmark, batch_size=args.batch_size, device=device, tasks=args.tasks, source=source,
@@ -166,12 +167,12 @@ def _tell(result: "Result", outputs: Sequence[Path], reports: Sequence[Path]) ->
         print("error: nothing could be evaluated; see above what is missing", file=sys.stderr)
 
 
-def _outputs(args: argparse.Namespace, source: Path, benchmark: str) -> list[Path]:
+def _outputs(args: argparse.Namespace, source: Path, benchmark: "Benchmark") -> list[Path]:
     """Where the result goes: as asked for, and into the run that is measured."""
     outputs = [Path(args.output)] if args.output else []
     if (source / "config.yaml").is_file():
         # what is not the whole benchmark in the weights' own precision never overwrites the result that is
-        name = [benchmark, *([args.protocol] if args.protocol else []), *(args.tasks or [])]
+        name = [benchmark.name, *([benchmark.protocol] if benchmark.is_departure else []), *(args.tasks or [])]
         name += [args.precision] if args.precision not in (None, "fp32") else []
         name += [f"{args.max_images}-images"] if args.max_images else []
         name += [Path(args.class_prompts).stem] if args.class_prompts else []

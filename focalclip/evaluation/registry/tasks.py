@@ -159,6 +159,8 @@ class Benchmark:
     """Tasks known to be absent, and why."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Tasks of the published score that cannot be measured here, and why: the mean is not of them."""
+    is_departure: bool = False
+    """Whether the protocol is another than the benchmark's own."""
 
     @property
     def expected(self) -> int:
@@ -246,7 +248,12 @@ def load_benchmark(source: str | Path, data_root: str | Path | None = None, prot
         raise UserError(f"--data-root {root}: no such folder; it should hold one folder per task, such as wds_vtab-dtd")
     benchmark = _find(source, root)
     chosen = load_protocol(protocol or benchmark.protocol)
-    return replace(benchmark, protocol=chosen.name, tasks=tuple(chosen.apply(task) for task in benchmark.tasks))
+    return replace(
+        benchmark,
+        protocol=chosen.name,
+        is_departure=chosen.name != benchmark.protocol,
+        tasks=tuple(chosen.apply(task) for task in benchmark.tasks),
+    )
 
 
 def _find(source: str | Path, root: Path | None) -> Benchmark:
@@ -285,14 +292,24 @@ def _from_folder(path: Path, root: Path | None) -> Benchmark:
     alone = (path / "classnames.txt").is_file()
     folders = [path] if alone else sorted(child.parent for child in path.glob("*/classnames.txt"))
     if not folders:
+        places = (path, *sorted(child for child in path.iterdir() if child.is_dir()))
+        if pairs := [place for place in places if _type_of(place) == "retrieval"]:
+            raise UserError(
+                f"--benchmark {path}: a retrieval set, which has no classes; run eval/retrieval.py --data {pairs[0]}"
+            )
         raise UserError(
             f"--benchmark {path}: no classnames.txt in it or in a folder under it, so it holds no wds task"
-            " (expected classnames.txt, zeroshot_classification_templates.txt and test/0.tar)"
+            " (expected classnames.txt, zeroshot_classification_templates.txt and test/0.tar); tasks in other layouts,"
+            " such as a folder per class, are named in a YAML file with their prompts (docs/evaluation-data.md)"
         )
     tasks = [Task(id=folder.resolve().name, metric=_metric_of(folder)) for folder in folders]
     return Benchmark(path.resolve().name, "wds", tuple(tasks), path.resolve().parent if alone else path)
 
 
 def _metric_of(folder: Path) -> Metric:
+    return "map_11point" if _type_of(folder) == "multilabel" else "accuracy"
+
+
+def _type_of(folder: Path) -> str:
     kind = folder / "dataset_type.txt"
-    return "map_11point" if kind.is_file() and kind.read_text().strip() == "multilabel" else "accuracy"
+    return kind.read_text(encoding="utf-8", errors="replace").strip() if kind.is_file() else ""
