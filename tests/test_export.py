@@ -66,6 +66,9 @@ def runs(tmp_path_factory) -> Path:
         focalclip.save(model.eval(), root / name / "model", PROVENANCE if name == "small" else None)
     (root / "small/eval").mkdir()
     (root / "small/eval/trial.json").write_text(json.dumps(RESULT))
+    (root / "small/eval/retrieval-pairs.json").write_text(json.dumps(RESULT | {"benchmark": "retrieval"}))
+    probes = {"tasks": {"digits": {"metric": "accuracy", "zero_shot": 0.25, "probes": []}}}
+    (root / "small/eval/probe-trial.json").write_text(json.dumps(probes))
     return root
 
 

@@ -18,7 +18,7 @@ class Trained:
         name: of the run.
         model: as its own export gives it: float32, on the CPU, the feature normalisation folded into the projection.
         provenance: what training wrote beside the weights: versions, steps, samples, the whole configuration.
-        results: the files of the run's ``eval/`` by name.
+        results: the zero-shot results in the run's ``eval/`` by name; probes and retrieval are left out.
     """
 
     name: str
@@ -38,7 +38,8 @@ class Trained:
             raise UserError(f"{source}: not trained by focalclip; give a run directory or an exported folder")
         run = Path(source)
         provenance = store.provenance(run / "model" if (run / "model").is_dir() else run)
-        results = {path.stem: _read_result(path) for path in sorted(run.glob("eval/*.json"))}
+        read = {path.stem: _read_result(path) for path in sorted(run.glob("eval/*.json"))}
+        results = {name: result for name, result in read.items() if _is_zero_shot(result)}
         return cls(provenance.get("run") or run.resolve().name, model, provenance, results)
 
 
@@ -50,3 +51,8 @@ def _read_result(path: Path) -> dict[str, Any]:
     except (json.JSONDecodeError, UnicodeDecodeError):
         pass
     raise UserError(f"{path}: not an evaluation result; remove it or evaluate again with eval/zeroshot.py")
+
+
+def _is_zero_shot(result: dict[str, Any]) -> bool:
+    """Probes tell several values of a task, and a retrieval set's benchmark is called so."""
+    return result.get("benchmark") != "retrieval" and all("value" in task for task in result["tasks"].values())
