@@ -13,6 +13,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from focalclip.data.fetch import cache_dir
+
+
+@pytest.fixture(scope="session", autouse=True)
+def features_of_tests_are_kept_apart(tmp_path_factory):
+    """A cache whose features are the tests' own, while the default corpus and all else are the user's, by links."""
+    own, users = tmp_path_factory.mktemp("cache"), cache_dir()
+    users.mkdir(parents=True, exist_ok=True)
+    for path in users.iterdir():
+        if path.name != "features":
+            (own / path.name).symlink_to(path.resolve(), target_is_directory=path.is_dir())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FOCALCLIP_CACHE", str(own))
+        yield
+
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory) -> Path:
