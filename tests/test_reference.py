@@ -191,3 +191,10 @@ def test_script_in_a_process_of_its_own(tmp_path):
     done = subprocess.run([sys.executable, str(script), str(path)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     assert "20 pass" in done.stdout
+
+
+@pytest.mark.parametrize("tasks", ['{"dtd": 3}', '{"dtd": {"metric": "accuracy"}}', "[]"])
+def test_tasks_of_another_form_are_one_clear_sentence(tmp_path, capsys, tasks):
+    (tmp_path / "r.json").write_text(f'{{"protocol": "elevater", "score": 1, "tasks": {tasks}}}')
+    assert main([str(tmp_path / "r.json")]) == 2
+    assert "r.json: its tasks have no metric, value and n; give one of" in capsys.readouterr().err

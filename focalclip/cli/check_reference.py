@@ -101,4 +101,9 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: is not JSON; give what eval/zeroshot.py --output wrote") from None
     if not isinstance(result, dict) or not {"protocol", "tasks", "score"} <= result.keys():
         raise UserError(f"{path}: is not a zero-shot result (no protocol, tasks, score); give one of eval/zeroshot.py")
+    tasks = result["tasks"]
+    if not isinstance(tasks, dict) or not all(
+        isinstance(task, dict) and {"metric", "value", "n"} <= task.keys() for task in tasks.values()
+    ):
+        raise UserError(f"{path}: its tasks have no metric, value and n; give one of eval/zeroshot.py")
     return result
