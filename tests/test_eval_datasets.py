@@ -79,8 +79,6 @@ def _break(folder, what):
             (folder / "classnames.txt").write_bytes("red\nbière\nblue\n".encode("latin-1"))
         case "no placeholder":
             (folder / "zeroshot_classification_templates.txt").write_text("a {c}.\na photo of {}.\n")
-        case "retrieval":
-            (folder / "dataset_type.txt").write_text("retrieval\n")
         case "shard missing":
             (test / "nshards.txt").write_text("3\n")
         case "no split":
@@ -114,7 +112,6 @@ def _break(folder, what):
         ("empty name", r"classnames\.txt: line 2 is empty"),
         ("not UTF-8", r"classnames\.txt: not UTF-8 \(byte 6\); save it as UTF-8"),
         ("no placeholder", r"templates\.txt: the prompt 'a photo of \{\}\.' has no \{c\}"),
-        ("retrieval", r"dataset_type\.txt: 'retrieval' is neither"),
         ("shard missing", r"test: 2 of 3 shards are missing \(1\.tar"),
         ("no split", r"test: no shards; expected test/0\.tar"),
         ("label too large", r"0\.tar: the label of a is '3', not one of 0 to 2"),
@@ -191,3 +188,17 @@ def test_the_demo_corpus_or_a_task_written_like_its_own(tmp_path):
         assert sorted(set(data.labels)) == list(range(len(data.class_names)))
         for entry in (data.entries[0], data.entries[-1]):
             assert decode(entry.read()).mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("dataset_type.txt", b"\xff\xfe", "is neither classification nor multilabel"),
+        ("dataset_type.txt", b"retrieval", "a retrieval set, which has no classes; run eval/retrieval.py --data"),
+        ("test/nshards.txt", b"\xff", "no shards; expected test/0.tar"),
+    ],
+)
+def test_small_files_of_any_bytes_are_one_clear_sentence(tmp_path, name, content, message):
+    (write_folder(tmp_path / "t", [0, 1]) / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_task_folder(tmp_path / "t")

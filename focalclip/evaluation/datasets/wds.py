@@ -78,7 +78,9 @@ def read_task_folder(folder: Path, split: str = "test", *, empty_names: bool = F
     for template in templates:
         if "{c}" not in template:
             raise UserError(f"{folder / TEMPLATES}: the prompt {template!r} has no {{c}} where the class name goes")
-    kind = (folder / TYPE).read_text().strip() if (folder / TYPE).is_file() else "classification"
+    kind = (_text(folder / TYPE) or "classification").strip()
+    if kind == "retrieval":
+        raise UserError(f"{folder}: a retrieval set, which has no classes; run eval/retrieval.py --data {folder}")
     if kind not in ("classification", "multilabel"):
         raise UserError(f"{folder / TYPE}: {kind!r} is neither classification nor multilabel; use another task")
     entries: list[TarEntry] = []
@@ -91,6 +93,11 @@ def read_task_folder(folder: Path, split: str = "test", *, empty_names: bool = F
         raise UserError(f"{folder / split}: the shards hold no images; download the task again")
     dtype = bool if kind == "multilabel" else np.int64
     return TaskData(folder, class_names, templates, tuple(entries), np.array(labels, dtype=dtype))
+
+
+def _text(path: Path) -> str:
+    """Empty where there is no such file; what is not UTF-8 fits none of the words that the file may hold."""
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
 
 
 def _lines(path: Path, content: str, *, empty: bool = False) -> tuple[str, ...]:
@@ -113,7 +120,7 @@ def _shards(folder: Path) -> list[Path]:
 def _counted_shards(folder: Path) -> list[Path]:
     """Where 0.tar, 1.tar ... belong, as many as nshards.txt says."""
     count_file = folder / COUNT
-    text = count_file.read_text().strip() if count_file.is_file() else str(len(list(folder.glob("*.tar"))))
+    text = _text(count_file).strip() if count_file.is_file() else str(len(list(folder.glob("*.tar"))))
     if not text.isdecimal() or int(text) == 0:
         raise UserError(f"{folder}: no shards; expected {folder.name}/0.tar ... and {folder.name}/{COUNT}")
     return [folder / f"{i}.tar" for i in range(int(text))]
