@@ -94,6 +94,8 @@ def check_output(path: Path, flag: str = "--output") -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{flag} {path}: its folder cannot be made ({error.strerror}); choose another") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{flag} {path}: its folder cannot be written to; choose another")
     if path.is_dir():
         raise UserError(f"{flag} {path}: is a folder; name a file such as {path / 'result.json'}")
 
@@ -107,6 +109,9 @@ def output_folder(name: str) -> Path:
     folder = Path(name)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder}: is a file; name a folder")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"--output {folder}: cannot be made in {there}, which cannot be written to; choose another")
     return folder
 
 

@@ -34,6 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from focalclip.errors import UserError
     from focalclip.evaluation.datasets import read_task_folder
     from focalclip.evaluation.probes.few_shot import choose_shots
     from focalclip.evaluation.probes.training_shards import write_training_shards
@@ -41,6 +42,9 @@ def _run(args: argparse.Namespace) -> int:
     folder = output_folder(args.output)
     data = read_task_folder(Path(args.source), args.split)
     indices = range(len(data.labels)) if args.shots is None else choose_shots(data.labels, args.shots, args.seed)
-    count = write_training_shards(data, [int(i) for i in indices], folder)
+    try:
+        count = write_training_shards(data, [int(i) for i in indices], folder)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); choose another, or make room") from None
     print(f"{count:,} images of {len(data.class_names):,} classes, {len(data.templates)} prompts each, in {folder}")
     return 0

@@ -228,4 +228,6 @@ def _with_predictions(task: TaskResult, path: Path) -> TaskResult:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, (TypeError, AttributeError)):
+        return "it has another form"
     return f"no {error}" if isinstance(error, KeyError) else str(error)
