@@ -1,6 +1,5 @@
 """What a comparison of speeds gives: rows of ours against a peer's, measured in turn."""
 
-import json
 import os
 import platform
 import statistics
@@ -8,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from focalclip.files import write_json
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,7 @@ class BenchResult:
     def write(self, path: Path) -> Path:
         """Write the JSON, whole or not at all."""
         content = {"what": self.what, "rows": [row.to_json() for row in self.rows], **self.facts, "machine": machine()}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
-        temporary.replace(path)
-        return path
+        return write_json(path, content)
 
 
 def machine() -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """``scripts/compare_clip_benchmark.py``: our numbers against CLIP_benchmark's, both run as commands."""
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from focalclip.cli.args import check_output, command_parser, guarded
 from focalclip.cli.table import aligned
 from focalclip.errors import UserError
+from focalclip.files import write_json
 
 if TYPE_CHECKING:
     from focalclip.bench.parity.numbers import Difference
@@ -124,5 +124,5 @@ def _write(
         "model": {"seed": MODEL_SEED, "sha256": digests["model"]},
         "tasks": tasks,
     }
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_json(path, content)
     print(f"written to {path}")

@@ -12,6 +12,7 @@ from focalclip.comparison.cost import Measured, StepCost, measure
 from focalclip.comparison.towers import IMAGE_SIZE, REFERENCE, TOWERS
 from focalclip.config import RunConfig, from_dict
 from focalclip.errors import UserError
+from focalclip.files import write_json
 
 FILE = "plan.json"
 
@@ -51,10 +52,7 @@ class Plan:
             "failed": self.failed,
             "base": self.base.model_dump(mode="json"),
         }
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f".{FILE}.tmp"
-        temporary.write_text(json.dumps(values, indent=2) + "\n")
-        temporary.replace(folder / FILE)
+        write_json(folder / FILE, values)
 
 
 def run_name(tower: str, seed: int) -> str:

@@ -14,6 +14,7 @@ from focalclip.comparison.runs import Run
 from focalclip.comparison.towers import TOWERS
 from focalclip.errors import UserError
 from focalclip.evaluation.probes.seeds import half_interval
+from focalclip.files import write_json, write_text
 
 SCORE = "score"
 
@@ -153,7 +154,4 @@ def write(plan: Plan, rows: Sequence[Row], seeds: Sequence[int], folder: Path) -
         "what": "towers", "device": plan.device, "seconds": plan.seconds, "seeds": list(seeds),
         "base": plan.base.model_dump(mode="json"), "rows": [row.to_json(plan) for row in rows],
     }  # fmt: skip
-    paths = [folder / "table.md", folder / "results.json"]
-    paths[0].write_text(markdown(plan, rows, seeds))
-    paths[1].write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")
-    return paths
+    return [write_text(folder / "table.md", markdown(plan, rows, seeds)), write_json(folder / "results.json", result)]

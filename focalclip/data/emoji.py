@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from focalclip.data.fetch import NpmPackage, cache_dir, fetch_npm
 from focalclip.errors import UserError
+from focalclip.files import write_json
 
 if TYPE_CHECKING:
     from focalclip.data.emoji_names import Concept, Icon
@@ -95,9 +96,7 @@ def _read_stamp(folder: Path) -> dict[str, str]:
 
 
 def _write_stamp(folder: Path, skipped: dict[str, str]) -> None:
-    partial = folder / f"{STAMP}.partial"
-    partial.write_text(json.dumps({"version": VERSION, "skipped": skipped}, indent=1))
-    partial.rename(folder / STAMP)
+    write_json(folder / STAMP, {"version": VERSION, "skipped": skipped})
 
 
 @contextlib.contextmanager

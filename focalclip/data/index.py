@@ -9,7 +9,6 @@ number of samples.
 import hashlib
 import re
 import tarfile
-import uuid
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from tqdm import tqdm
 
 from focalclip.data.fetch import cache_dir
 from focalclip.errors import UserError
+from focalclip.files import whole_file
 
 IMAGE, TEXT, JSON, LABEL = range(4)  # columns of the member table
 _COLUMNS = {"jpg": IMAGE, "jpeg": IMAGE, "png": IMAGE, "webp": IMAGE, "txt": TEXT, "json": JSON, "cls": LABEL}
@@ -183,14 +183,10 @@ def _save(shard: Path, members: np.ndarray, keys: list[str]) -> None:
     """Write the index whole or not at all, in the first place that can be written."""
     names = np.frombuffer("\0".join(keys).encode(errors="replace"), dtype=np.uint8)
     for place in _places(shard):
-        temporary = place.with_name(f"{place.name}.{uuid.uuid4().hex}.tmp")
         try:
-            place.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            with whole_file(place) as temporary, temporary.open("wb") as file:
                 np.savez(file, stamp=_stamp(shard), count=len(members), members=members, keys=names)
-            temporary.replace(place)
         except OSError:
-            temporary.unlink(missing_ok=True)
-        else:
-            return
+            continue
+        return
     raise UserError(f"{shard}: its index can be written neither beside it nor in {place.parent}; set FOCALCLIP_CACHE")

@@ -24,6 +24,7 @@ import torch
 from focalclip.config import RunConfig
 from focalclip.distributed import barrier, main_only, world_size
 from focalclip.errors import UserError, first_line
+from focalclip.files import write_json
 
 MANIFEST, BUFFERS = "manifest.json", "buffers.pt"
 
@@ -126,7 +127,7 @@ def _make_room(folder: Path) -> None:
 def _complete_with(facts: dict[str, Any], temporary: Path, final: Path, keep: int) -> None:
     """Add the manifest, give the folder its name, and remove the oldest ones."""
     sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in _files(temporary)}
-    (temporary / MANIFEST).write_text(json.dumps(facts | {"files": sizes}, indent=2) + "\n")
+    write_json(temporary / MANIFEST, facts | {"files": sizes})
     for path in [*_files(temporary), temporary]:
         _sync(path)
     shutil.rmtree(final, ignore_errors=True)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from focalclip.config import RunConfig
 from focalclip.distributed import gather_objects, is_main
 from focalclip.errors import SharedError
+from focalclip.files import write_text
 from focalclip.training.checkpoint import TrainState
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -140,8 +141,5 @@ def _cut_after(path: Path, step: int) -> None:
     """Drop the lines of steps that will be done again after a resume."""
     if path.is_file():
         lines = path.read_text().splitlines(keepends=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(
-            "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step)
-        )
-        temporary.replace(path)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        write_text(path, "".join(kept))

@@ -23,6 +23,7 @@ from focalclip.distributed import (
     world_size,
 )
 from focalclip.errors import SharedError, UserError
+from focalclip.files import write_text
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.sources import store
 from focalclip.training import checkpoint, elastic, engine
@@ -217,9 +218,7 @@ def _write_config(config: RunConfig, anew: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if anew:
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
-    temporary = folder / ".config.yaml.tmp"
-    temporary.write_text(dump_yaml(config))
-    temporary.replace(folder / "config.yaml")
+    write_text(folder / "config.yaml", dump_yaml(config))
 
 
 _FREE_ON_RESUME: Any = {

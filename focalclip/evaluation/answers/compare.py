@@ -1,6 +1,5 @@
 """Two results on the same images: what differs by more than chance."""
 
-import json
 import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ from focalclip.evaluation.report.records import Result, TaskResult
 from focalclip.evaluation.report.text import WIDTH, grid, percent, signed
 from focalclip.evaluation.statistics.intervals import Interval, percentile_interval
 from focalclip.evaluation.statistics.paired import bootstrap_p, holm, mcnemar_exact, paired_draws
+from focalclip.files import write_json
 
 SCORE = "score"
 
@@ -68,10 +68,7 @@ class Comparison:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
-        return path
+        return write_json(Path(path), self.to_json())
 
     def table(self) -> str:
         """As text: a line per task, the mean, what could not be compared."""

@@ -6,7 +6,6 @@ images; calibration; per-class numbers; the worst mistakes, with their pictures.
 
 import hashlib
 import io
-import os
 import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -28,6 +27,7 @@ from focalclip.evaluation.statistics import metrics
 from focalclip.evaluation.statistics.calibration import FIT_IMAGES, fit_scale
 from focalclip.evaluation.statistics.metrics import Floats
 from focalclip.evaluation.statistics.products import whole_float32
+from focalclip.files import whole_file
 
 TOP = 5
 _CHUNK = 8192  # images per block of the score matrix
@@ -207,14 +207,11 @@ class Predictions:
         """Write the file, whole or not at all; one that holds the same answers is left as it is."""
         if _fingerprint_in(path) == self.fingerprint:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         names = [field.name for field in fields(self) if field.name != "pictures"]
         values: dict[str, Any] = {name: np.asarray(getattr(self, name)) for name in names}
         values |= {"format": np.array(_FORMAT), "fingerprint": np.array(self.fingerprint)} | self.pictures.to_arrays()
-        with temporary.open("wb") as file:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **values)
-        temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "Predictions":

@@ -34,11 +34,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from focalclip.data.fetch import cache_dir as user_cache_dir
-from focalclip.distributed import main_first, rank
+from focalclip.distributed import main_first
 from focalclip.errors import first_line
 from focalclip.evaluation.datasets import Entry, TaskData
 from focalclip.evaluation.features.encode import ImageFeatures, encode_images
 from focalclip.evaluation.features.model import device_and_dtype, evaluating, known_weights
+from focalclip.files import whole_file
 
 VERSION = 1  # raised whenever decoding, normalisation or the files here change
 MAX_BYTES = 20 * 2**30
@@ -115,16 +116,11 @@ class FeatureCache:
     def _write(self, path: Path, save: Any) -> None:
         if not self._is_writable:
             return
-        temporary = path.with_name(f".{path.name}.{rank()}.{os.getpid()}.tmp")
         try:
-            path.parent.mkdir(exist_ok=True)
-            with temporary.open("wb") as file:
+            with whole_file(path) as temporary, temporary.open("wb") as file:
                 save(file)
-            temporary.replace(path)
         except OSError as error:
             self._is_writable = False
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
             _tell(f"{path.parent}: cannot be written ({first_line(error)}); features are not kept from here on")
 
 

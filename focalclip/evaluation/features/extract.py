@@ -21,6 +21,7 @@ from tqdm import tqdm
 from focalclip.errors import UserError
 from focalclip.evaluation.datasets import decode
 from focalclip.evaluation.features.model import device_and_dtype, weights_sha256
+from focalclip.files import whole_file
 from focalclip.models.sources.encoder import ImageEncoder, Preprocess
 
 FORMATS = (".npz", ".parquet")
@@ -146,18 +147,13 @@ def _batches(
 
 
 def _write(output: Path, names: list[str], features: np.ndarray, facts: dict[str, str]) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    new = output.with_name(f".{output.name}.tmp")
-    try:
+    with whole_file(output) as new:
         if output.suffix == ".npz":
             with new.open("wb") as file:
                 arrays: dict[str, Any] = {"names": np.array(names), "features": features, **facts}
                 np.savez(file, **arrays)
         else:
             _write_parquet(new, names, features, facts)
-        new.rename(output)
-    finally:
-        new.unlink(missing_ok=True)
 
 
 def _write_parquet(path: Path, names: list[str], features: np.ndarray, facts: dict[str, str]) -> None:

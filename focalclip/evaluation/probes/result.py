@@ -1,8 +1,6 @@
 """What probes found: each run, means over seeds and tasks with their intervals, all as JSON."""
 
-import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from focalclip.evaluation.probes.seeds import half_interval
 from focalclip.evaluation.probes.train import Shots
 from focalclip.evaluation.registry.tasks import Metric
+from focalclip.files import write_json
 
 ZERO_SHOT = "zero-shot"
 RunKey = tuple[Shots, str, int]  # shots, method, seed
@@ -170,12 +169,7 @@ class ProbeResult:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON, whole or not at all."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
-        temporary.replace(path)
-        return path
+        return write_json(Path(path), self.to_json())
 
 
 def _in_all(tasks: Sequence[Sequence[Row]]) -> list[list[Row]]:

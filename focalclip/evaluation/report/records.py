@@ -1,7 +1,6 @@
 """The result of an evaluation: numbers, where they come from, and the answers behind them."""
 
 import json
-import os
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from focalclip.evaluation.registry.tasks import Metric
 from focalclip.evaluation.report.text import result_table
 from focalclip.evaluation.statistics.calibration import reliability
 from focalclip.evaluation.statistics.intervals import Interval, mean_interval
+from focalclip.files import write_json
 
 
 @dataclass(frozen=True)
@@ -175,14 +175,10 @@ class Result:
     def write(self, path: str | Path) -> Path:
         """Write the JSON, whole or not at all, and beside it ``NAME.predictions/TASK.npz``."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         for name, task in self.tasks.items():
             if task.predictions is not None:
                 task.predictions.save(_predictions_file(path, name))
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
-        temporary.replace(path)
-        return path
+        return write_json(path, self.to_json())
 
     @classmethod
     def read(cls, path: str | Path) -> "Result":

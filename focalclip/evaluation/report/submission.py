@@ -5,7 +5,6 @@ server still scores is not known; the format is also what others' scripts read.
 """
 
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from focalclip.errors import UserError
 from focalclip.evaluation.answers.predictions import Predictions
 from focalclip.evaluation.statistics.metrics import Floats
+from focalclip.files import whole_file
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.records import Result, TaskResult
@@ -50,8 +50,8 @@ def write_records(records: Sequence[Record], model_name: str, path: Path) -> Pat
     Raises:
         UserError: if probabilities are not of one sum, or seeds and predictions differ in number.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with (
+        whole_file(path) as temporary,
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("all_predictions.json", "w", force_zip64=True) as file,
     ):
@@ -68,7 +68,6 @@ def write_records(records: Sequence[Record], model_name: str, path: Path) -> Pat
                 file.write(b"]")
             file.write(b"]}")
         file.write(b"]}")
-    temporary.replace(path)
     return path
 
 

@@ -8,6 +8,7 @@ from focalclip.errors import UserError
 from focalclip.evaluation.report.html import html_page
 from focalclip.evaluation.report.submission import write_submission
 from focalclip.evaluation.report.tables import csv_table, latex_table, markdown_table
+from focalclip.files import write_text
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.records import Result
@@ -40,10 +41,8 @@ def write_report(result: "Result", path: str | Path) -> Path:
         UserError: if the ending is none of these, or a submission lacks what the server needs.
     """
     path = check_format(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".json":
         return result.write(path)
     if path.suffix == ".zip":
         return write_submission(result, path)
-    path.write_text(_TEXTS[path.suffix](result), encoding="utf-8", newline="")
-    return path
+    return write_text(path, _TEXTS[path.suffix](result))

@@ -1,11 +1,8 @@
 """The result of a retrieval run: as JSON, and its ranks as a compact file."""
 
-import json
-import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +10,7 @@ from focalclip.evaluation.retrieval.pairs import PairData
 from focalclip.evaluation.retrieval.ranking import Ranks
 from focalclip.evaluation.retrieval.recall import Direction
 from focalclip.evaluation.retrieval.table import result_table
+from focalclip.files import whole_file, write_json
 
 
 class Seconds(NamedTuple):
@@ -95,8 +93,7 @@ class RetrievalResult:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON, whole or not at all."""
-        content = json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
-        return _write_whole(Path(path), lambda file: file.write(content.encode()))
+        return write_json(Path(path), self.to_json())
 
     def write_ranks(self, path: str | Path) -> Path:
         """Write the rank of every query as ``.npz``, whole or not at all.
@@ -110,18 +107,10 @@ class RetrievalResult:
             "pairs": self.data.pairs.astype(np.int32),
             **{name: ranks.astype(np.int32) for name, ranks in self.ranks._asdict().items()},
         }
-        return _write_whole(Path(path), lambda file: np.savez_compressed(file, **arrays))
+        with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+        return Path(path)
 
     def table(self) -> str:
         """The result as text."""
         return result_table(self)
-
-
-def _write_whole(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Write under a temporary name, then rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        write(file)
-    temporary.replace(path)
-    return path
