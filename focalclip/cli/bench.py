@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalclip.cli.args import check_output, command_parser, guarded, positive_int
-from focalclip.cli.table import aligned
+from focalclip.printed import aligned
 
 if TYPE_CHECKING:
     from focalclip.bench.result import BenchResult
@@ -69,4 +69,4 @@ def _table(result: "BenchResult") -> str:
         ours, peer = (f"{row[side]:,.2f} {row['unit']}" for side in ("ours", "peer"))
         spread = f"{row['ratio_min']:.2f} - {row['ratio_max']:.2f}"
         rows.append((row["case"], ours, peer, f"{row['ratio']:.2f}", spread))
-    return aligned(rows)
+    return "\n".join(aligned(rows))

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focalclip.cli.args import command_parser, guarded
-from focalclip.cli.table import aligned
 from focalclip.errors import UserError
+from focalclip.printed import aligned
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.reference import Comparison
@@ -81,8 +81,7 @@ def _table(comparisons: Sequence["Comparison"], source: str) -> str:
                 f"{verdict}: {remark}" if remark else verdict,
             )
         )
-    width = max(len(row[-1]) for row in rows)
-    return aligned([(*row[:-1], row[-1].ljust(width)) for row in rows], left=3)
+    return "\n".join(aligned(rows, left=(0, 1, 2, 7)))
 
 
 def _read(path: Path) -> dict[str, Any]:

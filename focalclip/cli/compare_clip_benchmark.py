@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focalclip.cli.args import check_output, command_parser, guarded
-from focalclip.cli.table import aligned
 from focalclip.errors import UserError
 from focalclip.files import write_json
+from focalclip.printed import aligned
 
 if TYPE_CHECKING:
     from focalclip.bench.parity.numbers import Difference
@@ -94,7 +94,7 @@ def _table(pairs: Sequence["Difference"]) -> str:
     for pair in pairs:
         ours, apart = ("missing", "") if pair.ours is None else (f"{pair.ours:.9f}", f"{pair.ours - pair.theirs:+.1e}")
         rows.append((pair.task, pair.metric, f"{pair.theirs:.9f}", ours, apart))
-    return aligned(rows, left=2)
+    return "\n".join(aligned(rows, left=(0, 1)))
 
 
 def _write(

@@ -14,10 +14,10 @@ from focalclip.evaluation.answers.predictions import Predictions
 from focalclip.evaluation.registry.tasks import METRIC_TITLES
 from focalclip.evaluation.report.files import find_results
 from focalclip.evaluation.report.records import Result, TaskResult
-from focalclip.evaluation.report.text import WIDTH, grid, percent, signed
 from focalclip.evaluation.statistics.intervals import Interval, percentile_interval
 from focalclip.evaluation.statistics.paired import bootstrap_p, holm, mcnemar_exact, paired_draws
 from focalclip.files import write_json
+from focalclip.printed import WIDTH, aligned, percent, signed
 
 SCORE = "score"
 
@@ -77,7 +77,7 @@ class Comparison:
         rows += [_row(f"({name})" if name in self.beside else name, d) for name, d in self.tasks.items()]
         if self.score:
             rows.append(_row(f"mean of {len(self.tasks) - len(self.beside)}", self.score))
-        lines = grid(rows, left=2) if self.tasks else ["no task can be compared"]
+        lines = aligned(rows, left=(0, 1)) if self.tasks else ["no task can be compared"]
         if self.score:
             lines.insert(-1, lines[1])
         remarks = [

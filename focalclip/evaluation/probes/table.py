@@ -1,12 +1,11 @@
 """The result of probes as text."""
 
-import textwrap
 from collections.abc import Sequence
 
 from focalclip.evaluation.probes.result import ZERO_SHOT, ProbeResult, Row, TaskProbes
 from focalclip.evaluation.registry.tasks import METRIC_TITLES
+from focalclip.printed import aligned, listing, model_heading, percent, span
 
-_WIDTH = 110
 _HEADINGS = ("shots", "method", "value %", "95% interval", "strength", "n train")
 
 
@@ -19,31 +18,24 @@ def table(result: ProbeResult) -> str:
     broken = {name: f"{len(task.broken)}: {task.broken[0]} ..." for name, task in result.tasks.items() if task.broken}
     differences = {name: "; ".join(task.differences) for name, task in result.tasks.items() if task.differences}
     notes = [
-        _listing("data differs from the protocol", differences),
-        _listing("damaged images, left out", broken),
-        _listing("failed: the data is not right", result.failed),
-        _listing("missing: not evaluated for lack of data", result.missing),
+        listing("data differs from the protocol", differences),
+        listing("damaged images, left out", broken),
+        listing("failed: the data is not right", result.failed),
+        listing("missing: not evaluated for lack of data", result.missing),
     ]
-    return "\n\n".join(part for part in [_heading(result), *blocks, *notes] if part)
-
-
-def _heading(result: ProbeResult) -> str:
-    model = result.model
-    names = [f"probes {result.benchmark}", str(model.get("source", "")), f"weights {str(model.get('sha256'))[:12]}"]
-    return " · ".join([name for name in names if name] + [f"{model.get('precision')} on {model.get('device')}"])
+    heading = model_heading(f"probes {result.benchmark}", result.model)
+    return "\n\n".join(part for part in [heading, *blocks, *notes] if part)
 
 
 def _task_block(name: str, task: TaskProbes) -> str:
-    title = f"{name}: {METRIC_TITLES[task.metric]}, chance {_percent(task.chance)}%, {task.classes:,} classes"
+    title = f"{name}: {METRIC_TITLES[task.metric]}, chance {percent(task.chance)}%, {task.classes:,} classes"
     title += f", {task.n_train:,} training and {task.n:,} test images" + ("" if task.in_score else " (not in the mean)")
     return title + "\n" + _grid([_cells(row) for row in task.rows])
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    low, high = row.interval
-    interval = f"{_percent(low)} - {_percent(high)}"
     trained = "" if row.method == ZERO_SHOT else f"{row.n_train:,.0f}"
-    return str(row.shots), row.method, _percent(row.value), interval, _strengths(row.strengths), trained
+    return str(row.shots), row.method, percent(row.value), span(row.interval), _strengths(row.strengths), trained
 
 
 def _strengths(values: Sequence[float]) -> str:
@@ -55,23 +47,4 @@ def _strengths(values: Sequence[float]) -> str:
 def _grid(rows: Sequence[Sequence[str]]) -> str:
     """Aligned columns under their headings, without those that are empty."""
     used = [i for i in range(len(_HEADINGS)) if any(row[i] for row in rows)]
-    lines = [[row[i] for i in used] for row in [_HEADINGS, *rows]]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(used))]
-    text = [
-        "  ".join(
-            cell.ljust(w) if i == 1 else cell.rjust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    ]
-    return "\n".join(["-" * len(text[0]), *(line.rstrip() for line in text)])
-
-
-def _percent(fraction: float) -> str:
-    """One decimal; two below one percent, where chance levels are."""
-    return f"{100 * fraction:.1f}" if fraction >= 0.01 or fraction == 0 else f"{100 * fraction:.2f}"
-
-
-def _listing(title: str, items: dict[str, str]) -> str:
-    """A title, and one hanging paragraph per item; empty without items."""
-    lines = [textwrap.fill(f"  {name}: {text}", _WIDTH, subsequent_indent="    ") for name, text in items.items()]
-    return "\n".join([f"{title}:", *lines]) if lines else ""
+    return "\n".join(aligned([[row[i] for i in used] for row in [_HEADINGS, *rows]], left=(1,)))

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from focalclip.evaluation.report.published import Cell, Row
-from focalclip.evaluation.report.text import percent
+from focalclip.printed import percent
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.records import Result

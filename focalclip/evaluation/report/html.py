@@ -13,8 +13,8 @@ from focalclip.evaluation.report.published import rows_beside
 from focalclip.evaluation.report.reliability import panel
 from focalclip.evaluation.report.sections import section
 from focalclip.evaluation.report.tables import table_rows
-from focalclip.evaluation.report.text import percent, signed, some
 from focalclip.evaluation.statistics.calibration import BINS
+from focalclip.printed import percent, signed, some
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.records import Result, TaskResult

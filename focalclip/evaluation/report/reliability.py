@@ -4,8 +4,8 @@ import math
 from typing import Any
 
 from focalclip.evaluation.answers.predictions import Predictions
-from focalclip.evaluation.report.text import percent
 from focalclip.evaluation.statistics.calibration import Reliability, reliability
+from focalclip.printed import percent
 
 _LINES = ("at100", "atown")  # the first two of the predictions' scales
 

@@ -11,7 +11,7 @@ from focalclip.evaluation.answers.per_class import class_rows, confusions
 from focalclip.evaluation.answers.pictures import SIDE, WORST
 from focalclip.evaluation.answers.predictions import Predictions
 from focalclip.evaluation.registry.tasks import METRIC_TITLES
-from focalclip.evaluation.report.text import percent, some
+from focalclip.printed import percent, some
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.records import TaskResult

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from focalclip.evaluation.registry.tasks import METRIC_TITLES
-from focalclip.evaluation.report.text import percent, signed
+from focalclip.printed import percent, signed, span
 
 if TYPE_CHECKING:
     from focalclip.evaluation.report.records import Result, TaskResult
@@ -46,16 +46,14 @@ def table_rows(result: "Result") -> list[tuple[str, ...]]:
     rows = [("task", "metric", "n", "value %", "95% interval", "chance %", "above chance")]
     rows += [_row(name, task) for name, task in tasks if task.in_score]
     if result.score is not None and result.score_interval is not None and result.score_above_chance is not None:
-        name, (low, high) = f"mean of {len(result.scored)} of {result.expected}", result.score_interval
-        interval, above = f"{percent(low)} - {percent(high)}", signed(result.score_above_chance)
-        rows.append((name, "", "", percent(result.score), interval, "", above))
+        name, above = f"mean of {len(result.scored)} of {result.expected}", signed(result.score_above_chance)
+        rows.append((name, "", "", percent(result.score), span(result.score_interval), "", above))
     return rows + [_row(f"{name} (beside the mean)", task) for name, task in tasks if not task.in_score]
 
 
 def _row(name: str, task: "TaskResult") -> tuple[str, ...]:
-    low, high = task.interval
     return (
-        name, METRIC_TITLES[task.metric], f"{task.n:,}", percent(task.value), f"{percent(low)} - {percent(high)}",
+        name, METRIC_TITLES[task.metric], f"{task.n:,}", percent(task.value), span(task.interval),
         percent(task.chance), signed(task.above_chance),
     )  # fmt: skip
 

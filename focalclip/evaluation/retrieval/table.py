@@ -4,8 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from focalclip.evaluation.report.text import grid, percent, some
-from focalclip.evaluation.statistics.intervals import Interval
+from focalclip.printed import aligned, model_heading, percent, some, span
 
 if TYPE_CHECKING:
     from focalclip.evaluation.retrieval.result import RetrievalResult
@@ -13,13 +12,8 @@ if TYPE_CHECKING:
 
 def result_table(result: "RetrievalResult") -> str:
     """Whose numbers these are, on what, the numbers, and what there is to know about them."""
-    return "\n\n".join([_heading(result), _sizes(result), _grid(result), _score_line(result), *_remarks(result)])
-
-
-def _heading(result: "RetrievalResult") -> str:
-    model = result.model
-    names = [f"retrieval {result.data.name}", str(model.get("source", "")), f"weights {model['sha256'][:12]}"]
-    return " · ".join([name for name in names if name] + [f"{model['precision']} on {model['device']}"])
+    heading = model_heading(f"retrieval {result.data.name}", result.model)
+    return "\n\n".join([heading, _sizes(result), _grid(result), _score_line(result), *_remarks(result)])
 
 
 def _sizes(result: "RetrievalResult") -> str:
@@ -43,15 +37,15 @@ def _grid(result: "RetrievalResult") -> str:
             direction, n = (name, f"{way.queries:,}") if k == 1 else ("", "")
             ceiling = percent(recall.ceiling) if recall.ceiling < 1 else ""
             value, chance = percent(recall.value), percent(recall.chance)
-            rows.append((direction, f"recall@{k}", value, _span(recall.interval), chance, ceiling, n))
-        rows.append(("", "MRR", percent(way.mrr), _span(way.mrr_interval), "", "", ""))
+            rows.append((direction, f"recall@{k}", value, span(recall.interval), chance, ceiling, n))
+        rows.append(("", "MRR", percent(way.mrr), span(way.mrr_interval), "", "", ""))
         median = f"{way.median_rank:,.1f}".removesuffix(".0")
         ranks.append(f"rank {name}: median {median}, mean {way.mean_rank:,.1f} of {way.candidates:,}")
-    return "\n".join([*grid(rows, left=2), "", *ranks])
+    return "\n".join([*aligned(rows, left=(0, 1)), "", *ranks])
 
 
 def _score_line(result: "RetrievalResult") -> str:
-    return f"score {percent(result.score)} (95% interval {_span(result.score_interval)}): mean of both recall@1"
+    return f"score {percent(result.score)} (95% interval {span(result.score_interval)}): mean of both recall@1"
 
 
 def _remarks(result: "RetrievalResult") -> list[str]:
@@ -66,7 +60,3 @@ def _remarks(result: "RetrievalResult") -> list[str]:
         if names:
             remarks.append(f"{title}, left out: {some(names, total)}")
     return remarks
-
-
-def _span(interval: Interval) -> str:
-    return f"{percent(interval[0])} - {percent(interval[1])}"
