@@ -152,7 +152,8 @@ def test_the_report_sorts_by_score_and_names_what_is_missing(tmp_path):
     text = report.markdown(plan, rows, [0, 1, 2])
     half = 100 * stats.t.ppf(0.975, 2) * 0.1 / math.sqrt(3)  # of 0.2, 0.3, 0.4
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
-    assert cells[0][:4] == ["tower", "score %", "emoji-style %", "mnist %"]
+    assert cells[0][:4] == ["tower", "score %", "score - focalnet's", "emoji-style %"]
+    assert [line[2] for line in cells[2:]] == ["+5.0 ± 0.0", "", ""]  # on seeds 0 and 2, which both have
     focalnet = dict(zip(cells[0], cells[3], strict=True))
     assert focalnet["mnist %"] == f"30.0 ± {half:.1f}"
     assert focalnet["emoji-style %"] == "10.0 ± 0.0"
@@ -164,7 +165,10 @@ def test_the_report_sorts_by_score_and_names_what_is_missing(tmp_path):
     assert (tmp_path / "plot.png").stat().st_size > 10_000
 
     report.write(plan, rows, [0, 1, 2], tmp_path)
-    row = json.loads((tmp_path / "results.json").read_text())["rows"][1]
+    swin, row = json.loads((tmp_path / "results.json").read_text())["rows"][:2]
+    apart = swin["scores"]["mnist"]["minus_focalnet"]
+    assert [apart["mean"], *apart["interval"]] == pytest.approx([0.1, 0.1, 0.1])
+    assert "minus_focalnet" not in row["scores"]["mnist"]
     assert row["scores"]["mnist"]["seeds"] == {"0": 0.2, "1": 0.3, "2": 0.4}
     assert row["scores"]["mnist"]["interval"] == pytest.approx([0.3 - half / 100, 0.3 + half / 100], rel=1e-4)
     assert row["samples"] == 400 * 192

@@ -15,8 +15,10 @@ from focalclip.comparison.towers import TOWERS
 from focalclip.errors import UserError
 from focalclip.evaluation.probes.seeds import half_interval
 from focalclip.files import write_json, write_text
+from focalclip.printed import signed
 
 SCORE = "score"
+REFERENCE = "focalnet"  # the tower that the others are held against
 
 
 @dataclass(frozen=True)
@@ -40,15 +42,20 @@ class Row:
         """Half the 95% interval of the mean over seeds; None for fewer than two."""
         return half_interval(list(self.values.get(task, {}).values()))
 
-    def to_json(self, plan: Plan) -> dict[str, Any]:
-        """JSON-ready; everything about this tower."""
-        scores = {}
-        for task in self.values:
-            mean, half = self.mean(task), self.half(task)
-            interval = None if half is None else [mean - half, mean + half]
-            scores[task] = {
-                "mean": mean, "interval": interval, "chance": self.chance.get(task), "seeds": self.values[task],
-            }  # fmt: skip
+    def minus(self, other: "Row | None", task: str) -> list[float]:
+        """Differences to another row on the seeds that both have, since these share the order of all data."""
+        if other is None or other.tower == self.tower:
+            return []
+        mine, theirs = self.values.get(task, {}), other.values.get(task, {})
+        return [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
+
+    def to_json(self, plan: Plan, reference: "Row | None" = None) -> dict[str, Any]:
+        """JSON-ready; everything about this tower, and its differences to ``reference``."""
+        scores: dict[str, dict[str, Any]] = {}
+        for task, seeds in self.values.items():
+            scores[task] = _summary(list(seeds.values())) | {"chance": self.chance.get(task), "seeds": seeds}
+            if differences := self.minus(reference, task):
+                scores[task][f"minus_{REFERENCE}"] = _summary(differences)
         batch = plan.base.data.batch_size
         cost: dict[str, Any] = {} if self.cost is None else {
             "parameters": self.cost.parameters,
@@ -61,6 +68,11 @@ class Row:
         tower = TOWERS[self.tower]
         row = {"tower": self.tower, "title": tower.title, "image": tower.image}
         return row | cost | {"scores": scores, "remarks": list(self.remarks)}
+
+
+def _summary(values: Sequence[float]) -> dict[str, Any]:
+    mean, half = fmean(values), half_interval(values)
+    return {"mean": mean, "interval": None if half is None else [mean - half, mean + half]}
 
 
 def collect(plan: Plan, runs: Sequence[Run]) -> list[Row]:
@@ -107,24 +119,36 @@ def tasks_of(rows: Sequence[Row]) -> list[str]:
 
 def markdown(plan: Plan, rows: Sequence[Row], seeds: Sequence[int]) -> str:
     """The table, with what is equal in it above and what is missing in it below."""
-    tasks, is_cpu = tasks_of(rows), plan.device == "cpu"
+    tasks = tasks_of(rows)
     costs = ["parameters M", "multiply-adds M", "ms per step", "images/s", "steps", "samples k"]
-    head = ["tower", *(f"{task} %" for task in tasks), *costs]
+    reference = _reference(rows)
+    head = ["tower", f"{SCORE} %", f"{SCORE} - {REFERENCE}'s", *(f"{task} %" for task in tasks[1:]), *costs]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
-    lines += [_line([row.tower, *(_percent(row, task) for task in tasks), *_costs(row, plan)]) for row in rows]
-    unit = "CPU seconds of one thread" if is_cpu else f"seconds on {plan.device}"
-    intervals = "mean ± half the 95% t-interval over seeds" if len(seeds) > 1 else "one seed, so no interval"
+    for row in rows:
+        score, *others = (_percent(row, task) for task in tasks)
+        lines.append(_line([row.tower, score, _against(row, reference), *others, *_costs(row, plan)]))
     remarks = [f"- {row.tower}: {remark}" for row in rows for remark in row.remarks]
     parts = [
-        f"{plan.seconds:g} {unit} of training for each tower and seed; seeds {', '.join(map(str, seeds))}; batches of "
-        f"{plan.base.data.batch_size}. Zero-shot accuracy: {intervals}. Parameters and multiply-adds are the image "
-        f"tower's, milliseconds and images per second ({'CPU time' if is_cpu else 'clock'}) those of training the "
-        "whole model.",
+        _explanation(plan, seeds),
         "\n".join(lines),
         "\n".join(f"- {row.tower}: {TOWERS[row.tower].title}" for row in rows),
         "\n".join(["Not in the table:", *remarks]) if remarks else "",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _explanation(plan: Plan, seeds: Sequence[int]) -> str:
+    is_cpu = plan.device == "cpu"
+    unit = "CPU seconds of one thread" if is_cpu else f"seconds on {plan.device}"
+    intervals = "one seed, so no interval"
+    if len(seeds) > 1:
+        intervals = f"mean ± half the 95% t-interval over seeds; differences to {REFERENCE} are taken seed by seed"
+    return (
+        f"{plan.seconds:g} {unit} of training for each tower and seed; seeds {', '.join(map(str, seeds))}; batches of "
+        f"{plan.base.data.batch_size}. Zero-shot accuracy: {intervals}. Parameters and multiply-adds are the image "
+        f"tower's, milliseconds and images per second ({'CPU time' if is_cpu else 'clock'}) those of training the "
+        "whole model."
+    )
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -136,6 +160,18 @@ def _percent(row: Row, task: str) -> str:
         return "failed" if any("failed" in remark for remark in row.remarks) else ""
     half = row.half(task)
     return f"{100 * row.mean(task):.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def _against(row: Row, reference: Row | None) -> str:
+    """Mean difference of the scores in points, with its interval."""
+    if not (differences := row.minus(reference, SCORE)):
+        return ""
+    half = half_interval(differences)
+    return signed(fmean(differences)) + ("" if half is None else f" ± {100 * half:.1f}")
+
+
+def _reference(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row.tower == REFERENCE), None)
 
 
 def _costs(row: Row, plan: Plan) -> list[str]:
@@ -152,6 +188,6 @@ def write(plan: Plan, rows: Sequence[Row], seeds: Sequence[int], folder: Path) -
     """Write ``table.md`` and ``results.json``; returns their paths."""
     result = {
         "what": "towers", "device": plan.device, "seconds": plan.seconds, "seeds": list(seeds),
-        "base": plan.base.model_dump(mode="json"), "rows": [row.to_json(plan) for row in rows],
+        "base": plan.base.model_dump(mode="json"), "rows": [row.to_json(plan, _reference(rows)) for row in rows],
     }  # fmt: skip
     return [write_text(folder / "table.md", markdown(plan, rows, seeds)), write_json(folder / "results.json", result)]

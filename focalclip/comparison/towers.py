@@ -58,7 +58,7 @@ _MIXERS = (
 def _mixer(name: str) -> Tower:
     image: dict[str, Any] = {"mixer": name}
     depths = _MIXER_DEPTHS.get(name)
-    title = f"FocalNet's blocks with {name.replace('_', ' ')}"
+    title = f"FocalNet's blocks with the mixer {name}"
     if depths:
         title, image["options"] = f"{title}, depths {'-'.join(map(str, depths))}", {"depths": depths}
     return Tower(title, image)
