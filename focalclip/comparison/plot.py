@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from focalclip.comparison.plan import Plan
-from focalclip.comparison.report import REFERENCE, SCORE, Row, tasks_of
+from focalclip.comparison.report import BASELINE, SCORE, Row, tasks_of
 
 _OURS, _OTHERS = "#c44e52", "#4c72b0"
 
@@ -44,7 +44,7 @@ def _draw(panel: Any, rows: Sequence[Row], task: str) -> None:
         values = [100 * value for value in row.values.get(task, {}).values()]
         if not values:
             continue
-        colour = _OURS if row.tower == REFERENCE else _OTHERS
+        colour = _OURS if row.tower == BASELINE else _OTHERS
         half = row.half(task)
         panel.errorbar(
             100 * row.mean(task), y, xerr=None if half is None else 100 * half,

@@ -18,7 +18,7 @@ from focalclip.files import write_json, write_text
 from focalclip.printed import signed
 
 SCORE = "score"
-REFERENCE = "focalnet"  # the tower that the others are held against
+BASELINE = "focalnet"  # the tower that the others are held against
 
 
 @dataclass(frozen=True)
@@ -49,13 +49,13 @@ class Row:
         mine, theirs = self.values.get(task, {}), other.values.get(task, {})
         return [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
 
-    def to_json(self, plan: Plan, reference: "Row | None" = None) -> dict[str, Any]:
-        """JSON-ready; everything about this tower, and its differences to ``reference``."""
+    def to_json(self, plan: Plan, baseline: "Row | None" = None) -> dict[str, Any]:
+        """JSON-ready; everything about this tower, and its differences to ``baseline``."""
         scores: dict[str, dict[str, Any]] = {}
         for task, seeds in self.values.items():
             scores[task] = _summary(list(seeds.values())) | {"chance": self.chance.get(task), "seeds": seeds}
-            if differences := self.minus(reference, task):
-                scores[task][f"minus_{REFERENCE}"] = _summary(differences)
+            if differences := self.minus(baseline, task):
+                scores[task][f"minus_{BASELINE}"] = _summary(differences)
         batch = plan.base.data.batch_size
         cost: dict[str, Any] = {} if self.cost is None else {
             "parameters": self.cost.parameters,
@@ -121,12 +121,12 @@ def markdown(plan: Plan, rows: Sequence[Row], seeds: Sequence[int]) -> str:
     """The table, with what is equal in it above and what is missing in it below."""
     tasks = tasks_of(rows)
     costs = ["parameters M", "multiply-adds M", "ms per step", "images/s", "steps", "samples k"]
-    reference = _reference(rows)
-    head = ["tower", f"{SCORE} %", f"{SCORE} - {REFERENCE}'s", *(f"{task} %" for task in tasks[1:]), *costs]
+    baseline = _baseline(rows)
+    head = ["tower", f"{SCORE} %", f"{SCORE} - {BASELINE}'s", *(f"{task} %" for task in tasks[1:]), *costs]
     lines = [_line(head), _line(["---", *["---:"] * (len(head) - 1)])]
     for row in rows:
         score, *others = (_percent(row, task) for task in tasks)
-        lines.append(_line([row.tower, score, _against(row, reference), *others, *_costs(row, plan)]))
+        lines.append(_line([row.tower, score, _against(row, baseline), *others, *_costs(row, plan)]))
     remarks = [f"- {row.tower}: {remark}" for row in rows for remark in row.remarks]
     parts = [
         _explanation(plan, seeds),
@@ -142,7 +142,7 @@ def _explanation(plan: Plan, seeds: Sequence[int]) -> str:
     unit = "CPU seconds of one thread" if is_cpu else f"seconds on {plan.device}"
     intervals = "one seed, so no interval"
     if len(seeds) > 1:
-        intervals = f"mean ± half the 95% t-interval over seeds; differences to {REFERENCE} are taken seed by seed"
+        intervals = f"mean ± half the 95% t-interval over seeds; differences to {BASELINE} are taken seed by seed"
     return (
         f"{plan.seconds:g} {unit} of training for each tower and seed; seeds {', '.join(map(str, seeds))}; batches of "
         f"{plan.base.data.batch_size}. Zero-shot accuracy: {intervals}. Parameters and multiply-adds are the image "
@@ -162,16 +162,16 @@ def _percent(row: Row, task: str) -> str:
     return f"{100 * row.mean(task):.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
 
 
-def _against(row: Row, reference: Row | None) -> str:
+def _against(row: Row, baseline: Row | None) -> str:
     """Mean difference of the scores in points, with its interval."""
-    if not (differences := row.minus(reference, SCORE)):
+    if not (differences := row.minus(baseline, SCORE)):
         return ""
     half = half_interval(differences)
     return signed(fmean(differences)) + ("" if half is None else f" ± {100 * half:.1f}")
 
 
-def _reference(rows: Sequence[Row]) -> Row | None:
-    return next((row for row in rows if row.tower == REFERENCE), None)
+def _baseline(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in rows if row.tower == BASELINE), None)
 
 
 def _costs(row: Row, plan: Plan) -> list[str]:
@@ -186,8 +186,9 @@ def _costs(row: Row, plan: Plan) -> list[str]:
 
 def write(plan: Plan, rows: Sequence[Row], seeds: Sequence[int], folder: Path) -> list[Path]:
     """Write ``table.md`` and ``results.json``; returns their paths."""
+    baseline = _baseline(rows)
     result = {
         "what": "towers", "device": plan.device, "seconds": plan.seconds, "seeds": list(seeds),
-        "base": plan.base.model_dump(mode="json"), "rows": [row.to_json(plan, _reference(rows)) for row in rows],
+        "base": plan.base.model_dump(mode="json"), "rows": [row.to_json(plan, baseline) for row in rows],
     }  # fmt: skip
     return [write_text(folder / "table.md", markdown(plan, rows, seeds)), write_json(folder / "results.json", result)]

@@ -215,7 +215,6 @@ def _find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
 def _write_config(config: RunConfig, anew: bool) -> None:
     """Keep what is trained now; only once all parts stand, so that a refused command changes nothing."""
     folder = config.run_dir
-    folder.mkdir(parents=True, exist_ok=True)
     if anew:
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
     write_text(folder / "config.yaml", dump_yaml(config))
