@@ -6,28 +6,27 @@ Importing it costs little: every name below is looked up in its module when it i
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from focalclip.models.registries.timm_registry import register_with_timm
-from focalclip.models.registries.transformers_registry import register_with_transformers
+from focalclip.interop.register import register_with_timm, register_with_transformers
 
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from focalclip import losses
-    from focalclip.explain_maps import explain
+    from focalclip.explain.maps import explain
+    from focalclip.interop.folder import save
+    from focalclip.interop.load import load, load_image_encoder
     from focalclip.models import weights
-    from focalclip.models.sources.loading import load, load_image_encoder
-    from focalclip.models.sources.store import save
-    from focalclip.models.towers import create_image_tower
-    from focalclip.models.zoo import create_model, list_models
+    from focalclip.models.clip import create_model, list_models
+    from focalclip.models.image import create_image_tower
 
 _HOMES = {
-    "create_image_tower": "focalclip.models.towers",
-    "create_model": "focalclip.models.zoo",
-    "explain": "focalclip.explain_maps",
-    "list_models": "focalclip.models.zoo",
-    "load": "focalclip.models.sources.loading",
-    "load_image_encoder": "focalclip.models.sources.loading",
-    "save": "focalclip.models.sources.store",
+    "create_image_tower": "focalclip.models.image",
+    "create_model": "focalclip.models.clip",
+    "explain": "focalclip.explain.maps",
+    "list_models": "focalclip.models.clip",
+    "load": "focalclip.interop.load",
+    "load_image_encoder": "focalclip.interop.load",
+    "save": "focalclip.interop.folder",
 }
 _MODULES = {"losses": "focalclip.losses", "weights": "focalclip.models.weights"}
 

@@ -1,45 +1,22 @@
-"""One typed, strict configuration object per run; complete YAML in and out.
+"""The configuration of a run: every setting with its meaning, its default and its limits.
 
 Every field is checked before any work starts: an unknown key, a wrong type or an impossible combination is a
-:class:`~focalclip.errors.UserError` that names the field's full path. ``config.yaml`` in a run directory is a dump of
-:class:`RunConfig`, so ``--config runs/NAME/config.yaml`` repeats the run.
+:class:`~focalclip.base.errors.UserError` that names the field's full path. ``config.yaml`` in a run directory is a
+dump of :class:`RunConfig`, so ``--config runs/NAME/config.yaml`` repeats the run.
 """
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_args
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from focalclip.errors import UserError
+from focalclip.base.strict import Strict
+from focalclip.names import image_tower_entry, text_tower_entry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
+
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-class Strict(BaseModel):
-    """Base of all sections: frozen, and any key that it does not know is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _number_is_no_truth_value(cls, value: Any, info: ValidationInfo) -> Any:
-        """Pydantic would take true for 1."""
-        kind = cls.model_fields[info.field_name or ""].annotation
-        if isinstance(value, bool) and {int, float} & {kind, *get_args(kind)}:
-            raise ValueError("input should be a number")
-        return value
-
-    def _refuse_ignored(self, by: str, *names: str) -> None:
-        """Raise ValueError if one of these settings, which the tower ``by`` does not use, was changed."""
-        defaults = {name: type(self).model_fields[name].default for name in names}
-        changed = {name: default for name, default in defaults.items() if getattr(self, name) != default}
-        if changed:
-            values = ", ".join(f"{name}={default}" for name, default in changed.items())
-            raise ValueError(f"{', '.join(changed)} would be ignored by {by}; leave out, or set {values}")
-
 
 # Settings of their own beside ``options``, under our name and timm's, or fixed by what a tower is to focalclip.
 _NO_TOWER_OPTIONS = {"drop_path", "drop_path_rate", "init", "mixer", "activation_checkpointing"}
@@ -51,7 +28,7 @@ class ImageTowerConfig(Strict):
 
     name: str = "focalnet_pico"
     """A variant of ``focalclip.list_models("focalnet*")``, or ``timm:NAME`` for any tower of timm."""
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default_factory=dict)
     """What else the tower is built with: arguments of timm's model function, such as ``{img_size: 96}`` for a Swin, or
     fields of FocalNetConfig, such as ``{depths: [2, 2, 6, 2]}``. open_clip cannot load such a tower."""
     image_size: int = Field(48, ge=8)
@@ -80,8 +57,10 @@ class ImageTowerConfig(Strict):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
-        if self.name.startswith("timm:"):
-            self._refuse_ignored(self.name, "mixer", "activation_checkpointing")
+        entry = image_tower_entry(self.name)
+        if entry is not None:
+            of_some = ("mixer", "activation_checkpointing")
+            self._refuse_ignored(self.name, *(setting for setting in of_some if setting not in entry.settings))
         return self
 
     @model_validator(mode="after")
@@ -128,10 +107,9 @@ class TextTowerConfig(Strict):
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
-        if self.name == "open_clip":
-            self._refuse_ignored(self.name, "pretrained")
-        elif self.name.startswith("transformers:"):
-            self._refuse_ignored(self.name, "width", "heads", "layers", "causal")
+        entry = text_tower_entry(self.name)
+        if entry is not None:
+            self._refuse_ignored(self.name, *entry.ignores)
         return self
 
 
@@ -301,66 +279,12 @@ class RunConfig(Strict):
         return Path(self.runs_dir) / self.name
 
 
-C = TypeVar("C", bound=Strict)
+def config_dir() -> Path:
+    """Folder of the shipped configurations: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
 
-def from_dict(cls: type[C], values: dict[str, Any], source: str) -> C:
-    """Validate ``values`` as a ``cls``.
-
-    Raises:
-        UserError: naming ``source``, the full path of each field at fault and what is wrong with it.
-    """
-    try:
-        return cls.model_validate(values)
-    except ValidationError as error:
-        faults = dict.fromkeys(_describe(cls, e) for e in error.errors())
-        raise UserError(f"{source}: " + "; ".join(faults)) from None
-
-
-def load_yaml(cls: type[C], path: str | Path) -> C:
-    """Read and validate a YAML file.
-
-    Raises:
-        UserError: if the file is missing, not YAML, or does not fit ``cls``.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such configuration file; the ones that come with focalclip are in configs/")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: expected a mapping of sections such as model, data and train")
-    return from_dict(cls, values, str(path))
-
-
-def dump_yaml(config: Strict) -> str:
-    """The configuration as YAML that :func:`load_yaml` reads back equal."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-_UNION_MEMBERS = ("str", "list[str]")  # pydantic adds which member of a union it tried
-
-
-def _describe(cls: type[BaseModel], error: Any) -> str:
-    """One clause for one pydantic error: where, what, and the nearest known name for a misspelt key."""
-    path = ".".join(str(part) for part in error["loc"] if part not in _UNION_MEMBERS)
-    if error["type"] == "extra_forbidden":
-        return f"{path} is not a setting{_did_you_mean(cls, error['loc'])}"
-    message = error["msg"].removeprefix("Value error, ")
-    shown = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
-    return f"{path or cls.__name__}: {message[0].lower() + message[1:]}{shown}"
-
-
-def _did_you_mean(cls: type[BaseModel], loc: tuple[Any, ...]) -> str:
-    import difflib
-
-    fields: dict[str, Any] = cls.model_fields
-    for part in loc[:-1]:
-        section = fields[part].annotation if part in fields else None
-        if not (isinstance(section, type) and issubclass(section, BaseModel)):
-            return ""
-        fields = section.model_fields
-    near = difflib.get_close_matches(str(loc[-1]), fields, n=1)
-    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(fields)}"
+def config_names() -> list[str]:
+    """Names of the shipped configurations."""
+    return sorted(path.stem for path in config_dir().glob("*.yaml"))

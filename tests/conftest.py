@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focalclip.data.fetch import cache_dir
+from focalclip.base.files import cache_dir
 
 
 @pytest.fixture(scope="session", autouse=True)

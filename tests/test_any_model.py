@@ -15,9 +15,9 @@ from test_sources import OPEN_CLIP_TOWERS, VIT, open_clip_folder, transformers_f
 from wds_folder import tiny_model, write_folder
 
 import focalclip
+from focalclip.base.errors import UserError
 from focalclip.config import ModelConfig, TextTowerConfig
-from focalclip.errors import UserError
-from focalclip.evaluation.features.classifier import encode_prompts
+from focalclip.evaluation.features.texts import encode_prompts
 from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
 

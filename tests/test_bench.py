@@ -10,16 +10,14 @@ import numpy as np
 import open_clip
 import pytest
 
-from focalclip.bench.clip_benchmark import run
-from focalclip.bench.clip_benchmark_clock import clocked
-from focalclip.bench.parity.case import MODEL
-from focalclip.bench.random_model import write_model
-from focalclip.bench.result import BenchResult, Row
-from focalclip.bench.synthetic_pairs import SyntheticPairs
-from focalclip.bench.synthetic_task import SyntheticTask
+from focalclip.base.errors import UserError
 from focalclip.cli.bench import main
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import decode, read_task_folder
+from focalclip.evaluation.data import decode, read_task_folder
+from focalclip.studies.bench.clip_benchmark_clock import clocked
+from focalclip.studies.bench.parity import MODEL
+from focalclip.studies.bench.peers import run
+from focalclip.studies.bench.result import BenchResult, Row
+from focalclip.studies.bench.synthetic import SyntheticPairs, SyntheticTask, write_model
 
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0])
 MULTILABEL = np.array([[1, 0, 1], [0, 0, 0], [1, 1, 1]], dtype=bool)

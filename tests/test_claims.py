@@ -6,8 +6,8 @@ from torch import nn
 
 from focalclip.models.cost import count, count_multiply_adds
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.focalnet.focal_modulation import FocalModulation
 from focalclip.models.focalnet.mixers import Place, build_mixer
+from focalclip.models.focalnet.modulation import FocalModulation
 
 # (C, L, first kernel, parameters): counted with the authors' code
 MODULES = [

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from focalclip.evaluation.registry.names import name_key
-from focalclip.evaluation.registry.protocols import lines_sha256, load_protocol
-from focalclip.evaluation.registry.tasks import registered_tasks
+from focalclip.evaluation.names import name_key
+from focalclip.evaluation.protocols import lines_sha256, load_protocol
+from focalclip.evaluation.task import registered_tasks
 
 TASKS = {task.id: task for task in registered_tasks("elevater")}
 

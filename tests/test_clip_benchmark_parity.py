@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from focalclip.bench.parity.case import PAIRS_NAME, TASKS, write_case
-from focalclip.bench.parity.numbers import Difference, differences
 from focalclip.cli import retrieval, zeroshot
+from focalclip.studies.bench.parity import PAIRS_NAME, TASKS, Difference, differences, write_case
 
 NUMBERS = json.loads((Path(__file__).parent / "data" / "clip_benchmark_numbers.json").read_text())
 THEIRS = {name: task["metrics"] for name, task in NUMBERS["tasks"].items()}

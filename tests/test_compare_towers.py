@@ -13,19 +13,28 @@ import torch
 import wds_folder
 from scipy import stats
 
-from focalclip.comparison import plan as planning
-from focalclip.comparison import report
-from focalclip.comparison.cost import StepCost
-from focalclip.comparison.plan import Plan, check_base, read_plan, run_name, tower_config
-from focalclip.comparison.plot import write_plot
-from focalclip.comparison.runs import Run, _shares
-from focalclip.comparison.towers import IMAGE_SIZE, REFERENCE, TOLERANCE, TOWERS
-from focalclip.config import RunConfig, load_yaml
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
+from focalclip.base.strict import load_yaml
+from focalclip.config import RunConfig, config_dir
 from focalclip.models.cost import count
 from focalclip.models.focalnet.mixers import MIXERS
-from focalclip.models.towers import create_image_tower
-from focalclip.shipped import config_dir
+from focalclip.models.image import create_image_tower
+from focalclip.studies.towers import plan as planning
+from focalclip.studies.towers import report
+from focalclip.studies.towers.plan import (
+    IMAGE_SIZE,
+    REFERENCE,
+    TOLERANCE,
+    TOWERS,
+    Plan,
+    StepCost,
+    check_base,
+    read_plan,
+    run_name,
+    tower_config,
+)
+from focalclip.studies.towers.report import write_plot
+from focalclip.studies.towers.runs import Run, _shares
 
 BASE = load_yaml(RunConfig, config_dir() / "focalclip_pico.yaml")
 COSTS = {"focalnet": StepCost(0.25, 2_296_680, 16_880_640), "swin": StepCost(0.4, 2_397_762, 23_003_136)}

@@ -4,11 +4,11 @@ import pytest
 import torch
 import yaml
 
-from focalclip.cli.args import with_overrides
-from focalclip.config import RunConfig, dump_yaml, from_dict, load_yaml
-from focalclip.errors import UserError
-from focalclip.models.zoo import create_model
-from focalclip.shipped import config_dir, config_names
+from focalclip.base.errors import UserError
+from focalclip.base.strict import dump_yaml, from_dict, load_yaml
+from focalclip.cli.settings import with_overrides
+from focalclip.config import RunConfig, config_dir, config_names
+from focalclip.models.clip import create_model
 
 ROOT = config_dir()
 

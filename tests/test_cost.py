@@ -9,7 +9,7 @@ from focalclip.models.cost import Cost, count, count_multiply_adds
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.focalnet.mixers import MIXERS
 from focalclip.models.focalnet.variants import create_focalnet
-from focalclip.models.towers import create_image_tower
+from focalclip.models.image import create_image_tower
 
 
 def torchs_count(tower: nn.Module, size: tuple[int, int]) -> float:

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from tiny_shards import ByteTokenizer, good_sample, picture, write_shards, write_tar
 
+from focalclip.base.errors import UserError
 from focalclip.config import DataConfig
 from focalclip.data.index import index_shards
 from focalclip.data.loader import TrainLoader
 from focalclip.data.order import SampleOrder
-from focalclip.errors import UserError
 
 
 def deep_png() -> bytes:

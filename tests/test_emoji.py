@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from focalclip.data import emoji
-from focalclip.data.emoji_draw import draw
-from focalclip.data.emoji_names import Concept, IconSet, find_synonyms, join, read_concepts
-from focalclip.data.fetch import NpmPackage, cache_dir
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
+from focalclip.base.files import cache_dir
+from focalclip.data.corpus import emoji
+from focalclip.data.corpus.emoji import draw
+from focalclip.data.corpus.fetch import NpmPackage
+from focalclip.data.corpus.names import Concept, IconSet, find_synonyms, join, read_concepts
 
 SVG = "http://www.w3.org/2000/svg"
 fork = multiprocessing.get_context("fork")
@@ -227,7 +228,7 @@ def test_corpus_is_built_once_and_holds_out_the_style_and_the_concepts(registry,
 
 
 def test_skipped_task_is_tried_again(registry, tmp_path, monkeypatch):
-    from focalclip.data import demo_tasks
+    from focalclip.data.corpus import tasks as demo_tasks
 
     emoji.ensure_corpus(tmp_path / "cache")
     # Stands for a machine that has apt-get by now.

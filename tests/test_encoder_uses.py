@@ -15,9 +15,9 @@ import focalclip
 from focalclip.cli.extract import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.features.model import weights_sha256
+from focalclip.interop.encoder import ImageEncoder
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.sources.encoder import ImageEncoder
 from focalclip.models.weights import to_timm
 
 DOC = Path(__file__).parents[1] / "docs" / "encoder.md"

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from wds_folder import npy, picture, write_folder, write_tar
 
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import Unavailable, decode, locate, open_task, read_task_folder
-from focalclip.evaluation.registry.tasks import Task, registered_tasks
+from focalclip.base.errors import UserError
+from focalclip.evaluation.data import Unavailable, decode, locate, open_task, read_task_folder
+from focalclip.evaluation.task import Task, registered_tasks
 
 
 def test_reads_labels_and_images_over_several_shards_in_order(tmp_path):
@@ -173,7 +173,7 @@ def test_absent_data_says_what_to_do(tmp_path):
 
 
 def test_the_demo_corpus_or_a_task_written_like_its_own(tmp_path):
-    from focalclip.data.fetch import cache_dir
+    from focalclip.base.files import cache_dir
 
     built = sorted(cache_dir().glob("emoji-v*/tasks"))
     root = built[-1] if built else tmp_path

@@ -10,9 +10,9 @@ import pytest
 from local_hub import COMMIT, serving
 from wds_folder import picture, write_folder
 
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import Unavailable, locate, open_task, read_task_folder
-from focalclip.evaluation.registry.tasks import Task
+from focalclip.base.errors import UserError
+from focalclip.evaluation.data import Unavailable, locate, open_task, read_task_folder
+from focalclip.evaluation.task import Task
 
 TASK = Task(id="mine", hub="own/wds_mine")
 MIB = 1 << 20

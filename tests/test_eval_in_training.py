@@ -11,10 +11,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wds_folder import tiny_model, write_folder
 
 import focalclip
-from focalclip.config import RunConfig, from_dict, load_yaml
-from focalclip.errors import UserError
-from focalclip.evaluation.during_training import Evaluator
-from focalclip.evaluation.zeroshot import evaluate
+from focalclip.base.errors import UserError
+from focalclip.base.strict import from_dict, load_yaml
+from focalclip.config import RunConfig
+from focalclip.evaluation.zeroshot import Evaluator, evaluate
 from focalclip.models.clip import FocalCLIP
 
 WORDS = ["--eval.every", "3", "--eval.max-images", "20", "--train.save-every", "3", "--train.keep-checkpoints", "9"]

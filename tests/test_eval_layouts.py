@@ -10,9 +10,9 @@ import pytest
 from torchvision.datasets import ImageFolder
 from wds_folder import picture, write_folder
 
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import TaskData, Unavailable, decode, open_task
-from focalclip.evaluation.registry.tasks import Task, load_benchmark
+from focalclip.base.errors import UserError
+from focalclip.evaluation.data import TaskData, Unavailable, decode, open_task
+from focalclip.evaluation.task import Task, load_benchmark
 
 TASK = Task(id="pets", folders=("vtab-pets",), templates=("a photo of a {c}.",))
 

@@ -16,9 +16,9 @@ from PIL import Image as Pillow
 from scipy.io import savemat
 from wds_folder import picture
 
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import Unavailable, decode, open_task
-from focalclip.evaluation.registry.tasks import Task, registered_tasks
+from focalclip.base.errors import UserError
+from focalclip.evaluation.data import Unavailable, decode, open_task
+from focalclip.evaluation.task import Task, registered_tasks
 
 TASK = Task(id="mine", templates=("a {c}.",))
 
@@ -400,7 +400,7 @@ def test_stl10_is_stored_by_columns(tmp_path, monkeypatch):
 
 
 def test_every_set_in_the_table_is_torchvisions_and_says_how_to_get_it(tmp_path):
-    from focalclip.evaluation.datasets.torchvision_sets import SETS
+    from focalclip.evaluation.data.libraries import SETS
 
     for known in SETS:
         assert hasattr(torchvision.datasets, known.name)

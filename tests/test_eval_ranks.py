@@ -17,11 +17,11 @@ from local_hub import serving
 from wds_folder import picture, tiny_model, write_folder
 
 import focalclip
-from focalclip import distributed
+from focalclip.base import ranks as distributed
+from focalclip.base.ranks import rank
 from focalclip.cli.zeroshot import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from focalclip.distributed import rank
-from focalclip.evaluation.registry.tasks import Benchmark, Task
+from focalclip.evaluation.task import Benchmark, Task
 from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
 

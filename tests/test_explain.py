@@ -7,10 +7,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 import focalclip
-from focalclip import explain_figures as figures
+from focalclip.base.errors import UserError
 from focalclip.cli.explain import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from focalclip.errors import UserError
+from focalclip.explain import figures
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 

@@ -14,11 +14,11 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import focalclip
-from focalclip.after_import import after_import
+from focalclip.base.errors import UserError
 from focalclip.cli.export import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from focalclip.errors import UserError
-from focalclip.export import FORMATS, export
+from focalclip.interop.export import FORMATS, export
+from focalclip.interop.register import after_import
 from focalclip.models.clip import FocalCLIP
 
 TEXTS = ["a cat", "two dogs!", "rain on a window, seen from the street below", "Ünïcode & <b>3.14</b>"]

@@ -8,11 +8,11 @@ import pytest
 import torch
 from wds_folder import picture, tiny_model, write_folder
 
-from focalclip.evaluation.datasets import read_task_folder
+from focalclip.evaluation.data import read_task_folder
 from focalclip.evaluation.features import cache as feature_cache
-from focalclip.evaluation.features import encode as features
+from focalclip.evaluation.features import images as features
 from focalclip.evaluation.features.cache import FeatureCache, cached_image_features, open_cache
-from focalclip.evaluation.features.classifier import class_matrix
+from focalclip.evaluation.features.texts import class_matrix
 from focalclip.evaluation.zeroshot import evaluate
 
 

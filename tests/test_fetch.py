@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from focalclip.data.fetch import NpmPackage, _npm, cache_dir, fetch_debian, fetch_npm, installed_file
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
+from focalclip.base.files import cache_dir
+from focalclip.data.corpus.fetch import NpmPackage, _npm, fetch_debian, fetch_npm, installed_file
 
 
 def script(path: Path, lines: str) -> None:

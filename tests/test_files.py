@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from focalclip.files import whole_file, write_json, write_text
+from focalclip.base.files import whole_file, write_json, write_text
 
 
 def test_the_earlier_file_stays_and_nothing_lies_beside_it_when_writing_fails(tmp_path: Path) -> None:

@@ -10,16 +10,16 @@ from coloured_tasks import coloured, write_task
 from wds_folder import write_folder
 
 import focalclip
+from focalclip.base.errors import UserError
 from focalclip.cli.make_shards import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from focalclip.data.dataset import ShardReader
 from focalclip.data.index import index_shards
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import decode, read_task_folder
-from focalclip.evaluation.probes.training_shards import write_training_shards
+from focalclip.data.samples import ShardReader
+from focalclip.evaluation.data import decode, read_task_folder
+from focalclip.evaluation.probes.draw import write_training_shards
 from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
-from focalclip.training.initial import start_from
+from focalclip.training.start import start_from
 
 NAMES, TEMPLATES = ("red", "green", "blue"), ("{c}", "something {c}")
 

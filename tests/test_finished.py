@@ -9,7 +9,7 @@ import torch
 from wds_folder import picture, tiny_model, write_folder
 
 from focalclip.evaluation import zeroshot
-from focalclip.evaluation.registry.tasks import Benchmark, Task
+from focalclip.evaluation.task import Benchmark, Task
 from focalclip.evaluation.zeroshot import evaluate
 
 

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.focalnet.blocks import DropPath
 from focalclip.models.focalnet.depthwise import DepthwiseConv, _is_slow
-from focalclip.models.focalnet.focal_modulation import FocalModulation
-from focalclip.models.focalnet.layers import DropPath
+from focalclip.models.focalnet.modulation import FocalModulation
 
 SMALL = {"embed_dim": 8, "depths": (1, 2, 1)}
 OPTIONS = [

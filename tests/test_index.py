@@ -18,9 +18,9 @@ import pytest
 import webdataset
 from tiny_shards import good_sample, picture, write_shards, write_tar
 
+from focalclip.base.errors import UserError
 from focalclip.data.index import IMAGE, JSON, LABEL, TEXT, index_shards, load_key, load_members, scan_shard
-from focalclip.data.shards import resolve_shards
-from focalclip.errors import UserError
+from focalclip.data.sources import resolve_shards
 
 
 @pytest.fixture(autouse=True)

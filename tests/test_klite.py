@@ -8,7 +8,7 @@ import torch
 from random_weights import randomise
 from torch.nn import functional as F
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
 from focalclip.models.focalnet import FocalNet
 from focalclip.models.focalnet.variants import FOCALNETS
 from focalclip.models.weights import from_klite, from_official, load_focalnet, to_klite

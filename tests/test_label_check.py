@@ -8,7 +8,7 @@ import pytest
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from focalclip.evaluation.registry.label_check import (
+from focalclip.evaluation.metrics.label_check import (
     MAX_CLASSES,
     UNLIKELY_FEW,
     _best_order,

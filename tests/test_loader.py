@@ -13,9 +13,10 @@ import pytest
 import torch
 from tiny_shards import ByteTokenizer, write_shards
 
-from focalclip.config import AugmentConfig, DataConfig, RunConfig, from_dict
+from focalclip.base.errors import UserError
+from focalclip.base.strict import from_dict
+from focalclip.config import AugmentConfig, DataConfig, RunConfig
 from focalclip.data.loader import Batch, TrainLoader
-from focalclip.errors import UserError
 
 AUGMENT = AugmentConfig(scale=(0.5, 1.0), flip=0.5, grey=0.3, invert=0.5, recolour=0.5)
 NUM_SAMPLES = 30

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from focalclip.evaluation.statistics import metrics
-from focalclip.evaluation.statistics.intervals import bootstrap_interval, wilson_interval
+from focalclip.evaluation.metrics import definitions as metrics
+from focalclip.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
 
 
 def rng(seed=0):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
 from focalclip.models.cost import count_multiply_adds
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.focalnet.mixers import FOCAL, MIXERS, NEED_LEVELS, Place, build_mixer

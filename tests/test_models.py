@@ -13,13 +13,14 @@ from helpers import run_ranks
 from torch import nn
 
 import focalclip
-from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig, from_dict
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
+from focalclip.base.strict import from_dict
+from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from focalclip.interop import load as loading
 from focalclip.models.clip import FocalCLIP
+from focalclip.models.image import check_image_size
 from focalclip.models.norm import GlobalBatchNorm, fold_into
-from focalclip.models.sources import loading
 from focalclip.models.text import create_text_tower, create_tokenizer
-from focalclip.models.towers import check_image_size
 
 TINY = ModelConfig(
     embed_dim=32,

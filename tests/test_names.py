@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from wds_folder import write_folder
 
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import open_task, read_task_folder
-from focalclip.evaluation.registry.names import departures, join, places
-from focalclip.evaluation.registry.protocols import load_protocol
-from focalclip.evaluation.registry.tasks import Task, registered_tasks
+from focalclip.base.errors import UserError
+from focalclip.evaluation.data import open_task, read_task_folder
+from focalclip.evaluation.names import departures, join, places
+from focalclip.evaluation.protocols import load_protocol
+from focalclip.evaluation.task import Task, registered_tasks
 
 ELEVATER = {task.id: task for task in registered_tasks("elevater")}
 

@@ -8,18 +8,17 @@ import pytest
 import torch
 from wds_folder import picture, tiny_model, write_folder
 
-from focalclip.errors import UserError
-from focalclip.evaluation.answers.compare import compare
-from focalclip.evaluation.answers.per_class import class_rows, confusions
-from focalclip.evaluation.answers.pictures import decode, mistakes
-from focalclip.evaluation.answers.predictions import Predictions
-from focalclip.evaluation.datasets import read_task_folder
-from focalclip.evaluation.features.encode import ImageFeatures
-from focalclip.evaluation.registry.tasks import Benchmark, Task
-from focalclip.evaluation.report import Result
-from focalclip.evaluation.report.files import find_results
-from focalclip.evaluation.statistics import metrics
+from focalclip.base.errors import UserError
+from focalclip.evaluation.compare import compare
+from focalclip.evaluation.data import read_task_folder
+from focalclip.evaluation.data.entries import decode
+from focalclip.evaluation.features.images import ImageFeatures
+from focalclip.evaluation.metrics import definitions as metrics
+from focalclip.evaluation.predictions import Predictions, mistakes
+from focalclip.evaluation.result import Result, find_results
+from focalclip.evaluation.task import Benchmark, Task
 from focalclip.evaluation.zeroshot import evaluate
+from focalclip.reports.classes import class_rows, confusions
 
 NAMES = ("cat", "dog", "ankle boot", "fire engine", "owl", "bus", "tree")
 TASKS = (

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import focalclip
-from focalclip.models.sources import store
+from focalclip.interop import folder as store
 from focalclip.training.stop import StopRequest
 
 

@@ -18,19 +18,17 @@ from sklearn.linear_model import Ridge
 from wds_folder import picture, png, tiny_model, write_folder
 
 import focalclip
+from focalclip.base.errors import UserError
 from focalclip.cli.probe import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import read_task_folder
-from focalclip.evaluation.features.encode import encode_images
+from focalclip.evaluation.data import read_task_folder
+from focalclip.evaluation.features.images import encode_images
 from focalclip.evaluation.features.model import weights_sha256
 from focalclip.evaluation.opened import open_checked
-from focalclip.evaluation.probes.journal import Journal
-from focalclip.evaluation.probes.plot import write_plot
-from focalclip.evaluation.probes.result import ProbeRun, summarise
+from focalclip.evaluation.probes.report import table, write_plot
+from focalclip.evaluation.probes.result import Journal, ProbeRun, summarise
 from focalclip.evaluation.probes.run import probe
-from focalclip.evaluation.probes.table import table
-from focalclip.evaluation.registry.tasks import Benchmark, Task
+from focalclip.evaluation.task import Benchmark, Task
 from focalclip.models.clip import FocalCLIP
 
 

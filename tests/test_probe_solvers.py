@@ -9,13 +9,16 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from focalclip.evaluation.probes.few_shot import choose_shots, hold_out
-from focalclip.evaluation.probes.knn import knn
-from focalclip.evaluation.probes.language import language_head
-from focalclip.evaluation.probes.linear import Head, PrincipalAxes
-from focalclip.evaluation.probes.logistic import logistic
-from focalclip.evaluation.probes.ridge import ridge
-from focalclip.evaluation.probes.strength import choose_strength
+from focalclip.evaluation.probes.draw import choose_shots, hold_out
+from focalclip.evaluation.probes.solvers import (
+    Head,
+    PrincipalAxes,
+    choose_strength,
+    knn,
+    language_head,
+    logistic,
+    ridge,
+)
 
 
 def features_and_labels(n=80, dim=12, classes=4, seed=0):

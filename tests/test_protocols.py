@@ -8,12 +8,12 @@ from sklearn import metrics as sk
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
 from wds_folder import tiny_model, write_folder
 
-from focalclip.errors import UserError
-from focalclip.evaluation.features.resize import resizer
-from focalclip.evaluation.registry.protocols import PROTOCOLS, lines_sha256, load_protocol, statement
-from focalclip.evaluation.registry.tasks import Task, load_benchmark, registered_benchmarks, registered_tasks
+from focalclip.base.errors import UserError
+from focalclip.evaluation.features.images import resizer
+from focalclip.evaluation.metrics import definitions as metrics
+from focalclip.evaluation.protocols import PROTOCOLS, lines_sha256, load_protocol, statement
 from focalclip.evaluation.scoring import metric_value, score, score_matrix
-from focalclip.evaluation.statistics import metrics
+from focalclip.evaluation.task import Task, load_benchmark, registered_benchmarks, registered_tasks
 from focalclip.evaluation.zeroshot import evaluate
 
 ELEVATER = {task.id: task for task in registered_tasks("elevater")}

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from focalclip.bench.parity.case import MODEL
-from focalclip.bench.random_model import write_model
-from focalclip.bench.synthetic_task import SyntheticTask
 from focalclip.cli import zeroshot
 from focalclip.cli.check_reference import main
-from focalclip.evaluation.registry.tasks import registered_tasks
-from focalclip.evaluation.report.published import published_rows
-from focalclip.evaluation.report.reference import published
+from focalclip.evaluation.task import registered_tasks
+from focalclip.reports.published import published, published_rows
+from focalclip.studies.bench.parity import MODEL
+from focalclip.studies.bench.synthetic import SyntheticTask, write_model
 
 OPENAI = published().references["openai-vit-b-32"]
 

@@ -15,19 +15,20 @@ import torch
 from PIL import Image
 from wds_folder import picture, tiny_model, write_folder
 
+from focalclip.base.errors import UserError
 from focalclip.cli.report import main
 from focalclip.cli.zeroshot import main as zeroshot
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import read_task_folder
-from focalclip.evaluation.features.classifier import class_matrix
-from focalclip.evaluation.features.encode import encode_images
+from focalclip.evaluation.data import read_task_folder
+from focalclip.evaluation.features.images import encode_images
 from focalclip.evaluation.features.model import weights_sha256
-from focalclip.evaluation.registry.tasks import Benchmark, Task, registered_tasks
-from focalclip.evaluation.report import Result, write_report
-from focalclip.evaluation.report.published import published_rows
-from focalclip.evaluation.report.submission import Record, notes, write_records
-from focalclip.evaluation.statistics import metrics
+from focalclip.evaluation.features.texts import class_matrix
+from focalclip.evaluation.metrics import definitions as metrics
+from focalclip.evaluation.result import Result
+from focalclip.evaluation.task import Benchmark, Task, registered_tasks
 from focalclip.evaluation.zeroshot import evaluate
+from focalclip.reports.published import published_rows
+from focalclip.reports.submission import Record, notes, write_records
+from focalclip.reports.write import write_report
 
 NAMES = ("cat", "dog", "a <b>bold</b> & 50% _bird_")
 SIZES = {"alpha": 40, "beta_1": 30, "many": 24}

@@ -15,13 +15,14 @@ from test_retrieval_sources import write_wds
 from wds_folder import picture, tiny_model, write_tar
 
 import focalclip
+from focalclip.base.errors import UserError
 from focalclip.cli.retrieval import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import decode
+from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.model import weights_sha256
-from focalclip.evaluation.retrieval import evaluate, open_pairs
-from focalclip.evaluation.statistics.intervals import wilson_interval
+from focalclip.evaluation.metrics.intervals import wilson_interval
+from focalclip.evaluation.retrieval import open_pairs
+from focalclip.evaluation.retrieval.run import evaluate
 from focalclip.models.clip import FocalCLIP
 
 CAPTIONS = [[f"thing {i}", f"a photo of number {i % 7}"] for i in range(23)]

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from helpers import run_ranks
 
-from focalclip.evaluation.retrieval.ranking import retrieval_ranks
+from focalclip.evaluation.retrieval.ranks import retrieval_ranks
 
 
 def unit(rows, dim, seed, spread=1.0):
@@ -157,7 +157,7 @@ def test_trap_scores_under_mixed_precision_or_reduced_float32(interface):
 
 MEMORY = """
 import resource, numpy as np, torch
-from focalclip.evaluation.retrieval.ranking import retrieval_ranks
+from focalclip.evaluation.retrieval.ranks import retrieval_ranks
 torch.manual_seed(0)
 images, texts = (torch.nn.functional.normalize(torch.randn(n, 16), dim=-1) for n in (6_000, 30_000))
 pairs = np.stack([np.arange(30_000) // 5, np.arange(30_000)], axis=1)

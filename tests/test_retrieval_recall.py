@@ -8,11 +8,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from focalclip.evaluation.datasets.files import FileEntry
+from focalclip.evaluation.data.trees import FileEntry
+from focalclip.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
 from focalclip.evaluation.retrieval.pairs import PairData
-from focalclip.evaluation.retrieval.ranking import retrieval_ranks
+from focalclip.evaluation.retrieval.ranks import retrieval_ranks
 from focalclip.evaluation.retrieval.recall import chance_recall, clustered_interval, image_to_text, text_to_image
-from focalclip.evaluation.statistics.intervals import bootstrap_interval, wilson_interval
 
 
 def pair_data(captions_of):

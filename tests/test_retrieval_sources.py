@@ -5,7 +5,7 @@ import json
 import pytest
 from wds_folder import picture, write_tar
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
 from focalclip.evaluation.retrieval import open_pairs
 
 

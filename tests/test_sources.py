@@ -14,12 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import focalclip
+from focalclip.base.errors import UserError
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from focalclip.errors import UserError
-from focalclip.export import export
+from focalclip.interop.export import export
+from focalclip.interop.open_clip import OpenClipTower
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet.variants import FOCALNETS
-from focalclip.models.sources.open_clip_adapter import OpenClipTower
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 8}
 PICTURE = Image.effect_noise((50, 40), 90)

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from focalclip.evaluation.statistics.efficiency import average_head, pe_score
 from scipy import stats
 
-from focalclip.evaluation.statistics import metrics
-from focalclip.evaluation.statistics.calibration import fit_scale, learned_scale, reliability
-from focalclip.evaluation.statistics.efficiency import average_head, pe_score
-from focalclip.evaluation.statistics.intervals import Z95, mean_interval, percentile_interval, wilson_interval
-from focalclip.evaluation.statistics.paired import PAIRED_DRAWS, bootstrap_p, holm, mcnemar_exact, paired_draws
+from focalclip.evaluation.metrics import definitions as metrics
+from focalclip.evaluation.metrics.calibration import fit_scale, learned_scale, reliability
+from focalclip.evaluation.metrics.intervals import Z95, mean_interval, percentile_interval, wilson_interval
+from focalclip.evaluation.metrics.paired import PAIRED_DRAWS, bootstrap_p, holm, mcnemar_exact, paired_draws
 
 # value in percent and test images, at the level of CLIP ViT-B/32 (sheet of public runs: open_clip's table)
 CLIP_B32 = [

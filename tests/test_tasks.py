@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from wds_folder import write_folder
 
-from focalclip.errors import UserError
-from focalclip.evaluation.registry.tasks import Task, load_benchmark, registered_tasks
+from focalclip.base.errors import UserError
+from focalclip.evaluation.task import Task, load_benchmark, registered_tasks
 
 # ELEVATER's registry of data sets (Elevater_Toolkit_IC): id, classes, images to train, validate, test; prompts; metric
 PUBLISHED = """

@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 import focalclip
-from focalclip.config import ModelConfig, RunConfig, dump_yaml, from_dict, load_yaml
-from focalclip.errors import UserError
-from focalclip.export import export
+from focalclip.base.errors import UserError
+from focalclip.base.strict import dump_yaml, from_dict, load_yaml
+from focalclip.config import ModelConfig, RunConfig
+from focalclip.interop import folder as store
+from focalclip.interop.export import export
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.sources import store
-from focalclip.training.run import _same_run
+from focalclip.training.resume import _same_run
 
 SWIN = {
     "name": "timm:swin_tiny_patch4_window7_224",

@@ -6,9 +6,9 @@ from contextlib import closing
 import pytest
 import torch
 
+from focalclip.base.errors import SharedError, UserError, first_line
+from focalclip.base.ranks import main_first, main_only
 from focalclip.config import RunConfig
-from focalclip.distributed import main_first, main_only
-from focalclip.errors import SharedError, UserError, first_line
 from focalclip.training.checkpoint import TrainState
 from focalclip.training.engine import seed_step
 from focalclip.training.log import TrainLog

@@ -10,10 +10,10 @@ from PIL import Image
 from tiny_shards import picture
 
 from focalclip.config import AugmentConfig, ImageTowerConfig
-from focalclip.data.decode import decode_image
 from focalclip.data.order import Draw, uniform_draws
+from focalclip.data.samples import decode_image
 from focalclip.data.transforms import augment_batch, min_decoded_side, random_resized_crop
-from focalclip.preprocess import eval_transform
+from focalclip.models.preprocess import eval_transform
 
 WHOLE = AugmentConfig(scale=(1.0, 1.0), ratio=(1.0, 1.0))
 ROUNDING = 2  # grey levels: two resizers that both round, and JPEG's own rounding

@@ -15,11 +15,11 @@ import torchvision
 from wds_folder import picture, png, tiny_model, write_folder
 
 import focalclip
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import Unavailable, decode, open_task
-from focalclip.evaluation.datasets.hub import wanted_files
-from focalclip.evaluation.features.encode import encode_images
-from focalclip.evaluation.registry.tasks import Task, registered_tasks
+from focalclip.base.errors import UserError
+from focalclip.evaluation.data import Unavailable, decode, open_task
+from focalclip.evaluation.data.hub import wanted_files
+from focalclip.evaluation.features.images import encode_images
+from focalclip.evaluation.task import Task, registered_tasks
 
 ELEVATER = {task.id: task for task in registered_tasks("elevater")}
 

@@ -9,16 +9,16 @@ import pytest
 import torch
 from wds_folder import picture, tiny_model, write_folder
 
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import read_task_folder
-from focalclip.evaluation.features.classifier import class_matrix
-from focalclip.evaluation.features.encode import encode_images
-from focalclip.evaluation.registry.label_check import check_labels
-from focalclip.evaluation.registry.names import departures, join, places
-from focalclip.evaluation.registry.protocols import PROTOCOLS
-from focalclip.evaluation.registry.tasks import Benchmark, Task, load_benchmark, registered_tasks
+from focalclip.base.errors import UserError
+from focalclip.evaluation.data import read_task_folder
+from focalclip.evaluation.features.images import encode_images
+from focalclip.evaluation.features.texts import class_matrix
+from focalclip.evaluation.metrics import definitions as metrics
+from focalclip.evaluation.metrics.label_check import check_labels
+from focalclip.evaluation.names import departures, join, places
+from focalclip.evaluation.protocols import PROTOCOLS
 from focalclip.evaluation.scoring import score
-from focalclip.evaluation.statistics import metrics
+from focalclip.evaluation.task import Benchmark, Task, load_benchmark, registered_tasks
 from focalclip.evaluation.zeroshot import evaluate
 
 ELEVATER = {task.id: task for task in registered_tasks("elevater")}

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import focalclip
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
 from focalclip.models.cost import HEADER, Cost, count, row
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.focalnet.focal_modulation import FocalModulation
+from focalclip.models.focalnet.modulation import FocalModulation
 from focalclip.models.focalnet.variants import FOCALNETS, VARIANTS, create_focalnet
 
 DOCUMENT = (Path(__file__).parents[1] / "docs/models.md").read_text()

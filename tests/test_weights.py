@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
+from focalclip.interop.load import load_image_encoder
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.focalnet.variants import FOCALNETS
-from focalclip.models.sources.loading import load_image_encoder
 from focalclip.models.weights import from_official, load_focalnet, to_official, to_timm, to_transformers
 from focalclip.models.weights.architecture import variant_of
 

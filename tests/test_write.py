@@ -6,8 +6,8 @@ import pytest
 import webdataset
 from PIL import Image
 
+from focalclip.base.errors import UserError
 from focalclip.data.write import write_shards, write_task
-from focalclip.errors import UserError
 
 
 def samples(n):

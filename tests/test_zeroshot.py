@@ -17,18 +17,18 @@ from sklearn import metrics as sk
 from wds_folder import picture, png, tiny_model, write_folder
 
 import focalclip
-from focalclip.cli.args import with_overrides
+from focalclip.base.errors import UserError
+from focalclip.cli.settings import with_overrides
 from focalclip.cli.zeroshot import main
 from focalclip.config import ImageTowerConfig, ModelConfig, RunConfig, TextTowerConfig
-from focalclip.errors import UserError
 from focalclip.evaluation import scoring
-from focalclip.evaluation.datasets import decode, read_task_folder
-from focalclip.evaluation.features.classifier import class_matrix, encode_prompts
-from focalclip.evaluation.features.encode import encode_images
+from focalclip.evaluation.data import decode, read_task_folder
+from focalclip.evaluation.features.images import encode_images
 from focalclip.evaluation.features.model import to_precision, weights_sha256
-from focalclip.evaluation.registry.tasks import Benchmark, Task
-from focalclip.evaluation.statistics import metrics
-from focalclip.evaluation.statistics.intervals import wilson_interval
+from focalclip.evaluation.features.texts import class_matrix, encode_prompts
+from focalclip.evaluation.metrics import definitions as metrics
+from focalclip.evaluation.metrics.intervals import wilson_interval
+from focalclip.evaluation.task import Benchmark, Task
 from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focalclip.cli.args import check_output, command_parser, guarded, positive_int
-from focalclip.printed import aligned
+from focalclip.base.terminal import aligned
+from focalclip.cli.command import check_output, command_parser, guarded, positive_int
 
 if TYPE_CHECKING:
-    from focalclip.bench.result import BenchResult
+    from focalclip.studies.bench.result import BenchResult
 
 EXAMPLES = """\
 examples:
@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run_eval(args: argparse.Namespace) -> int:
-    from focalclip.bench.evaluation import timed
+    from focalclip.studies.bench.evaluation import timed
 
     if args.output:
         check_output(Path(args.output))

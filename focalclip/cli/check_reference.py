@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focalclip.cli.args import command_parser, guarded
-from focalclip.errors import UserError
-from focalclip.printed import aligned
+from focalclip.base.errors import UserError
+from focalclip.base.terminal import aligned
+from focalclip.cli.command import command_parser, guarded
 
 if TYPE_CHECKING:
-    from focalclip.evaluation.report.reference import Comparison
+    from focalclip.reports.published import Comparison
 
 EXAMPLES = """\
 examples:
@@ -44,7 +44,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.evaluation.report.reference import compare, published
+    from focalclip.reports.published import compare, published
 
     known = published().references
     if args.reference not in known:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focalclip.cli.args import check_output, command_parser, guarded
-from focalclip.errors import UserError
-from focalclip.files import write_json
-from focalclip.printed import aligned
+from focalclip.base.errors import UserError
+from focalclip.base.files import write_json
+from focalclip.base.terminal import aligned
+from focalclip.cli.command import check_output, command_parser, guarded
 
 if TYPE_CHECKING:
-    from focalclip.bench.parity.numbers import Difference
+    from focalclip.studies.bench.parity import Difference
 
 EXAMPLES = """\
 examples:
@@ -40,10 +40,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.bench import clip_benchmark
-    from focalclip.bench.ours import run_retrieval, run_zeroshot
-    from focalclip.bench.parity.case import PAIRS_NAME, TASKS, write_case
-    from focalclip.bench.parity.numbers import differences
+    from focalclip.studies.bench import peers as clip_benchmark
+    from focalclip.studies.bench.parity import PAIRS_NAME, TASKS, differences, write_case
+    from focalclip.studies.bench.peers import run_retrieval, run_zeroshot
 
     if args.output:
         check_output(Path(args.output))
@@ -73,9 +72,8 @@ def _margins(case: Path) -> dict[str, float]:
         UserError: if one is so small that its numbers could be others on another machine.
     """
     import focalclip
-    from focalclip.bench.parity.case import PAIRS, PAIRS_NAME, TASKS
-    from focalclip.bench.parity.margins import MIN_MARGIN, pairs_margin, task_margin
     from focalclip.evaluation.features.model import evaluating
+    from focalclip.studies.bench.parity import MIN_MARGIN, PAIRS, PAIRS_NAME, TASKS, pairs_margin, task_margin
 
     model = focalclip.load(f"open_clip:local-dir:{case / 'model'}")
     with evaluating(model):
@@ -105,7 +103,7 @@ def _write(
     theirs: dict[str, dict[str, float]],
 ) -> None:
     """Keep their numbers, with what they were made of."""
-    from focalclip.bench.parity.case import MODEL_SEED, PAIRS, PAIRS_NAME, TASKS
+    from focalclip.studies.bench.parity import MODEL_SEED, PAIRS, PAIRS_NAME, TASKS
 
     seeds = {name: task.seed for name, task in TASKS.items()} | {PAIRS_NAME: PAIRS.seed}
     tasks: dict[str, Any] = {

@@ -4,10 +4,11 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 
-from focalclip.cli.args import command_parser, guarded, output_folder, positive_int
-from focalclip.comparison.towers import TOWERS
-from focalclip.config import RunConfig, load_yaml
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
+from focalclip.base.strict import load_yaml
+from focalclip.cli.command import command_parser, guarded, output_folder, positive_int
+from focalclip.config import RunConfig
+from focalclip.studies.towers.plan import TOWERS
 
 EXAMPLES = f"""\
 examples:
@@ -55,10 +56,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.comparison import report
-    from focalclip.comparison.plan import make_plan, read_plan
-    from focalclip.comparison.plot import write_plot
-    from focalclip.comparison.runs import Run, run_all, terminable
+    from focalclip.studies.towers import report
+    from focalclip.studies.towers.plan import make_plan, read_plan
+    from focalclip.studies.towers.report import write_plot
+    from focalclip.studies.towers.runs import Run, run_all, terminable
 
     towers, seeds, folder = (
         list(dict.fromkeys(args.towers)),
@@ -101,8 +102,8 @@ def _base(path: str | None, jobs: int) -> RunConfig:
     import torch
 
     from focalclip.cli.pretrain import DEFAULT_CONFIG, check_benchmark, training_shards
-    from focalclip.comparison.plan import check_base
-    from focalclip.shipped import config_dir
+    from focalclip.config import config_dir
+    from focalclip.studies.towers.plan import check_base
 
     if jobs > 1 and torch.cuda.is_available():
         raise UserError(f"--jobs {jobs}: runs on one GPU would slow each other down; use --jobs 1")

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from focalclip.cli.args import command_parser, guarded, output_folder
+from focalclip import names
+from focalclip.cli.command import command_parser, guarded, output_folder
 
 EXAMPLES = """\
 examples:
@@ -46,8 +47,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from focalclip import explain_figures as figures
-    from focalclip.models.sources.loading import newest_run
+    from focalclip.explain import figures
+    from focalclip.interop.load import newest_run
 
     pictures = figures.find_pictures(args.images)
     folder = output_folder(args.output)
@@ -73,5 +74,5 @@ def _load(source: str) -> Any:
     """Both towers where there are two: captions need the second."""
     import focalclip
 
-    is_tower = source.startswith("timm:") or Path(source).is_file()
+    is_tower = names.split(source)[0] == names.TIMM or Path(source).is_file()
     return focalclip.load_image_encoder(source) if is_tower else focalclip.load(source)

@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Sequence
 
-from focalclip.cli.args import command_parser, guarded
+from focalclip.cli.command import command_parser, guarded
 
 FORMATS = ("open_clip", "timm", "transformers", "onnx")
+
 EXAMPLES = """\
 examples:
   python scripts/export.py runs/demo out --format open_clip         both towers, for open_clip's local-dir:out
@@ -41,8 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.export import export
-    from focalclip.export.hub import check_can_push, push_to_hub
+    from focalclip.interop.export import check_can_push, export, push_to_hub
 
     if args.push_to_hub:
         check_can_push(args.push_to_hub)  # before the work, not after it

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from focalclip.cli.args import check_output, command_parser, guarded, positive_int, usable_device
+from focalclip.cli.command import check_output, command_parser, guarded, positive_int, usable_device
 
 EXAMPLES = """\
 examples:
@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     import focalclip
     from focalclip.evaluation.features.extract import check_format, extract, find_pictures
-    from focalclip.models.sources.loading import newest_run
+    from focalclip.interop.load import newest_run
 
     device, output = usable_device(args.device), Path(args.output)
     check_format(output)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from focalclip.cli.args import command_parser, guarded, output_folder, positive_int
+from focalclip.cli.command import command_parser, guarded, output_folder, positive_int
 
 EXAMPLES = """\
 examples:
@@ -34,10 +34,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.errors import UserError
-    from focalclip.evaluation.datasets import read_task_folder
-    from focalclip.evaluation.probes.few_shot import choose_shots
-    from focalclip.evaluation.probes.training_shards import write_training_shards
+    from focalclip.base.errors import UserError
+    from focalclip.evaluation.data import read_task_folder
+    from focalclip.evaluation.probes.draw import choose_shots, write_training_shards
 
     folder = output_folder(args.output)
     data = read_task_folder(Path(args.source), args.split)

@@ -5,16 +5,18 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focalclip.cli import args
-from focalclip.config import RunConfig, load_yaml
-from focalclip.errors import SharedError, UserError
-from focalclip.shipped import config_dir
+from focalclip.base.errors import SharedError, UserError
+from focalclip.base.strict import load_yaml
+from focalclip.cli import command as args
+from focalclip.cli import settings
+from focalclip.config import RunConfig, config_dir
 
 if TYPE_CHECKING:
     from focalclip.models.clip import FocalCLIP
     from focalclip.training.run import Measure
 
 DEFAULT_CONFIG = "focalclip_pico"
+
 DESCRIPTION = f"""Pretrain a FocalNet image tower and a text tower with a contrastive loss, then evaluate zero-shot.
 
   deepspeed scripts/pretrain.py                                          the default model on the default corpus
@@ -38,7 +40,7 @@ def main(argv: list[str]) -> int:
     shards = training_shards(config)
     check_benchmark(config)
     engine.boot()
-    from focalclip.distributed import is_main, rank
+    from focalclip.base.ranks import is_main, rank
     from focalclip.training.run import run_training
 
     try:
@@ -74,16 +76,16 @@ def parse(argv: list[str]) -> tuple[RunConfig, bool]:
             rest.append(word)
     base = load_yaml(RunConfig, path or config_dir() / f"{DEFAULT_CONFIG}.yaml")
     if wants_help:
-        args.print_help(base, DESCRIPTION)
-    return args.with_overrides(base, rest), resume
+        settings.print_help(base, DESCRIPTION)
+    return settings.with_overrides(base, rest), resume
 
 
 def training_shards(config: RunConfig) -> list[Path]:
     """The training shards; the default corpus is built if this is its first use."""
-    from focalclip.data.shards import resolve_shards
+    from focalclip.data.sources import resolve_shards
 
     if config.data.train == "emoji":
-        from focalclip.data.emoji import ensure_corpus
+        from focalclip.data.corpus.emoji import ensure_corpus
 
         return resolve_shards(str(ensure_corpus().train))
     return resolve_shards(config.data.train)
@@ -92,15 +94,15 @@ def training_shards(config: RunConfig) -> list[Path]:
 def check_benchmark(config: RunConfig) -> None:
     """A benchmark that is misspelt or cannot be had is known before training, not after it."""
     if config.eval.benchmark and os.environ.get("RANK", "0") == "0":
-        from focalclip.evaluation.registry.tasks import load_benchmark
+        from focalclip.evaluation.task import load_benchmark
 
         load_benchmark(config.eval.benchmark)
 
 
 def _measure(config: RunConfig) -> "Measure":
     """What is measured during training: each task's value, and their mean."""
-    from focalclip.distributed import is_main
-    from focalclip.evaluation.during_training import Evaluator
+    from focalclip.base.ranks import is_main
+    from focalclip.evaluation.zeroshot import Evaluator
 
     evaluator = Evaluator(str(config.eval.benchmark), max_images=config.eval.max_images)
     told: set[str] = set()

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from focalclip.cli.args import (
+from focalclip.cli.command import (
     add_cache_options,
     check_output,
     command_parser,
@@ -85,12 +85,11 @@ def _shots(text: str) -> int | str:
 
 def _run(args: argparse.Namespace) -> int:
     import focalclip
-    from focalclip.errors import UserError
-    from focalclip.evaluation.probes.plot import write_plot
+    from focalclip.base.errors import UserError
+    from focalclip.evaluation.probes.report import table, write_plot
     from focalclip.evaluation.probes.run import probe
-    from focalclip.evaluation.probes.table import table
-    from focalclip.evaluation.registry.tasks import load_benchmark
-    from focalclip.models.sources.loading import newest_run
+    from focalclip.evaluation.task import load_benchmark
+    from focalclip.interop.load import newest_run
 
     device = usable_device(args.device)
     if args.output:

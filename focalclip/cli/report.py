@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from focalclip.cli.args import check_output, command_parser, guarded
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
+from focalclip.cli.command import check_output, command_parser, guarded
 
 EXAMPLES = """\
 examples:
@@ -49,8 +49,7 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError("name a result's JSON or a run directory, or give --compare A B; --help has examples")
     if args.output:
         raise UserError("--output goes with --compare; for a report name the files behind the result")
-    from focalclip.evaluation.report import Result
-    from focalclip.evaluation.report.files import result_files
+    from focalclip.evaluation.result import Result, result_files
 
     results = list(result_files(args.result).values())
     if args.files and len(results) > 1:
@@ -62,9 +61,8 @@ def _run(args: argparse.Namespace) -> int:
 
 def write_reports(result: Any, files: Sequence[str | Path]) -> None:
     """Write each file in the format of its ending, and say so; submissions come with what to know of them."""
-    from focalclip.evaluation.report import write_report
-    from focalclip.evaluation.report.submission import notes
-    from focalclip.evaluation.report.write import check_format
+    from focalclip.reports.submission import notes
+    from focalclip.reports.write import check_format, write_report
 
     paths = [check_format(file) for file in files]
     for path in paths:
@@ -77,7 +75,7 @@ def write_reports(result: Any, files: Sequence[str | Path]) -> None:
 
 def run_comparison(a: str, b: str, output: str | None) -> int:
     """Print a comparison, and write it as JSON where a file is named."""
-    from focalclip.evaluation.answers.compare import compare
+    from focalclip.evaluation.compare import compare
 
     if output:
         check_output(Path(output))

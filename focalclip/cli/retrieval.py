@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focalclip.cli.args import (
+from focalclip.cli.command import (
     add_cache_options,
     check_output,
     command_parser,
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.distributed import joined
+    from focalclip.base.ranks import joined
 
     with joined():
         return _evaluate(args)
@@ -98,10 +98,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     import focalclip
-    from focalclip.distributed import is_main, main_first
+    from focalclip.base.ranks import is_main, main_first
     from focalclip.evaluation.features.model import to_precision
-    from focalclip.evaluation.retrieval import evaluate, open_pairs
-    from focalclip.models.sources.loading import newest_run
+    from focalclip.evaluation.retrieval import open_pairs
+    from focalclip.evaluation.retrieval.run import evaluate
+    from focalclip.interop.load import newest_run
 
     device = usable_device(args.device)
     for flag, name in (("--output", args.output), ("--ranks", args.ranks)):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focalclip.cli.args import (
+from focalclip.base.errors import UserError
+from focalclip.cli.command import (
     add_cache_options,
     check_output,
     command_parser,
@@ -18,11 +19,10 @@ from focalclip.cli.args import (
     without_launchers,
 )
 from focalclip.cli.report import run_comparison, write_reports
-from focalclip.errors import UserError
 
 if TYPE_CHECKING:
-    from focalclip.evaluation.registry.tasks import Benchmark
-    from focalclip.evaluation.report import Result
+    from focalclip.evaluation.result import Result
+    from focalclip.evaluation.task import Benchmark
 
 EXAMPLES = """\
 examples:
@@ -116,7 +116,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.compare:
         a, b = args.compare
         return run_comparison(a, b, args.output)
-    from focalclip.distributed import joined
+    from focalclip.base.ranks import joined
 
     with joined():
         return _evaluate(args)
@@ -124,12 +124,12 @@ def _run(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     import focalclip
-    from focalclip.distributed import is_main
+    from focalclip.base.ranks import is_main
     from focalclip.evaluation.features.model import to_precision
-    from focalclip.evaluation.registry.tasks import load_benchmark
-    from focalclip.evaluation.report.write import check_format
+    from focalclip.evaluation.task import load_benchmark
     from focalclip.evaluation.zeroshot import evaluate
-    from focalclip.models.sources.loading import newest_run
+    from focalclip.interop.load import newest_run
+    from focalclip.reports.write import check_format
 
     device = usable_device(args.device)
     if args.output:

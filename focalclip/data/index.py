@@ -17,17 +17,21 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-from focalclip.data.fetch import cache_dir
-from focalclip.errors import UserError
-from focalclip.files import whole_file
+from focalclip.base.errors import UserError
+from focalclip.base.files import cache_dir, whole_file
 
 IMAGE, TEXT, JSON, LABEL = range(4)  # columns of the member table
+
 _COLUMNS = {"jpg": IMAGE, "jpeg": IMAGE, "png": IMAGE, "webp": IMAGE, "txt": TEXT, "json": JSON, "cls": LABEL}
+
 _NAME = re.compile(
     r"((?:.*/)?[^./]+)\.([^/]*)"
 )  # the key ends at the first dot of the file's own name, as in webdataset
+
 _META = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips too
+
 _VERSION = 1
+
 _BLOCK = 512  # bytes of a tar block (POSIX ustar)
 
 

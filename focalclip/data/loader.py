@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from focalclip.base.errors import UserError
 from focalclip.config import DataConfig
-from focalclip.data.dataset import TrainSamples
 from focalclip.data.index import index_shards
 from focalclip.data.order import uniform_draws
+from focalclip.data.samples import TrainSamples
 from focalclip.data.transforms import augment_batch
-from focalclip.errors import UserError
 
 _GRACE_SECONDS = 30  # how long a worker outlives SIGTERM, for the training process to save and leave
 
@@ -51,7 +51,7 @@ class TrainLoader:
     ranks holds the same samples in the same order on any number of ranks, and one rank yields A batches per step.
 
     Args:
-        shards: Files of :func:`focalclip.data.shards.resolve_shards`. Missing indexes are built, by every process that
+        shards: Files of :func:`focalclip.data.sources.resolve_shards`. Missing indexes are built, by every process that
             finds them missing: let one process build a loader first.
         data: Batch size, workers, window, captions and augmentation.
         image_size: Side of the images in pixels.

@@ -12,6 +12,7 @@ import enum
 import numpy as np
 
 _SHARDS, _SAMPLES, _DRAWS = range(3)  # what a stream of random words is for
+
 _KEPT_WINDOWS = 2  # a batch may lie across the border of two windows
 
 
@@ -37,6 +38,7 @@ class Draw(enum.IntEnum):
 
 
 _WORDS = 16  # per position; a multiple of Philox's block of 4
+
 _BLOCKS = _WORDS // 4
 
 

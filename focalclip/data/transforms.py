@@ -17,7 +17,9 @@ from focalclip.config import AugmentConfig
 from focalclip.data.order import Draw
 
 _LUMA = (77, 150, 29)  # 256 x (0.299, 0.587, 0.114), ITU-R BT.601, as Pillow and torchvision use
+
 _RECOLOUR_SCALE = (0.4, 1.0)  # range of a channel's factor; at most 1, so nothing saturates
+
 _PERMUTATIONS = np.array(list(itertools.permutations(range(3))))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import webdataset
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
 
 SHARDS_PER_TASK = 4  # clip_benchmark's loader has 4 workers by default and fails with fewer shards than workers
 

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import focalclip
-from focalclip.distributed import is_main
-from focalclip.errors import UserError
-from focalclip.evaluation.features.classifier import ClassPrompts
-from focalclip.evaluation.registry.tasks import Task
-from focalclip.evaluation.report import Result, TaskResult
-from focalclip.evaluation.report.records import predictions_folder
+from focalclip.base.errors import UserError
+from focalclip.base.ranks import is_main
+from focalclip.evaluation.features.texts import ClassPrompts
+from focalclip.evaluation.result import Result, TaskResult, predictions_folder
+from focalclip.evaluation.task import Task
 
 
 def settings_sha256(

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from focalclip.evaluation.datasets import TaskData, open_task
-from focalclip.evaluation.registry.names import departures, join
-from focalclip.evaluation.registry.tasks import Benchmark, Task
+from focalclip.evaluation.data import TaskData, open_task
+from focalclip.evaluation.names import departures, join
+from focalclip.evaluation.task import Benchmark, Task
 
 
 @dataclass(frozen=True)

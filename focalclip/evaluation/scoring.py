@@ -7,16 +7,17 @@ from functools import partial
 import numpy as np
 from torch import Tensor
 
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import TaskData
-from focalclip.evaluation.registry.protocols import SCALE, Metric, Scores
-from focalclip.evaluation.registry.tasks import MULTILABEL_METRICS, Task
-from focalclip.evaluation.statistics import metrics
-from focalclip.evaluation.statistics.intervals import bootstrap_interval, wilson_interval
-from focalclip.evaluation.statistics.products import whole_float32
+from focalclip.base.errors import UserError
+from focalclip.base.machine import whole_float32
+from focalclip.evaluation.metrics import definitions as metrics
+from focalclip.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
+from focalclip.evaluation.protocols import SCALE, Metric, Scores
+from focalclip.evaluation.task import MULTILABEL_METRICS, Task
 
 TOP_K = 5
+
 _CHUNK = 8192  # images per block of the score matrix
+
 _RANDOM_DRAWS = 20
 
 
@@ -29,23 +30,6 @@ class Score:
     chance: float
     extras: dict[str, float] = field(default_factory=dict)
     """Further numbers: accuracy, mean_per_class, top5, majority (always saying the commonest class), or every mAP."""
-
-
-def check_task(task: Task, data: TaskData, split: str = "test") -> str:
-    """Refuse data that is not the task's; return which known data it is.
-
-    Raises:
-        UserError: if the number of classes, of images, or the kind of labels is another.
-    """
-    classes = len(data.class_names)
-    if task.classes not in (None, classes):
-        raise UserError(f"{data.folder} has {classes} class names, the task has {task.classes}; wrong folder?")
-    if data.multilabel != (task.metric in MULTILABEL_METRICS):
-        kind = "several labels" if data.multilabel else "one label"
-        raise UserError(f"{data.folder} has {kind} per image, which {task.metric} cannot score; wrong folder?")
-    if task.metric == "roc_auc" and classes != 2:
-        raise UserError(f"roc_auc needs 2 classes, {data.folder} has {classes}; choose another metric")
-    return task.which_set(len(data.entries), split)
 
 
 @whole_float32()

@@ -10,23 +10,23 @@ from typing import Any, TypeVar
 
 import torch
 
-from focalclip.distributed import cache_turn, gather_objects, is_main, main_only
-from focalclip.errors import UserError, first_line
-from focalclip.evaluation.answers.predictions import Predictions
-from focalclip.evaluation.datasets import TaskData, Unavailable
+from focalclip.base.errors import UserError, first_line
+from focalclip.base.machine import peak_memory, versions
+from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only
+from focalclip.evaluation.data import TaskData, Unavailable
 from focalclip.evaluation.features.cache import FeatureCache, open_cache
-from focalclip.evaluation.features.classifier import ClassPrompts, class_matrix
-from focalclip.evaluation.features.encode import encode_images, images_sha256
-from focalclip.evaluation.features.footprint import describe, peak_memory, versions
-from focalclip.evaluation.features.model import DualEncoder, device_and_dtype, evaluating, known_weights
+from focalclip.evaluation.features.images import encode_images, images_sha256
+from focalclip.evaluation.features.model import DualEncoder, describe, device_and_dtype, evaluating, known_weights
+from focalclip.evaluation.features.texts import ClassPrompts, class_matrix
 from focalclip.evaluation.finished import Finished, settings_sha256
+from focalclip.evaluation.metrics.calibration import learned_scale
+from focalclip.evaluation.metrics.label_check import check_labels
 from focalclip.evaluation.opened import Opened, open_checked
-from focalclip.evaluation.registry.label_check import check_labels
-from focalclip.evaluation.registry.protocols import statement
-from focalclip.evaluation.registry.tasks import Benchmark, Task, load_benchmark
-from focalclip.evaluation.report import Result, TaskResult
+from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.protocols import statement
+from focalclip.evaluation.result import Result, TaskResult
 from focalclip.evaluation.scoring import score
-from focalclip.evaluation.statistics.calibration import learned_scale
+from focalclip.evaluation.task import Benchmark, Task, load_benchmark
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def evaluate(
     Args:
         model: anything with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
         benchmark: ``elevater``, ``demo``, a folder of wds tasks, a YAML file of tasks, or a :class:`Benchmark`.
-        data_root: where the data is; see :func:`~focalclip.evaluation.registry.tasks.load_benchmark`.
+        data_root: where the data is; see :func:`~focalclip.evaluation.task.load_benchmark`.
         batch_size: images, and prompts, per forward pass.
         device: where to move the model first; None leaves it where it is.
         tasks: ids of the tasks to run; None for all.
@@ -275,3 +275,35 @@ def _outcome(result: TaskResult) -> str:
         speed = f"{result.images_per_second:,.0f} images/s"
         speed += f", {result.cached_images:,} from the cache" if result.cached_images else ""
     return f"{100 * result.value:.1f}% ({result.n:,} images in {result.seconds:.1f} s, {speed})"
+
+
+class Evaluator:
+    """Measures what it is called with on the same images each time.
+
+    Args:
+        benchmark: as for :func:`~focalclip.evaluation.zeroshot.evaluate`.
+        max_images: so many evenly spaced images of each task; None for all.
+        batch_size: images, and prompts, per forward pass.
+        data_root: where the data is.
+        tasks: ids of the tasks to run; None for all.
+
+    Raises:
+        UserError: if there is no such benchmark or data folder.
+    """
+
+    def __init__(
+        self,
+        benchmark: str | Path,
+        *,
+        max_images: int | None,
+        batch_size: int = 256,
+        data_root: str | Path | None = None,
+        tasks: Sequence[str] | None = None,
+    ) -> None:
+        self._benchmark = load_benchmark(benchmark, data_root)
+        self._options: dict[str, Any] = {"max_images": max_images, "batch_size": batch_size, "tasks": tasks}
+        self._opened: dict[str, Opened] = {}
+
+    def __call__(self, model: Any) -> Result:
+        """Measure; all ranks call this together. Modes and random generators are as before afterwards."""
+        return evaluate(model, self._benchmark, progress=False, opened=self._opened, **self._options)

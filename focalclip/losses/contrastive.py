@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focalclip.distributed import Group, gather, gather_with_grad, rank, sum_with_grad, world_size
+from focalclip.base.ranks import Group, rank, world_size
+from focalclip.losses.exchange import gather, gather_with_grad, sum_with_grad
 
 
 def contrastive_loss(
@@ -35,7 +36,7 @@ def contrastive_loss(
 
     Returns:
         0-dim float32 loss of the global batch, equal on every rank. Averaging parameter gradients over ranks, as
-        DeepSpeed and DDP do, gives the gradient of this value (see ``focalclip.distributed``).
+        DeepSpeed and DDP do, gives the gradient of this value (see ``focalclip.base.ranks``).
 
     Raises:
         ValueError: if the shapes do not fit together.

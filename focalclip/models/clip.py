@@ -1,16 +1,20 @@
 """The two-tower model: an image tower, a text tower, and the temperature between them."""
 
+import fnmatch
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from focalclip.config import ModelConfig
+from focalclip import names
+from focalclip.base.errors import UserError
+from focalclip.base.strict import load_yaml
+from focalclip.config import ModelConfig, RunConfig, config_dir, config_names
+from focalclip.models.image import check_image_size, create_image_tower
 from focalclip.models.norm import GlobalBatchNorm
-from focalclip.models.text import HUGGING_FACE, Tokenizer, create_text_tower, create_tokenizer, lengths_to_the_end
-from focalclip.models.towers import TIMM, check_image_size, create_image_tower
-from focalclip.preprocess import eval_transform
+from focalclip.models.preprocess import eval_transform
+from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer, lengths_to_the_end
 
 
 class _AtMost(torch.autograd.Function):
@@ -37,8 +41,8 @@ class ProjectedImageTower(nn.Module):
         super().__init__()
         image = config.image
         options: dict[str, Any] = image.options | {"drop_path": image.drop_path, "init": image.init}
-        if not image.name.startswith(TIMM):
-            options |= {"mixer": image.mixer, "activation_checkpointing": image.activation_checkpointing}
+        entry = names.image_tower_entry(image.name)
+        options |= {name: getattr(image, name) for name in (entry.settings if entry else ())}
         self.trunk: Any = create_image_tower(image.name, **options)
         check_image_size(self.trunk, image)
         width: int = self.trunk.num_features
@@ -111,7 +115,7 @@ class FocalCLIP(nn.Module):
 
         Rows may be cut behind them, as the tokenizer cuts a whole list of captions.
         """
-        is_causal = self.config.text.causal and not self.config.text.name.startswith(HUGGING_FACE)
+        is_causal = self.config.text.causal and self.config.text.name == "open_clip"
         return lengths_to_the_end(tokens) if is_causal else None
 
     @property
@@ -125,3 +129,35 @@ class FocalCLIP(nn.Module):
         if self._tokenizer is None:
             self._tokenizer = create_tokenizer(self.config.text)
         return self._tokenizer
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Every named model: image towers (``focalnet_*``) and two-tower models (``focalclip_*``).
+
+    Args:
+        pattern: shell pattern such as ``focalnet*lrf``.
+    """
+    from focalclip.models.focalnet.variants import FOCALNETS
+
+    return fnmatch.filter([*FOCALNETS, *_two_towers()], pattern)
+
+
+def create_model(model: str | ModelConfig) -> FocalCLIP:
+    """Build a two-tower model with fresh weights.
+
+    Args:
+        model: name of a file in ``configs/`` without its ending, or a configuration.
+
+    Raises:
+        UserError: if there is no such name.
+    """
+    if isinstance(model, ModelConfig):
+        return FocalCLIP(model)
+    if model not in _two_towers():
+        raise UserError(f"create_model: {model!r} is not a two-tower model; use one of {', '.join(_two_towers())}")
+    return FocalCLIP(load_yaml(RunConfig, config_dir() / f"{model}.yaml").model)
+
+
+def _two_towers() -> list[str]:
+    """Configurations that name a model of their own; the others say how to train one."""
+    return [name for name in config_names() if name.startswith("focalclip_")]

@@ -6,7 +6,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from focalclip.distributed import sum_with_grad, world_size
+from focalclip.base.ranks import world_size
+from focalclip.losses.exchange import sum_with_grad
 
 
 class GlobalBatchNorm(nn.Module):

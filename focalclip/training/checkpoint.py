@@ -21,10 +21,10 @@ from typing import Any
 
 import torch
 
+from focalclip.base.errors import UserError, first_line
+from focalclip.base.files import write_json
+from focalclip.base.ranks import barrier, main_only, world_size
 from focalclip.config import RunConfig
-from focalclip.distributed import barrier, main_only, world_size
-from focalclip.errors import UserError, first_line
-from focalclip.files import write_json
 
 MANIFEST, BUFFERS = "manifest.json", "buffers.pt"
 

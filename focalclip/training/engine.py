@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from focalclip.base.errors import UserError
+from focalclip.base.ranks import rank, ranks_on_this_machine, world_size
 from focalclip.config import RunConfig
-from focalclip.distributed import rank, ranks_on_this_machine, world_size
-from focalclip.errors import UserError
 from focalclip.training.optim import create_optimizer, lr_factor
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from focalclip.base.errors import SharedError
+from focalclip.base.files import write_text
+from focalclip.base.ranks import gather_objects, is_main
 from focalclip.config import RunConfig
-from focalclip.distributed import gather_objects, is_main
-from focalclip.errors import SharedError
-from focalclip.files import write_text
 from focalclip.training.checkpoint import TrainState
 
 SECONDS_BETWEEN_LINES = 15.0

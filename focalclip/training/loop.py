@@ -5,15 +5,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from focalclip.config import RunConfig
-from focalclip.data.loader import Batch, TrainLoader
-from focalclip.losses import contrastive_loss
-from focalclip.preprocess import normalize
+from focalclip.data.loader import TrainLoader
 from focalclip.training.checkpoint import TrainState
-from focalclip.training.engine import device, input_dtype, seed_step
+from focalclip.training.engine import seed_step
 from focalclip.training.log import TrainLog
+from focalclip.training.step import micro_step
 from focalclip.training.stop import StopRequest
 
 
@@ -49,7 +47,7 @@ def train(run: Trainer) -> bool:
             batch = next(batches)
             for message in batch.faults:
                 run.log.fault(message)
-            loss, temperature = _micro_step(run, batch)
+            loss, temperature = micro_step(run.engine, batch, run.config)
             losses.append(loss)
         run.state.step += 1
         run.state.samples += run.config.data.batch_size
@@ -73,14 +71,3 @@ def _is_evaluation_due(run: Trainer) -> bool:
     """At the end the whole benchmark follows anyway."""
     every = run.config.eval.every
     return every is not None and run.state.step % every == 0 and run.state.step < run.total_steps
-
-
-def _micro_step(run: Trainer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Forward, loss over the global micro-batch, backward, the optimiser where due; returns loss and 1/temperature."""
-    image_config = run.config.model.image
-    images = normalize(batch.images.to(device()), image_config.mean, image_config.std, input_dtype(run.config))
-    image, text, scale = run.engine(images, batch.tokens.to(device()))
-    loss = contrastive_loss(image, text, scale, labels=batch.labels.to(device()))
-    run.engine.backward(loss)
-    run.engine.step()
-    return loss.detach(), scale.detach()

@@ -10,27 +10,21 @@ from typing import Any
 import torch
 
 from focalclip import __version__
-from focalclip.config import RunConfig, dump_yaml, load_yaml
+from focalclip.base.errors import SharedError, UserError
+from focalclip.base.files import write_text
+from focalclip.base.ranks import barrier, gather_objects, is_main, main_first, main_only, rank, together, world_size
+from focalclip.base.strict import dump_yaml
+from focalclip.config import RunConfig
 from focalclip.data.loader import TrainLoader
-from focalclip.distributed import (
-    barrier,
-    gather_objects,
-    is_main,
-    main_first,
-    main_only,
-    rank,
-    together,
-    world_size,
-)
-from focalclip.errors import SharedError, UserError
-from focalclip.files import write_text
+from focalclip.interop import folder as store
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.sources import store
-from focalclip.training import checkpoint, elastic, engine
+from focalclip.training import checkpoint, engine
+from focalclip.training import resume as elastic
 from focalclip.training.checkpoint import Checkpoint, TrainState
-from focalclip.training.initial import start_from
 from focalclip.training.log import TrainLog
 from focalclip.training.loop import Trainer, train
+from focalclip.training.resume import _find_checkpoint
+from focalclip.training.start import start_from
 from focalclip.training.stop import StopRequest
 
 Measure = Callable[[FocalCLIP], dict[str, float]]
@@ -193,60 +187,9 @@ def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, stat
     return "\n".join(lines)
 
 
-def _find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
-    """The checkpoint to continue from, if it belongs to this configuration; nothing is written yet.
-
-    Raises:
-        UserError: if the directory holds a run and ``resume`` was not asked for, or a run of another configuration.
-    """
-    engine.check(config)
-    folder = config.run_dir
-    if Path(config.runs_dir).exists() and not Path(config.runs_dir).is_dir():
-        raise UserError(f"runs_dir: {config.runs_dir} is a file; name a folder")
-    found = checkpoint.newest(folder / "checkpoints")
-    if found is None:
-        return None
-    if not resume:
-        raise UserError(f"{folder}: holds a run at {found.name}; continue it with --resume, or choose another --name")
-    _same_run(load_yaml(RunConfig, folder / "config.yaml"), config)
-    return checkpoint.read(found, config)
-
-
 def _write_config(config: RunConfig, anew: bool) -> None:
     """Keep what is trained now; only once all parts stand, so that a refused command changes nothing."""
     folder = config.run_dir
     if anew:
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
     write_text(folder / "config.yaml", dump_yaml(config))
-
-
-_FREE_ON_RESUME: Any = {
-    "name": True,
-    "runs_dir": True,
-    "eval": True,
-    "model": {"image": {"activation_checkpointing"}},
-    "data": {"train", "workers", "max_faults"},  # the shards are compared by their fingerprint
-    "train": {"zero_stage", "log_every", "save_every", "keep_checkpoints"},  # the stage has a message of its own
-}
-
-
-def _same_run(before: RunConfig, now: RunConfig) -> None:
-    """A resumed run may save or log more often, but it is the same model, data order and schedule."""
-    there, here = before.model_dump(exclude=_FREE_ON_RESUME), now.model_dump(exclude=_FREE_ON_RESUME)
-    difference = _difference(there, here)
-    if difference:
-        raise UserError(
-            f"{now.run_dir}: is a run with another {difference}; resume it with "
-            f"--config {now.run_dir / 'config.yaml'}, or choose another --name"
-        )
-
-
-def _difference(there: dict[str, Any], here: dict[str, Any], path: str = "") -> str | None:
-    """The first setting in which two equally built dictionaries differ, and both its values."""
-    for name, old in there.items():
-        if isinstance(old, dict) and old.keys() == here[name].keys():
-            if inner := _difference(old, here[name], f"{path}{name}."):
-                return inner
-        elif old != here[name]:
-            return f"{path}{name} ({old} there, {here[name]} here)"
-    return None

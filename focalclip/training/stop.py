@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import torch
 
-from focalclip.distributed import world_size
+from focalclip.base.ranks import world_size
 
 
 class StopRequest:

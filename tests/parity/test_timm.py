@@ -6,9 +6,9 @@ import pytest
 import torch
 from random_weights import FLAG_COMBINATIONS, randomise
 
+from focalclip.interop.timm import tower_class
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.focalnet.variants import FOCALNETS, create_focalnet
-from focalclip.models.registries.timm_tower import tower_class
 from focalclip.models.weights import from_timm, to_timm
 
 timm = pytest.importorskip("timm")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from random_weights import FLAG_COMBINATIONS, randomise
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.weights import from_transformers, to_transformers
 

@@ -33,17 +33,20 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from focalclip.data.fetch import cache_dir as user_cache_dir
-from focalclip.distributed import main_first
-from focalclip.errors import first_line
-from focalclip.evaluation.datasets import Entry, TaskData
-from focalclip.evaluation.features.encode import ImageFeatures, encode_images
+from focalclip.base.errors import first_line
+from focalclip.base.files import cache_dir as user_cache_dir
+from focalclip.base.files import whole_file
+from focalclip.base.ranks import main_first
+from focalclip.evaluation.data import Entry, TaskData
+from focalclip.evaluation.features.images import ImageFeatures, encode_images
 from focalclip.evaluation.features.model import device_and_dtype, evaluating, known_weights
-from focalclip.files import whole_file
 
 VERSION = 1  # raised whenever decoding, normalisation or the files here change
+
 MAX_BYTES = 20 * 2**30
+
 PROBE_PROMPTS = ["a photo of a Dog.", "itap of the F-16A/B, a type of aircraft!", "naïve café", "七 2,000"]
+
 _FRESH_SECONDS = 2.0  # a file may change again within the tick of its times: one just written is not remembered
 
 

@@ -18,14 +18,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import decode
+from focalclip.base.errors import UserError
+from focalclip.base.files import whole_file
+from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.model import device_and_dtype, weights_sha256
-from focalclip.files import whole_file
-from focalclip.models.sources.encoder import ImageEncoder, Preprocess
+from focalclip.interop.encoder import ImageEncoder, Preprocess
 
 FORMATS = (".npz", ".parquet")
+
 MAX_THREADS = 16
+
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 

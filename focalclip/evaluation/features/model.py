@@ -23,7 +23,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
+from focalclip.base.machine import processor
+from focalclip.base.ranks import world_size
+from focalclip.models.cost import count_multiply_adds
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -99,3 +102,62 @@ def known_weights(model: Any) -> str | None:
     if isinstance(model, nn.Module):
         return weights_sha256(model)
     return getattr(model, "weights_sha256", None)
+
+
+def describe(model: Any) -> dict[str, Any]:
+    """Facts about a model and the machine, JSON-ready; what cannot be counted is None.
+
+    Returns:
+        ``parameters`` and ``image_parameters`` (of ``model.visual``, or open_clip's and transformers' image tower),
+        ``image_multiply_adds`` and ``text_multiply_adds`` of one picture and one short prompt, ``precision``,
+        ``device``, ``threads``, ``ranks``.
+    """
+    device, dtype = device_and_dtype(model)
+    is_module = isinstance(model, nn.Module)
+    images = torch.empty(1, *model.preprocess(Image.new("RGB", (32, 32))).shape, dtype=dtype, device="meta")
+    with evaluating(model):
+        image_multiply_adds = _multiply_adds(model, "encode_image", images)
+        text_multiply_adds = _multiply_adds(model, "encode_text", model.tokenizer(["a photo"]).to("meta"))
+    return {
+        "parameters": _num_parameters(model) if is_module else None,
+        "image_parameters": _num_parameters(tower) if is_module and (tower := _image_tower(model)) else None,
+        "image_multiply_adds": image_multiply_adds,
+        "text_multiply_adds": text_multiply_adds,
+        "precision": str(dtype).removeprefix("torch."),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "ranks": world_size(),
+    }
+
+
+class _Encoder(nn.Module):
+    """One encoder of a model as a module, as the counter wants it."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.model = model
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return getattr(self.model, self.name)(x)
+
+
+def _multiply_adds(model: Any, name: str, x: Tensor) -> int | None:
+    if not isinstance(model, nn.Module):
+        return None
+    try:
+        return count_multiply_adds(_Encoder(model, name), x)
+    except Exception:  # noqa: BLE001 - anyone's code, which need not run on tensors without values
+        return None
+
+
+def _image_tower(model: Any) -> nn.Module | None:
+    inner = getattr(model, "model", model)
+    return next(
+        (tower for name in ("visual", "vision_model") if (tower := getattr(inner, name, None)) is not None), None
+    )
+
+
+def _num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,5 +1,6 @@
 """What probes found: each run, means over seeds and tasks with their intervals, all as JSON."""
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -7,12 +8,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from focalclip.evaluation.probes.seeds import half_interval
+from focalclip.base.errors import UserError
+from focalclip.base.files import write_json
+from focalclip.evaluation.metrics.intervals import half_interval
 from focalclip.evaluation.probes.train import Shots
-from focalclip.evaluation.registry.tasks import Metric
-from focalclip.files import write_json
+from focalclip.evaluation.protocols import Metric
 
 ZERO_SHOT = "zero-shot"
+
 RunKey = tuple[Shots, str, int]  # shots, method, seed
 
 
@@ -184,3 +187,64 @@ def _mean_of(rows: Sequence[Row]) -> Row:
     value = fmean(row.value for row in rows)
     half = math.hypot(*((row.interval[1] - row.interval[0]) / 2 for row in rows)) / len(rows)
     return Row(rows[0].shots, rows[0].method, value, (value - half, value + half))
+
+
+FORMAT = 1  # raised whenever a change to the probes could change a number: older lines are passed over then
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What decides a probe's number besides shots, method and seed."""
+
+    model_sha256: str
+    protocol: str
+    task: str
+    version: int
+    metric: str
+    resize: str
+    train_sha256: str
+    test_sha256: str
+    format: int = FORMAT
+
+
+class Journal:
+    """A file of finished probes that is only ever added to.
+
+    Args:
+        path: JSON lines; created at the first addition. None: nothing is known and nothing kept.
+
+    Raises:
+        UserError: if the file holds something else.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self._known: dict[Origin, dict[RunKey, ProbeRun]] = {}
+        if path is None or not path.exists():
+            return
+        whole, _, cut = path.read_bytes().rpartition(b"\n")
+        if cut:  # a process was killed while it wrote
+            path.write_bytes(whole + b"\n" if whole else b"")
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                values: dict[str, Any] = json.loads(line)
+                origin, run = values["origin"], values["run"]
+                if origin["format"] == FORMAT:
+                    self._note(Origin(**origin), ProbeRun(**run | {"interval": tuple(run["interval"])}))
+            except (ValueError, KeyError, TypeError):
+                raise UserError(f"{path}: line {number} is no finished probe; remove the file") from None
+
+    def runs(self, origin: Origin) -> dict[RunKey, ProbeRun]:
+        """The finished probes of this origin."""
+        return self._known.get(origin, {})
+
+    def add(self, origin: Origin, run: ProbeRun) -> None:
+        """Keep a finished probe."""
+        self._note(origin, run)
+        if self.path is not None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
+                file.write(json.dumps({"origin": asdict(origin), "run": asdict(run)}) + "\n")
+
+    def _note(self, origin: Origin, run: ProbeRun) -> None:
+        self._known.setdefault(origin, {})[run.key] = run

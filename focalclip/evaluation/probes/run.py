@@ -9,19 +9,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import Unavailable
+from focalclip.base.errors import UserError
+from focalclip.base.machine import versions
+from focalclip.evaluation.data import Unavailable
 from focalclip.evaluation.features.cache import open_cache
-from focalclip.evaluation.features.footprint import describe, versions
-from focalclip.evaluation.features.model import DualEncoder, evaluating, known_weights
-from focalclip.evaluation.probes.features import EncodedTask, encode_task
-from focalclip.evaluation.probes.journal import Journal, Origin
-from focalclip.evaluation.probes.result import ProbeResult, ProbeRun, RunKey, TaskProbes
-from focalclip.evaluation.probes.train import METHODS, Shots, train_probe
-from focalclip.evaluation.registry.tasks import Benchmark, Task, load_benchmark
+from focalclip.evaluation.features.model import DualEncoder, describe, evaluating, known_weights
+from focalclip.evaluation.probes.result import Journal, Origin, ProbeResult, ProbeRun, RunKey, TaskProbes
+from focalclip.evaluation.probes.train import METHODS, EncodedTask, Shots, encode_task, train_probe
 from focalclip.evaluation.scoring import score, score_matrix
+from focalclip.evaluation.task import Benchmark, Task, load_benchmark
 
 SHOTS: tuple[Shots, ...] = (5, 20, 50, "full")
+
 SEEDS = (0, 1, 2)  # ELEVATER's
 
 
@@ -44,7 +43,7 @@ def probe(
 
     Args:
         model: anything with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
-        benchmark: what :func:`~focalclip.evaluation.registry.tasks.load_benchmark` takes; its tasks need a train split.
+        benchmark: what :func:`~focalclip.evaluation.task.load_benchmark` takes; its tasks need a train split.
         shots: training images per class, ``full`` for all.
         methods: keys of :data:`~focalclip.evaluation.probes.train.METHODS`.
         seeds: of the draws of training images; for ``full`` the first alone, as nothing is drawn there but the

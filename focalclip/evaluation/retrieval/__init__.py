@@ -8,10 +8,10 @@ evaluate  the whole run for a model
 result    the numbers as JSON, as a table, and the ranks as a file
 """
 
-from focalclip.evaluation.retrieval.evaluate import evaluate
 from focalclip.evaluation.retrieval.pairs import PairData
-from focalclip.evaluation.retrieval.ranking import Ranks, retrieval_ranks
+from focalclip.evaluation.retrieval.ranks import Ranks, retrieval_ranks
 from focalclip.evaluation.retrieval.result import RetrievalResult
+from focalclip.evaluation.retrieval.run import evaluate
 from focalclip.evaluation.retrieval.sources import open_pairs
 
 __all__ = ["PairData", "Ranks", "RetrievalResult", "evaluate", "open_pairs", "retrieval_ranks"]

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import Entry
+from focalclip.base.errors import UserError
+from focalclip.evaluation.data import Entry
 
 
 @dataclass(frozen=True)

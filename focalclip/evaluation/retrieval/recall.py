@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from focalclip.evaluation.metrics.intervals import wilson_interval
 from focalclip.evaluation.retrieval.pairs import PairData
-from focalclip.evaluation.statistics.intervals import wilson_interval
 
 RECALL_AT = (1, 5, 10)
 

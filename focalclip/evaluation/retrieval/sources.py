@@ -17,17 +17,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from focalclip.data.captions import read_captions
+from focalclip.base.errors import UserError
 from focalclip.data.index import IMAGE, JSON, TEXT, index_shards, load_keys, load_members
-from focalclip.data.shards import resolve_shards
-from focalclip.errors import UserError
-from focalclip.evaluation.datasets import Entry
-from focalclip.evaluation.datasets.files import FileEntry
-from focalclip.evaluation.datasets.wds import TYPE, TarEntry
+from focalclip.data.samples import read_captions
+from focalclip.data.sources import resolve_shards
+from focalclip.evaluation.data import Entry
+from focalclip.evaluation.data.trees import FileEntry
+from focalclip.evaluation.data.wds import TYPE, TarEntry
 from focalclip.evaluation.retrieval.pairs import PairData, collect
 
 IMAGE_COLUMNS = ("path", "filepath", "file_path", "image_path", "image", "filename", "file_name")
+
 CAPTION_COLUMNS = ("caption", "title", "text")
+
 Sample = tuple[Entry, Sequence[str] | str]
 """An image, and its captions or the reason why it has none."""
 

@@ -3,12 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
 from focalclip.models.focalnet.mixers import FOCAL, MIXERS, NEED_LEVELS, Place
 
 Init = Literal["official", "timm", "fan_in"]
+
 Block = Literal["focal", "unicl"]
+
 INITS, BLOCKS = get_args(Init), get_args(Block)
+
 # (kernel size, padding) of overlapping patch embeddings by stride: the authors' for 4 and 2.
 OVERLAP = {4: (7, 2), 2: (3, 1)}
 
@@ -58,7 +61,7 @@ class FocalNetConfig:
     convolution and pooling have sizes of their own and take neither focal levels nor windows."""
     block: Block = "focal"
     """``focal``: the paper's; ``unicl``: that of K-LITE's UniCL FocalNet-B, see
-    :mod:`focalclip.models.focalnet.klite`."""
+    :mod:`focalclip.models.focalnet.blocks`."""
 
     def __post_init__(self) -> None:
         if not self.depths or min(self.embed_dim, *self.depths) < 1:

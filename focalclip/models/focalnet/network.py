@@ -11,47 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
+from focalclip.models.focalnet.blocks import UNICL_STEM_PADDING, Block, LayerScale, PatchEmbed, UniCLBlock
 from focalclip.models.focalnet.config import FocalNetConfig, Init
-from focalclip.models.focalnet.klite import UNICL_STEM_PADDING, UniCLBlock
-from focalclip.models.focalnet.layers import DropPath, LayerScale, Mlp, PatchEmbed, layer_scale
-from focalclip.models.focalnet.mixers import build_mixer
-from focalclip.models.focalnet.mixers.attention import RelativePositionBias
-
-
-class Block(nn.Module):
-    """Focal modulation (or another mixer of positions) and MLP, each in a residual branch.
-
-    Pre-norm (default)::
-
-        x = x + drop_path(ls1(modulation(norm1(x))))
-        x = x + drop_path(ls2(mlp(norm2(x))))
-
-    With ``use_post_norm`` the norm comes after the modulation or MLP, still inside the branch (the residual stream
-    itself is never normalised), and is named ``norm1_post`` and ``norm2_post``.
-    """
-
-    def __init__(self, config: FocalNetConfig, *, stage: int, index: int, drop_path: float) -> None:
-        super().__init__()
-        dim = config.dims[stage]
-
-        def norm(present: bool) -> nn.Module:
-            return nn.LayerNorm(dim) if present else nn.Identity()
-
-        self.norm1 = norm(not config.use_post_norm)
-        self.modulation = build_mixer(config.mixer, config.place(stage, index))
-        self.norm1_post = norm(config.use_post_norm)
-        self.ls1 = layer_scale(dim, config.layer_scale)
-        self.norm2 = norm(not config.use_post_norm)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), dropout=config.dropout)
-        self.norm2_post = norm(config.use_post_norm)
-        self.ls2 = layer_scale(dim, config.layer_scale)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
-        x = x + self.drop_path(self.ls1(self.norm1_post(self.modulation(self.norm1(x)))))
-        return x + self.drop_path(self.ls2(self.norm2_post(self.mlp(self.norm2(x)))))
+from focalclip.models.focalnet.rivals import RelativePositionBias
 
 
 class Stage(nn.Module):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
 from focalclip.models.focalnet.config import FocalNetConfig
 from focalclip.models.focalnet.network import FocalNet
 
@@ -28,11 +28,15 @@ _SIZES = {
     "small": FocalNetConfig(embed_dim=96, depths=(2, 2, 18, 2)),
     "base": FocalNetConfig(embed_dim=128, depths=(2, 2, 18, 2)),
 }
+
 _LEVELS = {"srf": 2, "lrf": 3}
+
 # The models with published ImageNet-22K weights: overlapping patches, post-norm, layer scale. The authors' files
 # disagree on normalize_modulator for the 4-level ones; as in timm, it is off unless asked for.
 _LARGE = FocalNetConfig(depths=(2, 2, 18, 2), use_overlap=True, use_post_norm=True, layer_scale=1e-4)
+
 _HUGE = replace(_LARGE, embed_dim=352, use_post_norm_in_modulation=True)
+
 _UNICL = replace(
     _LARGE, embed_dim=128, focal_levels=3, layer_scale=1e-6, normalize_modulator=True, block="unicl"
 )  # drop path 0.1 in K-LITE's configuration: a matter of training
@@ -98,6 +102,7 @@ def _large() -> Iterator[tuple[str, Variant]]:
 VARIANTS: dict[str, Variant] = dict(
     variant for family in (_small_nets, _hierarchical, _deeper_and_thinner, _isotropic, _large) for variant in family()
 )
+
 FOCALNETS: dict[str, FocalNetConfig] = {name: variant.config for name, variant in VARIANTS.items()}
 
 

@@ -5,15 +5,17 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from focalclip.errors import UserError
+from focalclip.base.errors import UserError
 from focalclip.models.focalnet.config import OVERLAP, FocalNetConfig
 from focalclip.models.focalnet.variants import FOCALNETS
-from focalclip.models.weights.names import Weights
+from focalclip.models.weights.dialects import Weights
 
 # What weights cannot tell; but timm's names tell the first.
 _UNTOLD = ("use_post_norm", "normalize_modulator")
+
 # Published configurations disagree on normalize_modulator (the authors' set it, timm's do not); weights cannot tell.
 _DISPUTED = ("focalnet_large_fl4", "focalnet_xlarge_fl4")
+
 _FREE = ("dropout", "drop_path", "activation_checkpointing", "init")  # of training alone, whatever the weights
 
 

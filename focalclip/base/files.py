@@ -1,0 +1,50 @@
+"""Files that are there whole or not at all, however their writer ends."""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+def cache_dir() -> Path:
+    """``$FOCALCLIP_CACHE``, or ``focalclip`` in ``$XDG_CACHE_HOME``, or ``~/.cache/focalclip``."""
+    if own := os.environ.get("FOCALCLIP_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "focalclip"
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to: renamed to ``path`` when the block ends, removed where it fails.
+
+    Folders on the way are made. Its name is its own, so that processes, also of several machines, may write one file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        # the first fault is the one to tell: where nothing can be written, removing fails as well
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write UTF-8, whole or not at all; returns ``path``."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="")
+    return path
+
+
+def write_json(path: Path, content: Any) -> Path:
+    """Write JSON that every reader takes (no NaN), whole or not at all; returns ``path``.
+
+    Raises:
+        ValueError: for a number that is none.
+    """
+    return write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -1,1 +1,0 @@
-"""Comparisons with other libraries, side by side on one machine: equal numbers (``parity``) and times."""

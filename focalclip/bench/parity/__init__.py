@@ -1,1 +1,0 @@
-"""The case on which our numbers must equal CLIP_benchmark's (``scripts/compare_clip_benchmark.py``)."""

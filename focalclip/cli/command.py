@@ -1,0 +1,136 @@
+"""Command lines over a typed configuration: a YAML file, then ``--section.field VALUE`` on top."""
+
+import argparse
+import os
+import select
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from focalclip.base.errors import UserError, first_line
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """Exit status of ``command``; a mistake of the user's becomes one line on stderr and status 2."""
+    # Read when torch is loaded, which no command does before this point. OpenMP's threads wait for each other thousands
+    # of times a step: those that spin on slow it 5 to 10 times where a loader shares the cores, those that sleep at
+    # once nearly double it. So they spin for a fraction of a millisecond, then sleep.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    try:
+        return command()
+    except UserError as error:
+        _tell(str(error))
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("focalclip"):
+            raise
+        _tell(f"the package {error.name} is not installed; run: pip install 'focalclip[all]'")
+        return 2
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still holds of our output
+        return 141  # as the shell calls SIGPIPE
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout is a pipe whose reader has read enough, as ``head`` does."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _tell(message: str) -> None:
+    """Print an error once on each machine: all ranks come upon it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {message}", file=sys.stderr)
+
+
+def command_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
+    """Parser of the command ``focalclip-NAME``; ``examples`` stand below its options as they are written."""
+    return argparse.ArgumentParser(
+        prog=f"focalclip-{name}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def without_launchers(argv: Sequence[str]) -> list[str]:
+    """The words that are the user's: DeepSpeed's launcher adds one, of which the environment tells the same."""
+    return [word for word in argv if not word.startswith("--local_rank=")]
+
+
+def positive_int(text: str) -> int:
+    """Type of an argument that counts something."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def usable_device(name: str | None) -> str:
+    """``name``, or the default device where it is None.
+
+    Raises:
+        UserError: if it cannot be used.
+    """
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: cannot be used ({first_line(error)}); leave it away or give cpu") from None
+    return name
+
+
+def check_output(path: Path, flag: str = "--output") -> None:
+    """Find out before the work, not after it, that the result cannot be written.
+
+    Raises:
+        UserError: if it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: its folder cannot be made ({error.strerror}); choose another") from None
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{flag} {path}: its folder cannot be written to; choose another")
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder; name a file such as {path / 'result.json'}")
+
+
+def output_folder(name: str) -> Path:
+    """The folder to write into, which need not exist yet.
+
+    Raises:
+        UserError: if it is a file.
+    """
+    folder = Path(name)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder}: is a file; name a folder")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not os.access(there, os.W_OK):
+        raise UserError(f"--output {folder}: cannot be made in {there}, which cannot be written to; choose another")
+    return folder
+
+
+def add_cache_options(parser: argparse.ArgumentParser) -> None:
+    """``--no-cache`` and ``--cache-dir``, which :func:`feature_folder` reads."""
+    parser.add_argument("--no-cache", action="store_true", help="neither use nor keep features")
+    parser.add_argument(
+        "--cache-dir", metavar="DIR", help="where features are kept (default: ~/.cache/focalclip/features)"
+    )
+
+
+def feature_folder(args: argparse.Namespace) -> Path | None:
+    """Where features are kept; None: nowhere."""
+    from focalclip.evaluation.features.cache import default_folder
+
+    return None if args.no_cache else Path(args.cache_dir) if args.cache_dir else default_folder()

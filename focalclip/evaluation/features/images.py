@@ -1,0 +1,268 @@
+"""Images to unit vectors: threads read and decode, the model encodes, ranks share the work.
+
+A data set is cut into batches, always at the same places, and a rank takes whole batches; so the numbers do not depend
+on how many ranks there are or which batches come from the cache (the batch size alone can move a feature's last bits).
+"""
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from tqdm import tqdm
+
+from focalclip.base.errors import UserError
+from focalclip.base.ranks import gather_objects, is_main, own_share, ranks_on_this_machine, together, world_size
+from focalclip.evaluation.data import Entry, decode
+from focalclip.evaluation.features.model import device_and_dtype
+from focalclip.evaluation.protocols import Resize
+
+if TYPE_CHECKING:
+    from focalclip.evaluation.features.cache import FeatureCache
+
+UNICL_RATIO = 256 / 224  # TEST.CROP in data/build.py of microsoft/UniCL
+
+
+def resizer(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Image.Image], Image.Image]:
+    """A function that resizes a picture (bicubic) to the size that ``preprocess`` gives, the way ``resize`` says.
+
+    ``model`` leaves it alone. ``squash`` keeps the whole picture and not its proportions (ELEVATER's KITTI).
+    ``resize256_crop224`` resizes the shorter side to int(256/224 x side), then crops the centre (UniCL's ImageNet).
+    """
+    if resize == "model":
+        return lambda image: image
+    size = list(preprocess(Image.new("RGB", (32, 32))).shape[-2:])
+    bicubic = v2.InterpolationMode.BICUBIC
+    if resize == "squash":
+        return v2.Resize(size, bicubic)
+    return v2.Compose([v2.Resize(int(UNICL_RATIO * min(size)), bicubic), v2.CenterCrop(size)])
+
+
+MAX_THREADS = 16
+
+
+@dataclass(frozen=True)
+class ImageFeatures:
+    """What became of a task's images."""
+
+    embeds: Tensor
+    """float32 (N, D) on the CPU, unit length, one row per readable image."""
+    readable: np.ndarray
+    """bool (entries,): which entries have a row."""
+    broken: tuple[str, ...]
+    """The others by name, each with the reason."""
+    sha256: str
+    """Of the compressed images, in order."""
+    seconds: float
+    num_cached: int = 0
+    """Images that were not encoded but remembered."""
+
+
+class _Batch(NamedTuple):
+    """Images ready for the model."""
+
+    images: list[Tensor]
+    reasons: list[str]
+    """Why an image is not among them; empty for those that are."""
+    digests: list[bytes]
+
+
+class _Done(NamedTuple):
+    """A batch that the model has seen, as ranks and the cache pass it on."""
+
+    embeds: np.ndarray
+    reasons: list[str]
+    digests: list[bytes]
+    was_cached: bool
+
+
+def encode_images(
+    model: Any,
+    entries: Sequence[Entry],
+    *,
+    batch_size: int,
+    resize: Resize = "model",
+    label: str = "",
+    progress: bool = True,
+    cache: "FeatureCache | None" = None,
+) -> ImageFeatures:
+    """Encode images in order; a damaged one is left out and named. All ranks call this together.
+
+    Args:
+        model: in evaluation mode, without gradients (see ``model.evaluating``).
+        entries: where the images are.
+        batch_size: images per forward pass.
+        resize: ``squash`` resizes the whole picture to the model's square before the model's own preprocessing.
+        label: what the progress bar says.
+        progress: show it.
+        cache: takes and gives features by content.
+
+    Raises:
+        UserError: if no image can be read, or the model's features are not finite.
+    """
+    start = time.perf_counter()
+    blocks = [entries[i : i + batch_size] for i in range(0, len(entries), batch_size)]
+    known = cache.digests(entries) if cache else None
+    digests = [known and known[i : i + batch_size] for i in range(0, len(entries), batch_size)]
+    mine = list(own_share(len(blocks)))
+    encoder = _Encoder(model, resize, cache)
+    bar = _bar(sum(len(blocks[i]) for i in mine), label, progress)
+    with bar:
+        own = together(lambda: dict(zip(mine, encoder.run(blocks, digests, mine, bar), strict=True)))
+    by_block = {i: done for share in gather_objects(own) for i, done in share.items()}
+    done = [by_block[i] for i in range(len(blocks))]
+    if cache and known is None and is_main():
+        cache.keep_digests(entries, [digest for block in done for digest in block.digests])
+    return _whole(done, entries, time.perf_counter() - start)
+
+
+def images_sha256(entries: Sequence[Entry], cache: "FeatureCache | None" = None, label: str = "") -> str:
+    """:attr:`ImageFeatures.sha256` without decoding; read from the files only where the cache does not know it."""
+    digests = cache.digests(entries) if cache else None
+    if digests is None:
+        digests = []
+        with ThreadPoolExecutor(_threads()) as pool, _bar(len(entries), label, progress=bool(label)) as bar:
+            for digest in pool.map(_digest, entries):
+                digests.append(digest)
+                bar.update()
+        if cache:
+            cache.keep_digests(entries, digests)
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def _whole(done: Sequence[_Done], entries: Sequence[Entry], seconds: float) -> ImageFeatures:
+    """The batches of all ranks as one."""
+    reasons = [reason for block in done for reason in block.reasons]
+    broken = [f"{entry.name} ({reason})" for entry, reason in zip(entries, reasons, strict=True) if reason]
+    if len(broken) == len(entries):
+        raise UserError(f"none of the {len(entries):,} images can be read ({broken[0]}); download the data again")
+    digest = hashlib.sha256(b"".join(digest for block in done for digest in block.digests))
+    return ImageFeatures(
+        embeds=torch.from_numpy(np.concatenate([block.embeds for block in done if len(block.embeds)])),
+        readable=np.array([not reason for reason in reasons]),
+        broken=tuple(broken),
+        sha256=digest.hexdigest(),
+        seconds=seconds,
+        num_cached=sum(len(block.reasons) for block in done if block.was_cached),
+    )
+
+
+class _Encoder:
+    """One rank's work on a data set."""
+
+    def __init__(self, model: Any, resize: Resize, cache: "FeatureCache | None") -> None:
+        self.model, self.resize, self.cache = model, resize, cache
+        self.device, self.dtype = device_and_dtype(model)
+        self.load = _loader(model.preprocess, resize)
+
+    def run(
+        self, blocks: Sequence[Sequence[Entry]], digests: Sequence[list[bytes] | None], mine: Sequence[int], bar: tqdm
+    ) -> list[_Done]:
+        """The batches ``mine``, in order: first what the cache has, then the rest through the model."""
+        done: dict[int, _Done] = {}
+        with ThreadPoolExecutor(_threads()) as pool:
+            for i in mine:
+                if self.cache is None or (digests[i] is None and self.cache.is_new):
+                    continue  # nothing can be found: the images are then hashed as they are loaded, not before
+                if found := self._cached(digests[i] or list(pool.map(_digest, blocks[i]))):
+                    done[i] = found
+                    bar.update(len(blocks[i]))
+            rest = [i for i in mine if i not in done]
+            # On a CPU the model wants the cores to itself; beside a GPU the next batch is made ready meanwhile.
+            ahead = 0 if self.device.type == "cpu" else 1
+            for i, batch in zip(rest, _prefetch(pool, self.load, [blocks[i] for i in rest], ahead), strict=True):
+                done[i] = self._encode(batch)
+                bar.update(len(blocks[i]))
+        return [done[i] for i in mine]
+
+    def _cached(self, digests: list[bytes]) -> _Done | None:
+        assert self.cache is not None
+        arrays = self.cache.get(self.cache.images_key(digests, self.resize))
+        if arrays is None:
+            return None
+        return _Done(arrays["embeds"], arrays["reasons"].tolist(), digests, was_cached=True)
+
+    def _encode(self, batch: _Batch) -> _Done:
+        embeds = np.empty((0, 0), np.float32)
+        if batch.images:
+            features = self.model.encode_image(torch.stack(batch.images).to(self.device, self.dtype))
+            embeds = F.normalize(features.float().cpu(), dim=-1).numpy()
+        if not np.isfinite(embeds).all():
+            raise UserError(
+                "the model's image features hold NaN or infinity; evaluate weights from before the divergence"
+            )
+        if self.cache:
+            key = self.cache.images_key(batch.digests, self.resize)
+            self.cache.put(key, embeds=embeds, reasons=np.array(batch.reasons))
+        return _Done(embeds, batch.reasons, batch.digests, was_cached=False)
+
+
+def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Sequence[Entry]], _Batch]:
+    """A function that reads, checks, decodes and preprocesses some images."""
+    resized = resizer(preprocess, resize)
+
+    def load(entries: Sequence[Entry]) -> _Batch:
+        images, reasons, digests = [], [], []
+        for entry in entries:
+            data = entry.read()
+            digests.append(hashlib.sha256(data).digest())
+            try:
+                image = decode(data)
+            except ValueError as error:
+                reasons.append(str(error) or "damaged")
+                continue
+            images.append(preprocess(resized(image)))
+            reasons.append("")
+        return _Batch(images, reasons, digests)
+
+    return load
+
+
+def _prefetch(
+    pool: ThreadPoolExecutor, load: Callable[[Sequence[Entry]], _Batch], blocks: Sequence[Sequence[Entry]], ahead: int
+) -> Iterator[_Batch]:
+    """Batches in order, each split over all threads, with ``ahead`` more of them in work."""
+    waiting: deque[list[Future[_Batch]]] = deque()
+    for block in blocks:
+        share = -(-len(block) // _threads())
+        waiting.append([pool.submit(load, block[i : i + share]) for i in range(0, len(block), share)])
+        if len(waiting) > ahead:
+            yield _join([future.result() for future in waiting.popleft()])
+    for futures in waiting:
+        yield _join([future.result() for future in futures])
+
+
+def _join(parts: Sequence[_Batch]) -> _Batch:
+    """One batch from its shares, in order."""
+    whole = _Batch([], [], [])
+    for part in parts:
+        whole.images.extend(part.images)
+        whole.reasons.extend(part.reasons)
+        whole.digests.extend(part.digests)
+    return whole
+
+
+def _digest(entry: Entry) -> bytes:
+    return hashlib.sha256(entry.read()).digest()
+
+
+def _threads() -> int:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(MAX_THREADS, cores // ranks_on_this_machine()))
+
+
+def _bar(total: int, label: str, progress: bool) -> tqdm:
+    """On the main rank, over its own images."""
+    if world_size() > 1:
+        label = f"{label}, 1 of {world_size()} ranks"
+    return tqdm(total=total, desc=label, unit=" images", leave=False, disable=None if progress and is_main() else True)

@@ -1,0 +1,274 @@
+"""The result of an evaluation: numbers, where they come from, and the answers behind them."""
+
+import json
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from focalclip.base.errors import UserError
+from focalclip.base.files import write_json
+from focalclip.evaluation.metrics.calibration import reliability
+from focalclip.evaluation.metrics.intervals import Interval, mean_interval
+from focalclip.evaluation.predictions import Predictions
+from focalclip.evaluation.protocols import Metric
+from focalclip.reports.tables import result_table
+
+
+def find_results(a: str | Path, b: str | Path) -> tuple[Path, Path]:
+    """The two JSON files; of run directories, those of the one benchmark that both were evaluated on.
+
+    Raises:
+        UserError: if there is none, or more than one choice.
+    """
+    choices = [result_files(source) for source in (a, b)]
+    common = [name for name in choices[0] if name in choices[1]]
+    if len(choices[0]) == len(choices[1]) == 1:
+        return next(iter(choices[0].values())), next(iter(choices[1].values()))
+    for i, j in ((0, 1), (1, 0)):
+        if len(choices[i]) == 1 and (name := next(iter(choices[i]))) in choices[j]:
+            return choices[0][name], choices[1][name]
+    if len(common) == 1:
+        return choices[0][common[0]], choices[1][common[0]]
+    names = ", ".join(common) or "none in common"
+    raise UserError(f"--compare {a} {b}: several results ({names}); name the files, such as {a}/eval/NAME.json")
+
+
+def result_files(source: str | Path) -> dict[str, Path]:
+    """The results that a path stands for, by name: the file itself, or the zero-shot ones in a run's ``eval``.
+
+    Raises:
+        UserError: if there is none.
+    """
+    source = Path(source)
+    if source.is_file():
+        return {source.stem: source}
+    paths = sorted([*source.glob("eval/*.json"), *source.glob("*.json")])
+    found = {path.stem: path for path in paths if _is_result(path)}
+    if not found:
+        raise UserError(f"{source}: neither a result's JSON nor a run directory with one in eval/; evaluate it first")
+    return found
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file in a run's folder is a zero-shot result; probes and retrieval write theirs there too."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    tasks = content.get("tasks") if isinstance(content, dict) else None
+    return isinstance(tasks, dict) and all("in_score" in task and "interval" in task for task in tasks.values())
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """One task's numbers (fractions in [0, 1]) and where they come from."""
+
+    metric: Metric
+    value: float
+    interval: Interval
+    """95%: Wilson for accuracy, bootstrap over images otherwise."""
+    n: int
+    """Images that were scored."""
+    chance: float
+    classes: int
+    templates: int
+    extras: dict[str, float]
+    in_score: bool
+    version: int
+    """Of the task's definition."""
+    test_set: str
+    """Which known test set this is, by its size."""
+    differences: tuple[str, ...]
+    """Where the data departs from the protocol."""
+    broken: tuple[str, ...]
+    """Damaged images, by name; they are not in n."""
+    task_sha256: str
+    """Of names, prompts, keys, labels and images."""
+    folder: str
+    seconds: float
+    images_per_second: float | None
+    """Of the images that were encoded; None where all came from the cache."""
+    cached_images: int = 0
+    text_seconds: float = 0.0
+    image_seconds: float = 0.0
+    prompts: int = 0
+    """Of all classes together."""
+    settings_sha256: str = ""
+    """Of all that decides the numbers besides the data (see ``finished``)."""
+    stated: dict[str, Any] = field(default_factory=dict)
+    """What the protocol fixed: metric, scores, candidates, resize, and hashes of names and prompts."""
+    label_warning: str = ""
+    """Names that may have changed places (see ``label_check``); empty where nothing is suspicious."""
+    calibration: dict[str, float] = field(default_factory=dict)
+    """See :func:`calibration_errors`; empty for multi-label data."""
+    predictions: Predictions | None = field(default=None, repr=False, compare=False)
+    """The answers, in a file of their own; None where they were not kept."""
+
+    def __post_init__(self) -> None:
+        if self.predictions is not None and not self.calibration:
+            object.__setattr__(self, "calibration", calibration_errors(self.predictions))
+
+    @property
+    def above_chance(self) -> float:
+        """Value minus chance."""
+        return self.value - self.chance
+
+    @property
+    def guess(self) -> float:
+        """What guessing gives at best: chance, or always saying the commonest class."""
+        return max(self.chance, self.extras.get("majority", 0.0)) if self.metric == "accuracy" else self.chance
+
+    @property
+    def beats_guessing(self) -> bool:
+        """Whether the whole interval lies above it."""
+        return self.interval[0] > self.guess
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; the extras stand beside the metric."""
+        names = [f.name for f in fields(self) if f.name not in ("extras", "predictions")]
+        return {name: getattr(self, name) for name in names} | {"above_chance": self.above_chance} | self.extras
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "TaskResult":
+        """The record that :meth:`to_json` wrote, without its predictions."""
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        values.pop("above_chance", None)
+        known = {f.name for f in fields(cls)}
+        extras = {name: values.pop(name) for name in list(values) if name not in known}
+        return cls(extras=extras, **values)
+
+
+def calibration_errors(predictions: Predictions) -> dict[str, float]:
+    """Expected calibration errors of the top answer; empty for multi-label data, whose softmax is no probability.
+
+    ``ece`` and ``ece_equal_mass`` are at ELEVATER's scale 100, ``ece_own_scale`` at the model's (``own_scale``),
+    ``ece_fitted_scale`` at the one that suits these answers best (``fitted_scale``).
+    """
+    if predictions.multilabel:
+        return {}
+    correct = predictions.top_correct()
+    errors = {"ece_equal_mass": reliability(predictions.probabilities()[:, 0], correct, equal_mass=True).ece}
+    for i, name in enumerate(("ece", "ece_own_scale", "ece_fitted_scale")):
+        scale = float(predictions.scales[i])
+        if scale == scale:  # NaN: the model has none
+            errors[name] = reliability(predictions.probabilities(i)[:, 0], correct).ece
+            errors |= {name.removeprefix("ece_"): scale} if i else {}
+    return errors
+
+
+@dataclass(frozen=True)
+class Result:
+    """A benchmark's numbers for one model."""
+
+    benchmark: str
+    protocol: str
+    expected: int
+    """Tasks that the full score is the mean of."""
+    tasks: dict[str, TaskResult] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    """Tasks whose data is not there, and what to do."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Tasks whose data is there and not right, and why."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """source, sha256, and what ``footprint`` tells of the model and the machine."""
+    versions: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def scored(self) -> list[TaskResult]:
+        """The tasks that the score is the mean of."""
+        return [task for task in self.tasks.values() if task.in_score]
+
+    @property
+    def score(self) -> float | None:
+        """Unweighted mean over the tasks that could be evaluated; None without any."""
+        return sum(task.value for task in self.scored) / len(self.scored) if self.scored else None
+
+    @property
+    def score_interval(self) -> Interval | None:
+        """95% for the sampling of images alone; see ``intervals.mean_interval``."""
+        tasks = self.scored
+        return mean_interval([task.value for task in tasks], [task.interval for task in tasks]) if tasks else None
+
+    @property
+    def score_above_chance(self) -> float | None:
+        """Mean of the tasks' values minus chance; None without any."""
+        return sum(task.above_chance for task in self.scored) / len(self.scored) if self.scored else None
+
+    def with_source(self, source: str) -> "Result":
+        """The same result with the model's source noted."""
+        return replace(self, model={"source": source} | self.model)
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as JSON-ready values; fractions in [0, 1]."""
+        return {
+            "benchmark": self.benchmark,
+            "protocol": self.protocol,
+            "score": self.score,
+            "score_interval": self.score_interval,
+            "score_above_chance": self.score_above_chance,
+            "n_tasks": len(self.scored),
+            "n_tasks_expected": self.expected,
+            "tasks": {name: task.to_json() for name, task in self.tasks.items()},
+            "missing": self.missing,
+            "failed": self.failed,
+            "model": self.model,
+            "versions": self.versions,
+            "seconds": self.seconds,
+        }
+
+    def write(self, path: str | Path) -> Path:
+        """Write the JSON, whole or not at all, and beside it ``NAME.predictions/TASK.npz``."""
+        path = Path(path)
+        for name, task in self.tasks.items():
+            if task.predictions is not None:
+                task.predictions.save(_predictions_file(path, name))
+        return write_json(path, self.to_json())
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Result":
+        """Read what :meth:`write` wrote, with the predictions that lie beside it.
+
+        Raises:
+            UserError: if it is no result, or predictions beside it are not of this result.
+        """
+        path = Path(path)
+        try:
+            content = json.loads(path.read_text())
+            tasks = {name: TaskResult.from_json(values) for name, values in content["tasks"].items()}
+            expected = content["n_tasks_expected"]
+            values = {f.name: content[f.name] for f in fields(cls) if f.name in content and f.name != "tasks"}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{path}: no zero-shot result can be read ({_reason(error)}); evaluate again") from None
+        files = {name: _predictions_file(path, name) for name in tasks}
+        tasks = {name: _with_predictions(task, files[name]) for name, task in tasks.items()}
+        return cls(tasks=tasks, expected=expected, **values)
+
+    def table(self) -> str:
+        """The result as text: tasks, score, and what is missing with what to do."""
+        return result_table(self)
+
+
+def predictions_folder(path: Path) -> Path:
+    """Where the answers behind a result's JSON are."""
+    return path.with_suffix(".predictions")
+
+
+def _predictions_file(path: Path, task: str) -> Path:
+    return predictions_folder(path) / f"{task}.npz"
+
+
+def _with_predictions(task: TaskResult, path: Path) -> TaskResult:
+    """The record with the answers, which must give its number again."""
+    if not path.is_file():
+        return task
+    predictions = Predictions.load(path)
+    if predictions.task_sha256 != task.task_sha256 or abs(float(predictions.statistic()[0]) - task.value) > 1e-9:
+        raise UserError(f"{path}: these are not the answers that the result beside it is from; evaluate again")
+    return replace(task, predictions=predictions)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (TypeError, AttributeError)):
+        return "it has another form"
+    return f"no {error}" if isinstance(error, KeyError) else str(error)

@@ -1,0 +1,316 @@
+"""Tasks and benchmarks as typed records; one small YAML file per data set in ``tasks/``.
+
+A task file states the data set as ELEVATER has it: sizes, class names in its label order, prompts, metric, and where
+the data may come from. ELEVATER, OpenAI, torchvision and the wds mirrors order the classes of at least nine data sets
+differently, so a data folder's labels are joined to these names by name (``names.join``), never by position. A task
+without names takes the data folder's own names and prompts.
+
+Sources: names and prompts, ELEVATER toolkit, ``vision_benchmark/datasets/prompts.py`` (MIT); sizes, its
+``resources/datasets/vision_datasets.json`` and, beyond ELEVATER, DataComp's ``tasklist.yml``; what differs under
+clip_benchmark, the JSON files of CLIP_benchmark 1.6.2.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from focalclip.base.errors import UserError
+from focalclip.base.strict import Strict, from_dict, load_yaml
+from focalclip.evaluation.protocols import (
+    PROTOCOLS,
+    Candidates,
+    DataSource,
+    Metric,
+    Override,
+    Resize,
+    Scores,
+    load_protocol,
+)
+from focalclip.evaluation.shipped_names import shipped_list
+
+METRIC_TITLES: dict[Metric, str] = {
+    "accuracy": "accuracy",
+    "mean_per_class": "mean per class",
+    "map_11point": "11-point mAP",
+    "map_11point_voc": "11-point mAP, VOC's",
+    "map": "mAP",
+    "roc_auc": "ROC AUC",
+    "macro_f1": "macro F1",
+}
+
+MULTILABEL_METRICS: tuple[Metric, ...] = ("map_11point", "map_11point_voc", "map")
+
+
+class Task(Strict):
+    """One data set and how it is scored."""
+
+    id: str
+    """Name in results and on the command line."""
+    title: str = ""
+    """Name in prose."""
+    version: int = Field(1, ge=1)
+    """Raised whenever a change here could change a number."""
+    metric: Metric = "accuracy"
+    """The three mAP need multi-label data, the others need one label per image; ``roc_auc`` needs two classes."""
+    scores: Scores = "softmax"
+    """What ranks the images for mAP: ``softmax`` over the classes of 100 x cosine, or the ``cosine`` itself."""
+    candidates: Candidates = "occurring"
+    """Classes that mean_per_class chooses among: those with an image, as ELEVATER does, or all, as CLIP_benchmark."""
+    resize: Resize = "model"
+    """``model``: its own preprocessing. ``squash``: the whole picture is resized to the model's square before it.
+    ``resize256_crop224``: the shorter side is resized to 256/224 of the model's side, then the centre is cropped."""
+    classes: int | None = Field(None, ge=2)
+    """Number of classes the data must have; null: whatever it has."""
+    sizes: dict[str, dict[str, int | None]] = Field(default_factory=dict)
+    """Images per split (train, val, test) and known source. Data of a listed split must have one of its sizes, and the
+    result says which; null: a source whose size is not known. A split that is not listed may have any size."""
+    data: DataSource = "elevater"
+    """The source of ``sizes`` whose images the protocol is defined on."""
+    chance: float | None = Field(None, ge=0, le=1)
+    """Score of guessing; null: 1 / classes, one half for ``roc_auc``, or random scores on the labels for mAP and F1."""
+    names: tuple[str, ...] | None = None
+    """Class names in label order, or a shipped list (see ``shipped_names``); null: the data's."""
+    templates: tuple[str, ...] | None = None
+    """Prompts with ``{c}`` where the name goes, or a shipped list; null: the data's."""
+    codes: tuple[str, ...] | None = None
+    """Other identifiers of the classes that data folders use, one per name: WordNet ids, country codes."""
+    aliases: tuple[tuple[str, ...], ...] = ()
+    """Groups of spellings of one class."""
+    folders: tuple[str, ...] = ()
+    """Accepted local folder names, besides ``id``; each also with ``wds_`` before it and ``_test`` behind."""
+    hub: str | None = None
+    """Data set repository in the wds layout on the Hugging Face hub; null: there is none."""
+    source: str | None = None
+    """Where the data is, if not in a folder of one of those names or on that hub repository: ``hf:REPOSITORY``,
+    ``hf:REPOSITORY:FOLDER``, ``hf:FOLDER`` under the data root, or ``torchvision:NAME``; null: look for it."""
+    in_score: bool = True
+    """Whether the benchmark's mean holds it (ImageNet-1K is shown beside ELEVATER's 20)."""
+    differences: tuple[str, ...] = ()
+    """Where the wds mirror and ELEVATER differ in their images."""
+    note: str | None = None
+    """Where the protocol has no rule for the task: what is done."""
+    protocols: dict[str, Override] = Field(default_factory=dict)
+    """What other protocols change."""
+    obtain: str = ""
+    """How to get data that no mirror holds."""
+
+    @field_validator("names", "templates", "codes", mode="before")
+    @classmethod
+    def _look_up(cls, value: Any, info: Any) -> Any:
+        return shipped_list(info.field_name, value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _lists_fit(self) -> Self:
+        for field_name in ("names", "codes"):
+            count = len(getattr(self, field_name) or ())
+            if count and count != self.classes:
+                raise ValueError(f"{field_name} has {count} entries, classes is {self.classes}; make them agree")
+        for template in self.templates or ():
+            if "{c}" not in template:
+                raise ValueError(f"templates: {template!r} has no {{c}} where the class name goes")
+        for protocol in self.protocols:
+            if protocol not in PROTOCOLS:
+                raise ValueError(f"protocols: there is no {protocol!r}; known: {', '.join(PROTOCOLS)}")
+        return self
+
+    def find(self, data_root: Path) -> Path | None:
+        """The task's folder under ``data_root``, if one of its accepted names is there."""
+        return next((path for name in self.folder_names if (path := data_root / name).is_dir()), None)
+
+    @property
+    def folder_names(self) -> tuple[str, ...]:
+        """Every accepted local folder name, the likeliest first."""
+        names = dict.fromkeys((*self.folders, self.id))
+        return tuple(form.format(name) for form in ("wds_{}", "{}", "wds_{}_test") for name in names)
+
+    def which_set(self, size: int, split: str = "test") -> str:
+        """The known data of this split and size, such as ``elevater, wds``; ``unchecked`` where none can be told.
+
+        Raises:
+            UserError: if the sizes of all sources are known and this is none of them.
+        """
+        known = self.sizes.get(split, {})
+        matches = [source for source, images in known.items() if images == size]
+        if matches or None in known.values() or not known:
+            return ", ".join(matches) or "unchecked"
+        expected = " or ".join(f"{images:,} ({source})" for source, images in known.items())
+        raise UserError(
+            f"the data has {size:,} {split} images, expected {expected}; download it again or mend the split"
+        )
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Tasks whose mean is the score."""
+
+    name: str
+    protocol: str
+    """One of :data:`~focalclip.evaluation.protocols.PROTOCOLS`; the tasks have it applied."""
+    tasks: tuple[Task, ...]
+    data_root: Path | None = None
+    """Where the tasks' folders are; None: the hub."""
+    absent: dict[str, str] = field(default_factory=dict)
+    """Tasks known to be absent, and why."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Tasks of the published score that cannot be measured here, and why: the mean is not of them."""
+    is_departure: bool = False
+    """Whether the protocol is another than the benchmark's own."""
+
+    @property
+    def expected(self) -> int:
+        """Number of tasks that the published score is the mean of."""
+        return sum(task.in_score for task in self.tasks) + len(self.left_out)
+
+    def select(self, ids: Sequence[str] | None) -> "Benchmark":
+        """The benchmark with only these tasks run.
+
+        Raises:
+            UserError: if an id is not in the benchmark.
+        """
+        known = [task.id for task in self.tasks]
+        for name in ids or ():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+                raise UserError(f"--tasks: {self.name} has no task {name!r}; {hint}")
+        return self if ids is None else replace(self, tasks=tuple(task for task in self.tasks if task.id in ids))
+
+
+class TaskFile(Strict):
+    """A user's own benchmark: a YAML file of tasks."""
+
+    name: str | None = None
+    """Name in the result; null: the file's name."""
+    data_root: str = "."
+    """Folder that holds the tasks' folders, relative to the YAML file."""
+    tasks: tuple[Task, ...] = Field(min_length=1)
+
+
+class BenchmarkFile(Strict):
+    """An entry of ``tasks/benchmarks.yaml``."""
+
+    protocol: str
+    tasks: tuple[str, ...] | None = None
+    beside: tuple[str, ...] = ()
+    left_out: dict[str, str] = Field(default_factory=dict)
+
+
+def registered_benchmarks() -> dict[str, BenchmarkFile]:
+    """The named benchmarks."""
+    content = yaml.safe_load((_folder() / "benchmarks.yaml").read_text(encoding="utf-8"))
+    return {name: from_dict(BenchmarkFile, entry, f"benchmarks.yaml: {name}") for name, entry in content.items()}
+
+
+@cache
+def registered_tasks(name: str) -> tuple[Task, ...]:
+    """The registry's tasks of a benchmark, as ELEVATER has them, those outside the score last."""
+    benchmark = registered_benchmarks()[name]
+    if benchmark.tasks is None:
+        tasks = _read_tasks(name)
+    else:
+        known = _read_tasks("elevater") | _read_tasks("vtab_plus")
+        tasks = {task_id: known[task_id] for task_id in benchmark.tasks}
+    placed = [task.model_copy(update={"in_score": task.id not in benchmark.beside}) for task in tasks.values()]
+    return tuple(sorted(placed, key=lambda task: (not task.in_score, task.id)))
+
+
+def _folder() -> Any:
+    return files("focalclip.evaluation") / "tasks"
+
+
+@cache
+def _read_tasks(folder: str) -> dict[str, Task]:
+    paths = [path for path in (_folder() / folder).iterdir() if path.name.endswith(".yaml")]
+    contents = {path.name: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
+    return {content["id"]: from_dict(Task, content, name) for name, content in contents.items()}
+
+
+def load_benchmark(source: str | Path, data_root: str | Path | None = None, protocol: str | None = None) -> Benchmark:
+    """A benchmark by name, from a folder of wds task folders (or a single one), or from a YAML file of tasks.
+
+    Args:
+        source: ``elevater``, ``datacomp``, ``vtab_plus``, ``demo``, a folder, or a YAML file.
+        data_root: where the data of a named benchmark or of a YAML file is. Without it ``demo`` uses the default
+            corpus, which is built if need be, and the other names the hub.
+        protocol: how to measure; None: the benchmark's own, and ``wds`` for a folder or a file.
+
+    Raises:
+        UserError: if there is no such benchmark or protocol, or ``data_root`` is not a folder.
+    """
+    root = None if data_root is None else Path(data_root)
+    if root is not None and not root.is_dir():
+        raise UserError(f"--data-root {root}: no such folder; it should hold one folder per task, such as wds_vtab-dtd")
+    benchmark = _find(source, root)
+    chosen = load_protocol(protocol or benchmark.protocol)
+    return replace(
+        benchmark,
+        protocol=chosen.name,
+        is_departure=chosen.name != benchmark.protocol,
+        tasks=tuple(chosen.apply(task) for task in benchmark.tasks),
+    )
+
+
+def _find(source: str | Path, root: Path | None) -> Benchmark:
+    """The benchmark before any protocol is applied to its tasks."""
+    named = registered_benchmarks()
+    if str(source) == "demo":
+        return _demo(root)
+    if str(source) in named:
+        entry = named[str(source)]
+        return Benchmark(str(source), entry.protocol, registered_tasks(str(source)), root, left_out=entry.left_out)
+    path = Path(source)
+    if path.is_dir():
+        return _from_folder(path, root)
+    if path.suffix in (".yaml", ".yml"):
+        content = load_yaml(TaskFile, path)
+        return Benchmark(content.name or path.stem, "wds", content.tasks, root or path.parent / content.data_root)
+    raise UserError(
+        f"--benchmark {source}: not one of {', '.join(named)}, nor a folder of wds tasks, nor a YAML file of tasks"
+    )
+
+
+def _demo(root: Path | None) -> Benchmark:
+    tasks = registered_tasks("demo")
+    if root is not None:
+        return Benchmark("demo", "demo", tasks, root)
+    from focalclip.data.corpus.emoji import ensure_corpus
+
+    corpus = ensure_corpus()
+    return Benchmark("demo", "demo", tasks, Path(corpus.tasks), dict(corpus.skipped))
+
+
+def _from_folder(path: Path, root: Path | None) -> Benchmark:
+    """Every subfolder with class names is a task, or the folder itself; the metric follows from the kind of labels."""
+    if root is not None:
+        raise UserError(f"--data-root goes with a named benchmark; {path} is itself the folder of tasks")
+    alone = (path / "classnames.txt").is_file()
+    folders = [path] if alone else sorted(child.parent for child in path.glob("*/classnames.txt"))
+    if not folders:
+        places = (path, *sorted(child for child in path.iterdir() if child.is_dir()))
+        if pairs := [place for place in places if _type_of(place) == "retrieval"]:
+            raise UserError(
+                f"--benchmark {path}: a retrieval set, which has no classes; run eval/retrieval.py --data {pairs[0]}"
+            )
+        raise UserError(
+            f"--benchmark {path}: no classnames.txt in it or in a folder under it, so it holds no wds task"
+            " (expected classnames.txt, zeroshot_classification_templates.txt and test/0.tar); tasks in other layouts,"
+            " such as a folder per class, are named in a YAML file with their prompts (docs/evaluation-data.md)"
+        )
+    tasks = [Task(id=folder.resolve().name, metric=_metric_of(folder)) for folder in folders]
+    return Benchmark(path.resolve().name, "wds", tuple(tasks), path.resolve().parent if alone else path)
+
+
+def _metric_of(folder: Path) -> Metric:
+    return "map_11point" if _type_of(folder) == "multilabel" else "accuracy"
+
+
+def _type_of(folder: Path) -> str:
+    kind = folder / "dataset_type.txt"
+    return kind.read_text(encoding="utf-8", errors="replace").strip() if kind.is_file() else ""

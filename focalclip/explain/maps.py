@@ -1,0 +1,160 @@
+"""What a FocalNet looks at: gates, modulators and, with a text tower, the similarity of every position to a caption.
+
+Which tensors, and how they are reduced, follows figures 5, 6 and 10 of https://arxiv.org/abs/2203.11926. Our towers and
+timm's serve alike: both call the operator ``layers.STAGE.blocks.BLOCK.modulation`` and its parts ``f``, ``h`` and
+``focal_layers``.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from focalclip.base.errors import UserError
+from focalclip.models.clip import FocalCLIP
+
+_MODULATION = re.compile(r"(?P<trunk>.*?)\.?layers\.(?P<stage>\d+)\.blocks\.(?P<block>\d+)\.modulation")
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Maps of one block for a batch of B images, in float32 on the CPU.
+
+    Attributes:
+        stage, block: which block they are of, counted from 0.
+        gates: (B, G, h, w), raw (they may be negative): the L focal levels from fine to coarse, then the global one.
+        gate_names: for each gate what it weighs; only by number in the ablations that have other gates.
+        modulator: (B, h, w), length over channels of the modulator h(Z), before it multiplies the query.
+        kernels: for each focal level the mean over channels of its depthwise kernel, (k, k); none where it pools.
+        similarity: (B, T, h', w') cosine of each position of the last map to each of T captions; T is 0 without any.
+    """
+
+    stage: int
+    block: int
+    gates: Tensor
+    gate_names: list[str]
+    modulator: Tensor
+    kernels: list[Tensor]
+    similarity: Tensor
+
+
+def explain(
+    model: nn.Module, images: Tensor, *, stage: int = -1, block: int = -1, text: str | Sequence[str] = ()
+) -> Explanation:
+    """Look into one block of a FocalNet while it sees ``images``.
+
+    Args:
+        model: a two-tower model, a frozen encoder, or an image tower, ours or timm's.
+        images: (B, 3, H, W), preprocessed.
+        stage: counted from 0; negative numbers count from the end.
+        block: within the stage, likewise.
+        text: captions to compare every position of the last map with, whatever the block; two-tower models only.
+
+    Returns:
+        The maps. No hook stays on the model, and its modules keep their modes.
+
+    Raises:
+        UserError: if the model has no focal modulation, there is no such stage or block, the block has no gates, or
+            captions are given to a model without a text tower.
+    """
+    captions = [text] if isinstance(text, str) else list(text)
+    if captions and not isinstance(model, FocalCLIP):
+        raise UserError(
+            "text: captions need a two-tower model of focalclip; give a run directory or an exported folder"
+        )
+    stage, block, trunk, modulation = _find(model, stage, block)
+    weight = next(model.parameters())
+    with torch.no_grad(), _evaluation_mode(model), _outputs_of(modulation.f, modulation.h) as outputs:
+        last_map = trunk.forward_features(images.to(weight.device, weight.dtype))
+        similarity = _similarity(model, last_map, captions)
+    f, h = (_channels_first(module, x) for module, x in zip((modulation.f, modulation.h), outputs, strict=True))
+    gates = f[:, 2 * h.shape[1] :]  # f gives query, context and gates, in this order
+    if gates.shape[1] == 0:
+        raise UserError(f"stage {stage}, block {block}: this kind of modulation has no gates to show")
+    weights = [weight for level in modulation.focal_layers for weight in level.parameters()]
+    kernels = [weight.detach().float().mean((0, 1)).cpu() for weight in weights]
+    names = _gate_names(gates.shape[1], len(modulation.focal_layers), kernels)
+    return Explanation(stage, block, gates.float().cpu(), names, h.float().norm(dim=1).cpu(), kernels, similarity)
+
+
+def _gate_names(num_gates: int, num_levels: int, kernels: list[Tensor]) -> list[str]:
+    if num_gates != num_levels + 1:
+        return [f"gate {number}" for number in range(1, num_gates + 1)]
+    sizes = [f" ({kernel.shape[0]}x{kernel.shape[1]})" for kernel in kernels] or [""] * num_levels
+    return [*(f"level {level}{size}" for level, size in enumerate(sizes, 1)), "global"]
+
+
+def _find(model: nn.Module, stage: int, block: int) -> tuple[int, int, Any, Any]:
+    """Stage and block as counted from 0, the tower that they are in, and the modulation."""
+    found: dict[int, dict[int, Any]] = {}
+    trunk = ""
+    for name, module in model.named_modules():
+        match = _MODULATION.fullmatch(name)
+        if match and all(hasattr(module, part) for part in ("f", "h", "focal_layers")):
+            found.setdefault(int(match["stage"]), {})[int(match["block"])] = module
+            trunk = match["trunk"]
+    if not found:
+        raise UserError("this model has no focal modulation to explain; give one whose image tower is a FocalNet")
+    stage = _count("stage", stage, sorted(found))
+    block = _count(f"block of stage {stage}", block, sorted(found[stage]))
+    return stage, block, model.get_submodule(trunk), found[stage][block]
+
+
+def _count(what: str, index: int, known: list[int]) -> int:
+    try:
+        return known[index]
+    except IndexError:
+        raise UserError(f"{what}: {index} is not there; choose one of {known[0]} to {known[-1]}") from None
+
+
+@contextmanager
+def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+    before = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+@contextmanager
+def _outputs_of(*modules: nn.Module) -> Iterator[list[Tensor]]:
+    """What each module returns while the context lasts, in their order; the hooks go whatever happens."""
+    outputs: dict[nn.Module, Tensor] = {}
+    result: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG001
+        outputs[module] = output
+
+    handles = [module.register_forward_hook(keep) for module in modules]
+    try:
+        yield result
+        result += [outputs[module] for module in modules]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _channels_first(module: nn.Module, x: Tensor) -> Tensor:
+    """(B, C, H, W) from either layout: timm's operator is made of 1x1 convolutions, ours of linear layers."""
+    return x if isinstance(module, nn.Conv2d) else x.permute(0, 3, 1, 2)
+
+
+def _similarity(model: Any, last_map: Tensor, captions: list[str]) -> Tensor:
+    """Cosine (B, T, h, w) of each projected position of ``last_map`` (B, D, h, w) with each caption.
+
+    The projection is affine and pooling a mean, so the mean of the projected positions is the picture's own embedding.
+    """
+    batch, _, height, width = last_map.shape
+    if not captions:
+        return torch.empty(batch, 0, height, width)
+    positions = last_map.permute(0, 2, 3, 1).flatten(0, 2)  # B D h w -> (B h w) D
+    image_embeds = F.normalize(model.visual.proj(model.visual.norm(positions)).float(), dim=-1)
+    text_embeds = model.encode_text(model.tokenizer(captions).to(last_map.device), normalize=True)
+    return (image_embeds @ text_embeds.T).unflatten(0, (batch, height, width)).permute(0, 3, 1, 2).cpu()

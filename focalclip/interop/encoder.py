@@ -1,0 +1,102 @@
+"""The image tower alone, frozen, for use inside other people's work."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from focalclip.base.errors import UserError
+
+Preprocess = Callable[[Image.Image], Tensor]
+
+
+class ImageEncoder(nn.Module):
+    """A frozen image tower with the preprocessing that its weights belong to.
+
+    It stays in evaluation mode whatever the surrounding model does, its parameters need no gradient, and no activation
+    is kept for a backward pass. Images may be of any floating dtype: they are cast to that of the parameters.
+
+    Args:
+        tower: the image tower.
+        create_preprocess: makes its preprocessing (a maker, because encoders are pickled and transforms may not be).
+
+    Attributes:
+        num_features: width D of the pooled features.
+        strides: pixels per position of each feature map.
+        feature_dims: channels of each feature map.
+    """
+
+    def __init__(self, tower: nn.Module, create_preprocess: Callable[[], Preprocess]) -> None:
+        super().__init__()
+        self.tower = tower.eval().requires_grad_(False)
+        self._create_preprocess = create_preprocess
+        self.num_features: int = tower.num_features  # pyrefly: ignore
+        self.strides: list[int] = list(tower.strides)  # pyrefly: ignore
+        self.feature_dims: list[int] = list(tower.feature_dims)  # pyrefly: ignore
+        super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """Pooled features (B, num_features) of preprocessed images (B, 3, H, W)."""
+        return self.tower(self._cast(images))
+
+    @torch.no_grad()
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """One map (B, C_i, H_i, W_i) per stage, from fine to coarse, of preprocessed images (B, 3, H, W)."""
+        return self.tower.feature_maps(self._cast(images))  # pyrefly: ignore[not-callable]
+
+    def _cast(self, images: Tensor) -> Tensor:
+        return images.to(next(self.tower.parameters()).dtype)
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """Picture of any mode to (3, S, S) float32 tensor, as the weights expect it."""
+        return self._create_preprocess()
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002
+        """Stay in evaluation mode: a frozen encoder inside a model that trains must not start to drop paths."""
+        return self
+
+
+class ForeignTower(nn.Module, ABC):
+    """Tower whose widths and strides are measured on one picture, because its library does not tell them all.
+
+    Attributes:
+        num_features: width D of the pooled features.
+        strides: pixels per position of each feature map; empty where the tower has none.
+        feature_dims: channels of each feature map.
+    """
+
+    num_features: int
+    strides: list[int]
+    feature_dims: list[int]
+
+    @abstractmethod
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """One (B, C_i, H_i, W_i) map for each of ``strides``.
+
+        Raises:
+            UserError: if the tower has none.
+        """
+
+    @torch.no_grad()
+    def measure(self, images: Tensor) -> None:
+        """Set the attributes from what the tower makes of ``images`` (1, 3, S, S).
+
+        Raises:
+            UserError: if what it makes of them is left to chance, as under masked pretraining.
+        """
+        self.eval()
+        pooled = self(images)
+        if not torch.equal(self(images), pooled):
+            raise UserError(f"{type(self).__name__}: this tower gives one picture different features; choose another")
+        self.num_features = pooled.shape[1]
+        try:
+            maps = self.feature_maps(images)
+        except UserError:
+            maps = []
+        self.feature_dims = [x.shape[1] for x in maps]
+        self.strides = [round(images.shape[2] / x.shape[2]) for x in maps]

@@ -1,0 +1,282 @@
+"""Models of open_clip behind our interface: both towers, or the image tower alone."""
+
+import textwrap
+import warnings
+import zipfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from focalclip.base.errors import UserError
+from focalclip.config import TextTowerConfig
+from focalclip.interop import folder as store
+from focalclip.interop.encoder import ForeignTower, ImageEncoder
+from focalclip.interop.register import needs_focalclip
+from focalclip.models.text import lengths_to_the_end
+from focalclip.names import OPEN_CLIP, TIMM, TRANSFORMERS
+
+if TYPE_CHECKING:
+    from focalclip.interop.card import Trained
+
+
+def _cut_mask(transformer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
+    """Fit the causal mask to captions shorter than the context (open_clip 3.3 always passes the whole one)."""
+    length = args[0].shape[1]
+    mask = kwargs["attn_mask"]
+    return args, kwargs | {"attn_mask": mask if mask is None else mask[:length, :length]}
+
+
+def create_text_transformer(config: TextTowerConfig, embed_dim: int) -> nn.Module:
+    """open_clip's ``TextTransformer``, ending in a linear projection to ``embed_dim``."""
+    from open_clip.transformer import TextTransformer
+
+    tower = TextTransformer(
+        context_length=config.context_length,
+        width=config.width,
+        heads=config.heads,
+        layers=config.layers,
+        output_dim=embed_dim,
+        no_causal_mask=not config.causal,
+    )
+    tower.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
+    return tower
+
+
+class ByteLevelTokenizer:
+    """CLIP's byte-pair encoding, from open_clip; cut to the longest caption of the list where that changes nothing.
+
+    Under causal attention no token sees the padding behind it, so shorter rows give the same embeddings; captions of a
+    few words then cost a fraction of the full context.
+    """
+
+    def __init__(self, config: TextTowerConfig) -> None:
+        from open_clip.tokenizer import SimpleTokenizer
+
+        self.tokenizer = SimpleTokenizer(context_length=config.context_length)
+        self.causal = config.causal
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Tokens (B, L), int64, L at most the context length."""
+        tokens = self.tokenizer(list(texts))
+        if not self.causal or len(tokens) == 0:
+            return tokens
+        return tokens[:, : int(lengths_to_the_end(tokens).max())].contiguous()
+
+
+def write_open_clip(trained: "Trained", folder: Path) -> list[str]:
+    """Write an exported folder (see :mod:`focalclip.interop.folder`)."""
+    store.write_files(trained.model, folder, trained.provenance)
+    config = store.exported_config(trained.model.config)
+    name = config.image.name.removeprefix(TIMM)
+    notes = [f"open_clip builds {name} only after `import focalclip`."] if needs_focalclip(name) else []
+    if config.text.name == f"{TRANSFORMERS}.":
+        notes.append("open_clip looks for the text encoder in the working directory: start it inside the folder.")
+    return notes
+
+
+def open_clip_usage(trained: "Trained", folder: str) -> str:
+    """Python that loads both towers."""
+    name = trained.model.config.image.name.removeprefix(TIMM)
+    ours = "import focalclip  # registers the image tower with timm\n" if needs_focalclip(name) else ""
+    return f"""{ours}import open_clip
+
+name = "local-dir:{folder}"  # hf-hub:ORG/NAME from the hub
+model, _, preprocess = open_clip.create_model_and_transforms(name)
+tokenizer = open_clip.get_tokenizer(name)
+image = model.eval().encode_image(preprocess(picture)[None], normalize=True)
+text = model.encode_text(tokenizer(["a dog", "a cat"]), normalize=True)
+probabilities = (model.logit_scale.exp() * image @ text.T).softmax(-1)"""
+
+
+_SCHEMES = ("hf-hub:", "local-dir:")
+
+
+class OpenClipModel(nn.Module):
+    """A model of open_clip with its preprocessing and tokenizer.
+
+    Args:
+        name: ``ARCHITECTURE/PRETRAINED`` with a tag of open_clip's or the path of a checkpoint, ``hf-hub:ORG/NAME`` or
+            ``local-dir:FOLDER``.
+
+    Raises:
+        UserError: if open_clip has no such weights, or cannot load them.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        import open_clip
+
+        self.model, self.preprocess = _create(name)
+        architecture = name if name.startswith(_SCHEMES) else name.partition("/")[0]
+        self.tokenizer = _told(name, partial(open_clip.get_tokenizer, architecture))
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """Embed normalised images (B, 3, H, W) as (B, D)."""
+        return self.model.encode_image(images, normalize=normalize)
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """Embed tokens (B, L) as (B, D); L may be less than the context where :meth:`text_lengths` tells lengths."""
+        length, context = tokens.shape[1], self.model.context_length
+        if length == context or self.text_lengths(tokens) is None:
+            return self.model.encode_text(tokens, normalize=normalize)
+        # open_clip adds the positions of the whole context; the blocks then see the first ones alone
+        hook = self._text.transformer.register_forward_pre_hook(partial(_cut, length), with_kwargs=True)
+        try:
+            return self.model.encode_text(F.pad(tokens, (0, context - length)), normalize=normalize)
+        finally:
+            hook.remove()
+
+    def text_lengths(self, tokens: Tensor) -> Tensor | None:
+        """How many tokens of each row (B, L) decide its embedding: (B,); None where all do.
+
+        Those up to the end of the text, where no token sees those behind it and the embedding is taken there.
+        """
+        text = self._text
+        pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+        masks_more = getattr(text, "cls_emb", None) is not None or getattr(text, "use_pad_mask", False)
+        is_causal = getattr(text, "attn_mask", None) is not None and not masks_more
+        return lengths_to_the_end(tokens) if pool == "argmax" and is_causal else None
+
+    @property
+    def _text(self) -> Any:
+        return getattr(self.model, "text", self.model)  # open_clip's CLIP holds the parts of its text tower itself
+
+
+def _cut(length: int, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Of the input of a text tower's blocks the first ``length`` positions."""
+    return (args[0][:, :length], *args[1:]), kwargs | {"attn_mask": kwargs["attn_mask"][:length, :length]}
+
+
+class OpenClipTower(ForeignTower):
+    """Image tower of open_clip without its projection.
+
+    Pooled features are what the projection takes; those of a ModifiedResNet, which projects inside its attention
+    pooling, are its embeddings. Towers of timm give timm's feature maps, a ViT one per block, a ModifiedResNet one per
+    stage.
+    """
+
+    def __init__(self, visual: Any, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.visual = visual
+        if hasattr(visual, "trunk"):  # timm's; a head that pools by attention ends in the projection
+            visual.trunk.reset_classifier(0)
+            visual.head = getattr(visual.head, "pool", nn.Identity())
+        elif isinstance(getattr(visual, "proj", None), nn.Parameter):
+            visual.proj = None
+        if hasattr(visual, "output_tokens"):
+            visual.output_tokens = False  # CoCa's returns its tokens too
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
+        return self.visual(images)
+
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """One (B, C_i, H_i, W_i) map for each of ``strides``.
+
+        Raises:
+            UserError: if the tower has none.
+        """
+        if not hasattr(getattr(self.visual, "trunk", self.visual), "forward_intermediates"):
+            raise UserError(
+                f"{OPEN_CLIP}{self.name}: its image tower gives pooled features alone; choose one of timm or a ViT"
+            )
+        maps = self.visual.forward_intermediates(images, intermediates_only=True)["image_intermediates"]
+        return maps[1:] if hasattr(self.visual, "attnpool") else maps  # a ModifiedResNet's first one is its stem's
+
+
+def open_clip_encoder(name: str) -> ImageEncoder:
+    """The image tower of a trained model of open_clip, frozen; ``name`` is that of :class:`OpenClipModel`.
+
+    Raises:
+        UserError: if open_clip has no such weights, or cannot load them.
+    """
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    visual = _create(name)[0].float().visual
+    config = PreprocessCfg(**visual.preprocess_cfg)
+    tower = OpenClipTower(visual, name)
+    tower.measure(torch.zeros(1, *config.input_size))
+    create_preprocess: Any = partial(image_transform_v2, config, is_train=False)
+    return ImageEncoder(tower, create_preprocess)
+
+
+def _create(name: str) -> tuple[Any, Any]:
+    """The trained model and its preprocessing."""
+    import open_clip
+
+    architecture, pretrained = name, None
+    if not name.startswith(_SCHEMES):
+        architecture, _, pretrained = name.partition("/")
+        tags = open_clip.list_pretrained_tags_by_model(architecture)
+        if not pretrained and tags:
+            raise UserError(
+                f"open_clip:{name}: say which weights, as open_clip:{architecture}/PRETRAINED with one of "
+                f"{', '.join(tags)}, or the path of a checkpoint"
+            )
+        if not pretrained:
+            raise UserError(
+                f"open_clip:{name}: open_clip has no weights of that name; see open_clip.list_pretrained(), or give a "
+                f"checkpoint as open_clip:{architecture}/PATH"
+            )
+        if _is_torchscript(Path(pretrained)):
+            return _told(name, partial(_from_openai, architecture, pretrained))
+        if Path(pretrained).is_file():
+            _warn_of_activation(architecture, pretrained)
+    made: Any = _told(name, partial(open_clip.create_model_from_pretrained, architecture, pretrained=pretrained))
+    return made
+
+
+def _is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, which is how OpenAI published CLIP."""
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in member for member in archive.namelist())
+
+
+def _from_openai(architecture: str, path: str) -> tuple[Any, Any]:
+    """The model of an OpenAI archive, with the activation that OpenAI trained with whatever the architecture says."""
+    import open_clip
+
+    config = open_clip.get_model_config(architecture)
+    if config is None:
+        raise ValueError(f"it has no architecture {architecture}")
+    parts = {name: config[name] for name in ("embed_dim", "vision_cfg", "text_cfg")}
+    model: Any = open_clip.CLIP(**parts, quick_gelu=True)
+    with warnings.catch_warnings():  # torch would have such files written otherwise, which OpenAI's never will be
+        warnings.simplefilter("ignore", FutureWarning)
+        weights = torch.jit.load(path, map_location="cpu").state_dict()
+    for fact in ("input_resolution", "context_length", "vocab_size"):
+        weights.pop(fact, None)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return model, open_clip.image_transform(model.visual.image_size, is_train=False)  # the defaults are OpenAI's
+
+
+def _warn_of_activation(architecture: str, path: str) -> None:
+    """A file does not tell its activation; the wrong one costs points (B/32 on LAION-400M: 60.2 instead of 62.9)."""
+    import open_clip
+
+    twin = f"{architecture}-quickgelu"
+    if twin in open_clip.list_models():
+        warnings.warn(
+            f"open_clip:{architecture}/{path}: read as a model with GELU; if it was trained with QuickGELU, as OpenAI "
+            f"did, name open_clip:{twin}/{path}",
+            stacklevel=2,
+        )
+
+
+def _told(name: str, create: partial[Any]) -> Any:
+    """What ``create`` makes, its failures told in one sentence."""
+    try:
+        return create()
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # noqa: BLE001 - what is no checkpoint fails to be read in every way there is
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        what = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
+        raise UserError(f"open_clip:{name}: open_clip cannot load it: {textwrap.shorten(what, 300)}") from None

@@ -1,1 +1,0 @@
-"""What other libraries build by name once focalclip is imported: towers in timm, two-tower models in transformers."""

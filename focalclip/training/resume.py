@@ -1,0 +1,102 @@
+"""Continuing on another number of ranks: ZeRO cuts shards for the ranks that wrote them, so they are recut first."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from focalclip.base.errors import UserError
+from focalclip.base.ranks import main_only
+from focalclip.base.strict import load_yaml
+from focalclip.config import RunConfig
+from focalclip.training import checkpoint, engine
+from focalclip.training.checkpoint import Checkpoint
+
+
+def loadable(saved: Checkpoint, ranks: int) -> tuple[Path, bool]:
+    """The folder that ``ranks`` ranks can load, and whether it is in DeepSpeed's universal form.
+
+    Shards of ZeRO 1 and 2 for another number of ranks are converted into ``.universal/step-N`` beside it
+    (:func:`clean_up` removes it after loading); ZeRO 0 keeps whole copies and needs no conversion.
+
+    Raises:
+        UserError: for ZeRO 3, whose conversion in DeepSpeed 0.19 mixes up the two parameter groups without an error.
+    """
+    if saved.ranks == ranks or saved.zero_stage == 0:
+        return saved.path, False
+    if saved.zero_stage == 3:
+        raise UserError(
+            f"{saved.path}: a ZeRO 3 checkpoint of {saved.ranks} ranks; start again with {saved.ranks} ranks "
+            "(checkpoints of ZeRO 0 to 2 continue on any number)"
+        )
+    target = saved.path.parent / ".universal" / saved.path.name
+    main_only(lambda: _recut(saved, target, ranks))
+    return target, True
+
+
+def _recut(saved: Checkpoint, target: Path, ranks: int) -> None:
+    clean_up(target)
+    target.parent.mkdir()
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(saved.path), "--output_folder", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{saved.path}: cannot be recut for {ranks} ranks ({last}); start with {saved.ranks} ranks")
+
+
+def clean_up(converted: Path) -> None:
+    """Remove what :func:`loadable` converted."""
+    shutil.rmtree(converted.parent, ignore_errors=True)
+
+
+def _find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
+    """The checkpoint to continue from, if it belongs to this configuration; nothing is written yet.
+
+    Raises:
+        UserError: if the directory holds a run and ``resume`` was not asked for, or a run of another configuration.
+    """
+    engine.check(config)
+    folder = config.run_dir
+    if Path(config.runs_dir).exists() and not Path(config.runs_dir).is_dir():
+        raise UserError(f"runs_dir: {config.runs_dir} is a file; name a folder")
+    found = checkpoint.newest(folder / "checkpoints")
+    if found is None:
+        return None
+    if not resume:
+        raise UserError(f"{folder}: holds a run at {found.name}; continue it with --resume, or choose another --name")
+    _same_run(load_yaml(RunConfig, folder / "config.yaml"), config)
+    return checkpoint.read(found, config)
+
+
+_FREE_ON_RESUME: Any = {
+    "name": True,
+    "runs_dir": True,
+    "eval": True,
+    "model": {"image": {"activation_checkpointing"}},
+    "data": {"train", "workers", "max_faults"},  # the shards are compared by their fingerprint
+    "train": {"zero_stage", "log_every", "save_every", "keep_checkpoints"},  # the stage has a message of its own
+}
+
+
+def _same_run(before: RunConfig, now: RunConfig) -> None:
+    """A resumed run may save or log more often, but it is the same model, data order and schedule."""
+    there, here = before.model_dump(exclude=_FREE_ON_RESUME), now.model_dump(exclude=_FREE_ON_RESUME)
+    difference = _difference(there, here)
+    if difference:
+        raise UserError(
+            f"{now.run_dir}: is a run with another {difference}; resume it with "
+            f"--config {now.run_dir / 'config.yaml'}, or choose another --name"
+        )
+
+
+def _difference(there: dict[str, Any], here: dict[str, Any], path: str = "") -> str | None:
+    """The first setting in which two equally built dictionaries differ, and both its values."""
+    for name, old in there.items():
+        if isinstance(old, dict) and old.keys() == here[name].keys():
+            if inner := _difference(old, here[name], f"{path}{name}."):
+                return inner
+        elif old != here[name]:
+            return f"{path}{name} ({old} there, {here[name]} here)"
+    return None
