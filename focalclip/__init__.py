@@ -6,9 +6,8 @@ Importing it costs little: every name below is looked up in its module when it i
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from focalclip.base import __version__ as __version__
 from focalclip.interop.register import register_with_timm, register_with_transformers
-
-__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from focalclip import losses

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-import focalclip
+from focalclip.base import __version__
 
 
 def machine() -> dict[str, Any]:
@@ -44,7 +44,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 def versions() -> dict[str, str]:
     """Of what computes the numbers."""
     return {
-        "focalclip": focalclip.__version__,
+        "focalclip": __version__,
         "torch": torch.__version__,
         "open_clip": version("open_clip_torch"),
         "python": platform.python_version(),

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import focalclip
+from focalclip.base import __version__
 from focalclip.base.errors import UserError
 from focalclip.base.ranks import is_main
 from focalclip.evaluation.features.texts import ClassPrompts
@@ -31,7 +31,7 @@ def settings_sha256(
 ) -> str:
     """Hash of all that decides a task's numbers besides its data; only a finished task of the same is taken over."""
     prompts = class_prompts and {name: list(own) for name, own in class_prompts.items()}
-    model = [focalclip.__version__, weights, precision]
+    model = [__version__, weights, precision]
     parts = [model, protocol, task.model_dump(mode="json"), batch_size, prompts, max_images]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

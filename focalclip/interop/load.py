@@ -139,9 +139,7 @@ def _file_encoder(path: str, flags: dict[str, Any]) -> ImageEncoder:
     variant = variant_of(tower.config)
     if variant is None:
         return ImageEncoder(tower, partial(eval_transform, ImageTowerConfig(image_size=224)))
-    from focalclip.interop.timm import timm_preprocess
-
-    return ImageEncoder(tower, partial(timm_preprocess, variant))
+    return ImageEncoder(tower, partial(names.find("focalclip.interop.timm:timm_preprocess"), variant))
 
 
 def newest_run(runs_dir: str | Path = "runs") -> Path:

@@ -34,7 +34,7 @@ class _TextGraph(nn.Module):
         return F.normalize(self.text(tokens), dim=-1)
 
 
-def write_onnx(trained: "Trained", folder: Path) -> list[str]:
+def write_onnx(trained: Trained, folder: Path) -> list[str]:
     """Write ``image_tower.onnx``, ``text_tower.onnx`` and ``config.json`` (preprocessing, temperature)."""
     model = trained.model
     image, text = model.config.image, model.config.text
@@ -50,7 +50,7 @@ def write_onnx(trained: "Trained", folder: Path) -> list[str]:
             mode="json", include={"name", "image_size", "mean", "std", "resize_mode", "interpolation"}
         ),
         "text": {"context_length": text.context_length, "pad": pad},
-        "inverse_temperature": model.temperature().item(),
+        "inverse_temperature": model.scale().item(),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return []
@@ -75,7 +75,7 @@ def _export(graph: nn.Module, example: Tensor, path: Path, name: str, outputs: l
         )
 
 
-def onnx_usage(trained: "Trained", folder: str) -> str:
+def onnx_usage(trained: Trained, folder: str) -> str:
     """Python that runs both graphs."""
     length = trained.model.config.text.context_length
     return f"""\

@@ -5,7 +5,7 @@ import warnings
 import zipfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from focalclip.base.errors import UserError
 from focalclip.config import TextTowerConfig
 from focalclip.interop import folder as store
+from focalclip.interop.card import Trained
 from focalclip.interop.encoder import ForeignTower, ImageEncoder
 from focalclip.interop.register import needs_focalclip
 from focalclip.models.text import lengths_to_the_end
 from focalclip.names import OPEN_CLIP, TIMM, TRANSFORMERS
-
-if TYPE_CHECKING:
-    from focalclip.interop.card import Trained
 
 
 def _cut_mask(transformer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
@@ -67,7 +65,7 @@ class ByteLevelTokenizer:
         return tokens[:, : int(lengths_to_the_end(tokens).max())].contiguous()
 
 
-def write_open_clip(trained: "Trained", folder: Path) -> list[str]:
+def write_open_clip(trained: Trained, folder: Path) -> list[str]:
     """Write an exported folder (see :mod:`focalclip.interop.folder`)."""
     store.write_files(trained.model, folder, trained.provenance)
     config = store.exported_config(trained.model.config)
@@ -78,7 +76,7 @@ def write_open_clip(trained: "Trained", folder: Path) -> list[str]:
     return notes
 
 
-def open_clip_usage(trained: "Trained", folder: str) -> str:
+def open_clip_usage(trained: Trained, folder: str) -> str:
     """Python that loads both towers."""
     name = trained.model.config.image.name.removeprefix(TIMM)
     ours = "import focalclip  # registers the image tower with timm\n" if needs_focalclip(name) else ""

@@ -1,4 +1,8 @@
-"""Our towers under timm's roof, so that open_clip and timm build them by name once focalclip is imported."""
+"""Our names for timm and transformers: registered now, or as soon as they are loaded; loading neither.
+
+``import focalclip`` must not cost the seconds that these libraries take, so the code behind the names is found by
+:func:`focalclip.names.find` when one of them is built.
+"""
 
 import importlib
 import importlib.util
@@ -8,6 +12,8 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from focalclip.names import find
 
 Action = Callable[[ModuleType], None]
 
@@ -102,11 +108,9 @@ def _entry_point(name: str) -> Any:
     def create(pretrained: bool = False, **kwargs: Any) -> Any:
         from timm.models._builder import build_model_with_cfg
 
-        from focalclip.interop.timm import tower_class
-
         stages = tuple(range(config.num_stages))
         return build_model_with_cfg(
-            tower_class(config),
+            find("focalclip.interop.timm:tower_class")(config),
             name,
             pretrained,
             feature_cfg={"flatten_sequential": True, "out_indices": kwargs.pop("out_indices", stages)},
@@ -128,8 +132,6 @@ def register_with_transformers() -> None:
 def _register_transformers(modeling_auto: Any) -> None:
     from transformers import AutoConfig
 
-    from focalclip.interop.transformers import FocalCLIPConfig
-
-    AutoConfig.register(MODEL_TYPE, FocalCLIPConfig)
+    AutoConfig.register(MODEL_TYPE, find("focalclip.interop.transformers:FocalCLIPConfig"))
     # The pipeline looks here, not where models are registered (transformers 5.23); else it logs an error.
     modeling_auto.MODEL_FOR_ZERO_SHOT_IMAGE_CLASSIFICATION_MAPPING_NAMES[MODEL_TYPE] = "FocalCLIPModel"

@@ -8,7 +8,7 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import timm
 import torch
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from focalclip.base.errors import UserError, first_line
 from focalclip.config import ImageTowerConfig
+from focalclip.interop.card import Trained
 from focalclip.interop.encoder import ImageEncoder, Preprocess
 from focalclip.interop.folder import TOWER_WEIGHTS, write_weights
 from focalclip.interop.register import ADDED, needs_focalclip
@@ -33,9 +34,6 @@ from focalclip.models.weights import from_timm, load_strictly, to_timm
 from focalclip.models.weights.architecture import check_published
 from focalclip.models.weights.dialects import MATRIX
 from focalclip.names import TIMM
-
-if TYPE_CHECKING:
-    from focalclip.interop.card import Trained
 
 _WIDTHS, _DEPTHS = (24, 48, 96, 192), (1, 1, 4, 6)
 
@@ -243,7 +241,7 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def write_timm(trained: "Trained", folder: Path) -> list[str]:
+def write_timm(trained: Trained, folder: Path) -> list[str]:
     """Write ``config.json`` and ``model.safetensors``, which ``timm.create_model("local-dir:FOLDER")`` loads strictly.
 
     Raises:
@@ -282,7 +280,7 @@ def _timm_pretrained_cfg(image: ImageTowerConfig) -> dict[str, Any]:
     }
 
 
-def timm_usage(trained: "Trained", folder: str) -> str:
+def timm_usage(trained: Trained, folder: str) -> str:
     """Python that loads the tower."""
     name = trained.model.config.image.name.removeprefix(TIMM)
     ours = "import focalclip  # registers the tower with timm\n" if needs_focalclip(name) else ""

@@ -3,7 +3,7 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
 import transformers
@@ -21,6 +21,7 @@ from focalclip.base.errors import UserError
 from focalclip.base.strict import from_dict
 from focalclip.config import ModelConfig
 from focalclip.interop import folder as store
+from focalclip.interop.card import Trained
 from focalclip.interop.transformers import (
     FocalCLIPConfig,
     image_processor,
@@ -30,9 +31,6 @@ from focalclip.interop.transformers import (
 from focalclip.losses import contrastive_loss
 from focalclip.models.clip import FocalCLIP
 from focalclip.names import TRANSFORMERS
-
-if TYPE_CHECKING:
-    from focalclip.interop.card import Trained
 
 
 @dataclass
@@ -97,7 +95,8 @@ class FocalCLIPModel(PreTrainedModel):
     ) -> FocalCLIPOutput | tuple[Any, ...]:
         """Compare (B, 3, H, W) images with (T, L) tokens: logits (B, T); the loss, if asked for, needs B = T."""
         tokens = self._fit(input_ids, attention_mask)
-        image_embeds, text_embeds, scale = self.model(pixel_values, tokens)
+        outputs = self.model(pixel_values, tokens)
+        image_embeds, text_embeds, scale = outputs["image"], outputs["text"], outputs["scale"]
         logits = scale * image_embeds @ text_embeds.T
         loss = contrastive_loss(image_embeds, text_embeds, scale) if return_loss else None
         output = FocalCLIPOutput(loss, logits, logits.T, text_embeds, image_embeds)
@@ -139,7 +138,7 @@ def _build(config: FocalCLIPConfig) -> FocalCLIP:
 TOWER = "image_tower"
 
 
-def write_transformers(trained: "Trained", folder: Path) -> list[str]:
+def write_transformers(trained: Trained, folder: Path) -> list[str]:
     """Write ``FocalCLIPModel`` with its processor, and the image tower as transformers' own ``FocalNetModel``.
 
     Raises:
@@ -181,7 +180,7 @@ def _tokenizer(model: Any) -> Any:
     )
 
 
-def transformers_usage(trained: "Trained", folder: str) -> str:
+def transformers_usage(trained: Trained, folder: str) -> str:
     """Python that loads both towers, and the image tower alone."""
     both = f"""\
 import focalclip  # registers the model with transformers

@@ -1,8 +1,8 @@
 """The symmetric contrastive loss of CLIP, and of UniCL where labels are given.
 
-With embeddings u_i (image) and v_j (text) of the *global* batch of B pairs and inverse temperature T:
+With embeddings u_i (image) and v_j (text) of the *global* batch of B pairs and scale s = exp(logit_scale):
 
-    Z_ij = T <u_i, v_j>                                    similarity of image i and caption j
+    Z_ij = s <u_i, v_j>                                    similarity of image i and caption j
     M_ij = 1 if i = j, or if both pairs carry the same label, else 0
     L_i2t = -1/B sum_i ( sum_j M_ij log softmax_j(Z_ij) / sum_j M_ij )      (L_t2i: the same on the transpose)
     L = (L_i2t + L_t2i) / 2
@@ -22,14 +22,14 @@ from focalclip.losses.exchange import gather, gather_with_grad, sum_with_grad
 
 
 def contrastive_loss(
-    image: Tensor, text: Tensor, logit_scale: Tensor, *, labels: Tensor | None = None, group: Group = None
+    image: Tensor, text: Tensor, scale: Tensor, *, labels: Tensor | None = None, group: Group = None
 ) -> Tensor:
     """Mean over the global batch of the image-to-text and text-to-image losses.
 
     Args:
         image: (b, D) image embeddings of this rank, normalised to unit length.
         text: (b, D) text embeddings of the same pairs, normalised to unit length.
-        logit_scale: the inverse temperature T itself (not its logarithm), 0-dim or of shape [1].
+        scale: what the cosines are multiplied by, exp(logit_scale), 0-dim or of shape [1].
         labels: (b,) integers, or None. Pairs with the same label >= 0 are positives for each other; a pair with a
             negative label is positive with itself alone.
         group: process group whose ranks share the batch; None for all.
@@ -49,7 +49,7 @@ def contrastive_loss(
     with torch.autocast(image.device.type, enabled=False):  # float32: a softmax over thousands of columns
         both = torch.cat([image.float(), text.float()], dim=1)
         all_image, all_text = gather_with_grad(both, group).chunk(2, dim=1)  # (B, D) each, one collective
-        scale = logit_scale.float()
+        scale = scale.float()
         positives = _positives(image.shape[0], labels, image.device, group)
         image_to_text = F.cross_entropy(scale * image.float() @ all_text.T, positives)
         text_to_image = F.cross_entropy(scale * text.float() @ all_image.T, positives)

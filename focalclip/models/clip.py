@@ -1,4 +1,4 @@
-"""The two-tower model: an image tower, a text tower, and the temperature between them."""
+"""The two-tower model: an image tower, a text tower, and the scale of their cosines."""
 
 import fnmatch
 from typing import Any
@@ -20,7 +20,7 @@ from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer
 class _AtMost(torch.autograd.Function):
     """``x.clamp(max=maximum)`` through which a value above the maximum can still be pulled back.
 
-    clamp's own gradient is zero there: a temperature that one step carries over its bound would stay for good.
+    clamp's own gradient is zero there: a scale that one step carries over its bound would stay for good.
     """
 
     @staticmethod
@@ -62,7 +62,8 @@ class FocalCLIP(nn.Module):
     Attributes:
         visual: the image tower with its projection; ``visual.trunk`` is the tower alone.
         text: the text tower with its projection.
-        logit_scale: parameter of shape [1] (DeepSpeed refuses 0-dim parameters): log of the inverse temperature.
+        logit_scale: parameter of shape [1] (DeepSpeed refuses 0-dim parameters): logarithm of the scale of the cosines,
+            as in open_clip.
         config: the :class:`~focalclip.config.ModelConfig` that built it.
     """
 
@@ -76,24 +77,25 @@ class FocalCLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), config.init_logit_scale))
         self._tokenizer: Tokenizer | None = None
 
-    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Everything the loss needs.
+    def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """Everything that a loss may need, by name.
 
         Args:
             images: (B, 3, H, W), normalised as ``preprocess`` does.
             tokens: (B, L) int64 from ``tokenizer``.
 
         Returns:
-            Unit-length image (B, D) and text (B, D) embeddings, and the bounded inverse temperature of shape [1].
+            ``image`` and ``text``, embeddings (B, D) of unit length, and ``scale``, see :meth:`scale`. These are the
+            names of the losses' parameters.
         """
-        return (
-            self.encode_image(images, normalize=True),
-            self.encode_text(tokens, normalize=True),
-            self.temperature(),
-        )
+        return {
+            "image": self.encode_image(images, normalize=True),
+            "text": self.encode_text(tokens, normalize=True),
+            "scale": self.scale(),
+        }
 
-    def temperature(self) -> Tensor:
-        """Inverse temperature of shape [1], at most exp(max_logit_scale).
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by, of shape [1]: exp(logit_scale), at most exp(max_logit_scale).
 
         Bounded here, not by clamping the parameter after a step: ZeRO and bf16 keep a master copy that would undo it.
         Above the bound, only gradients that lead back below it pass.

@@ -46,7 +46,7 @@ class TrainLog:
                 total=total_steps, initial=state.step, unit="step", desc="train", disable=None, dynamic_ncols=True
             )
 
-    def step(self, state: TrainState, loss: Tensor, temperature: Tensor, lr: float, grad_norm: Any) -> None:
+    def step(self, state: TrainState, loss: Tensor, scale: Tensor, lr: float, grad_norm: Any) -> None:
         """Note one optimiser step; write a line if one is due."""
         self._losses.append(loss.detach().float())
         self._images += self.config.data.batch_size
@@ -54,7 +54,7 @@ class TrainLog:
             self._bar.update()
         if state.step % self.config.train.log_every == 0 or state.step == self.total_steps:
             self.settle(state)
-            self._flush(state, temperature, lr, grad_norm)
+            self._flush(state, scale, lr, grad_norm)
 
     def fault(self, message: str) -> None:
         """Note a sample that was replaced on this rank."""
@@ -105,13 +105,13 @@ class TrainLog:
             self._file.close()
             self._board.close()
 
-    def _flush(self, state: TrainState, temperature: Tensor, lr: float, grad_norm: Any) -> None:
+    def _flush(self, state: TrainState, scale: Tensor, lr: float, grad_norm: Any) -> None:
         now = time.perf_counter()
         values = {
             "step": state.step,
             "samples": state.samples,
             "loss": fmean(state.losses),
-            "logit_scale": temperature.item(),
+            "scale": scale.item(),
             "lr": lr,
             "images_per_second": self._images / (now - self._since),
             "faults": state.faults,
@@ -127,7 +127,7 @@ class TrainLog:
         self._file.flush()
         for name in values.keys() - {"step", "samples"}:
             self._board.add_scalar(f"train/{name}", values[name], values["step"])
-        shown = f"loss {values['loss']:.3f}, 1/temperature {values['logit_scale']:.1f}"
+        shown = f"loss {values['loss']:.3f}, scale {values['scale']:.1f}"
         shown += f", {values['images_per_second']:.0f} images/s"
         self._bar.set_postfix_str(shown, refresh=False)
         if self._bar.disable and (now - self._last_line > SECONDS_BETWEEN_LINES or values["step"] == self.total_steps):

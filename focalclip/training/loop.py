@@ -47,14 +47,14 @@ def train(run: Trainer) -> bool:
             batch = next(batches)
             for message in batch.faults:
                 run.log.fault(message)
-            loss, temperature = micro_step(run.engine, batch, run.config)
+            loss, scale = micro_step(run.engine, batch, run.config)
             losses.append(loss)
         run.state.step += 1
         run.state.samples += run.config.data.batch_size
         run.log.step(
             run.state,
             loss=torch.stack(losses).mean(),
-            temperature=temperature,
+            scale=scale,
             lr=lr,
             grad_norm=run.engine.get_global_grad_norm(),
         )

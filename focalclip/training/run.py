@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from focalclip import __version__
+from focalclip.base import __version__
 from focalclip.base.errors import SharedError, UserError
 from focalclip.base.files import write_text
 from focalclip.base.ranks import barrier, gather_objects, is_main, main_first, main_only, rank, together, world_size

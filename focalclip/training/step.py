@@ -15,8 +15,8 @@ def micro_step(engine: Any, batch: Batch, config: RunConfig) -> tuple[Tensor, Te
     """Forward, loss over the global micro-batch, backward, the optimiser where due; returns loss and scale."""
     image_config = config.model.image
     images = normalize(batch.images.to(device()), image_config.mean, image_config.std, input_dtype(config))
-    image, text, scale = engine(images, batch.tokens.to(device()))
-    loss = contrastive_loss(image, text, scale, labels=batch.labels.to(device()))
+    outputs = engine(images, batch.tokens.to(device()))
+    loss = contrastive_loss(**outputs, labels=batch.labels.to(device()))
     engine.backward(loss)
     engine.step()
-    return loss.detach(), scale.detach()
+    return loss.detach(), outputs["scale"].detach()

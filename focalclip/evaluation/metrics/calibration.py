@@ -90,8 +90,8 @@ def fit_scale(cosines: Tensor, labels: NDArray[np.integer]) -> float:
 
 def learned_scale(model: Any) -> float | None:
     """The scale that the model itself multiplies cosines with, if it has one."""
-    if callable(getattr(model, "temperature", None)):
-        return float(model.temperature().detach())  # FocalCLIP: bounded
+    if callable(getattr(model, "scale", None)):
+        return float(model.scale().detach())  # FocalCLIP: bounded
     named = model.named_parameters() if isinstance(model, nn.Module) else ()
     # open_clip and transformers hold the logarithm under this name
     logs = [parameter for name, parameter in named if name.rpartition(".")[2] == "logit_scale"]

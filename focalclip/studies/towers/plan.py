@@ -112,7 +112,7 @@ def _step(trained: Any, config: RunConfig) -> None:
         images = torch.randn(shape, device=device(), dtype=input_dtype(config))
         tokens = torch.randint(1, 1000, (size, text.context_length), device=device())
         labels = torch.full((size,), -1, device=device())
-        loss = contrastive_loss(*trained(images, tokens), labels=labels)
+        loss = contrastive_loss(**trained(images, tokens), labels=labels)
         trained.backward(loss)
         trained.step()
 

@@ -219,7 +219,7 @@ def test_other_libraries_give_the_same(name, source, models, picture, reloaded):
 def test_the_pipeline_of_transformers_classifies_as_we_do(name, models, picture, reloaded):
     model = models[name]
     with torch.no_grad():
-        image, text, scale = model(model.preprocess(picture)[None], model.tokenizer(TEXTS))
+        image, text, scale = model(model.preprocess(picture)[None], model.tokenizer(TEXTS)).values()
     logits = scale * image @ text.T
     torch.testing.assert_close(reloaded[f"transformers_{name}"]["logits"], logits, rtol=1e-4, atol=1e-4)
     scores = [reloaded[f"pipeline_{name}"][text] for text in TEXTS]

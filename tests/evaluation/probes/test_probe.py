@@ -244,7 +244,7 @@ def test_command_probes_the_newest_run_and_writes_result_picture_and_journal(wor
 
 
 def test_trap_probe_runs_on_cpu(workplace, task):
-    script = Path(__file__).parents[1] / "eval" / "probe.py"
+    script = Path(__file__).parents[3] / "eval" / "probe.py"
     command = [sys.executable, str(script), "--benchmark", str(task), "--model", "runs/tiny", "--shots", "5"]
     hidden = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, env=hidden, check=False)

@@ -220,7 +220,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(workplace, monkeypatch, capsys,
 
 
 def test_script_in_a_process_of_its_own(workplace):
-    script = Path(__file__).parents[1] / "eval" / "retrieval.py"
+    script = Path(__file__).parents[3] / "eval" / "retrieval.py"
     command = [
         sys.executable,
         str(script),

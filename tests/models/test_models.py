@@ -48,32 +48,32 @@ def outputs(model) -> dict[str, torch.Tensor]:
         return {"image": model.encode_image(images), "text": model.encode_text(tokens)}
 
 
-def test_embeddings_have_unit_length_and_the_temperature_is_bounded(model):
-    image, text, scale = model(torch.randn(2, 3, 32, 32), model.tokenizer(["a", "b"]))
+def test_embeddings_have_unit_length_and_the_scale_is_bounded(model):
+    image, text, scale = model(torch.randn(2, 3, 32, 32), model.tokenizer(["a", "b"])).values()
     torch.testing.assert_close(image.norm(dim=1), torch.ones(2))
     torch.testing.assert_close(text.norm(dim=1), torch.ones(2))
     assert scale.shape == (1,)
     torch.testing.assert_close(scale, torch.tensor([1 / 0.07]))
     hot = FocalCLIP(TINY.model_copy(update={"init_logit_scale": 9.0}))
-    torch.testing.assert_close(hot.temperature(), torch.tensor([100.0]))
+    torch.testing.assert_close(hot.scale(), torch.tensor([100.0]))
 
 
-def test_a_temperature_above_its_bound_comes_back_down(model):
+def test_a_scale_above_its_bound_comes_back_down(model):
     hot = FocalCLIP(TINY.model_copy(update={"init_logit_scale": 9.0}))
-    hot.temperature().sum().backward()
+    hot.scale().sum().backward()
     assert hot.logit_scale.grad > 0  # descent lowers it, where clamp alone would give 0
     hot.logit_scale.grad = None
-    (-hot.temperature()).sum().backward()
+    (-hot.scale()).sum().backward()
     assert hot.logit_scale.grad == 0  # never further out
     model.zero_grad()
-    model.temperature().sum().backward()
+    model.scale().sum().backward()
     torch.testing.assert_close(model.logit_scale.grad, torch.tensor([1 / 0.07]))  # below the bound, d exp(x) / dx
     optimizer = torch.optim.SGD([hot.logit_scale], lr=0.02)
     for _ in range(10):
         optimizer.zero_grad()
-        hot.temperature().sum().backward()
+        hot.scale().sum().backward()
         optimizer.step()
-    assert hot.temperature() < 100
+    assert hot.scale() < 100
 
 
 def test_unit_vectors_are_float32_in_bfloat16(model):

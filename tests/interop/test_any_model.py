@@ -281,7 +281,7 @@ def test_architecture_without_weights_says_how_to_name_a_file(architectures):
 
 
 def test_the_model_in_the_documentation_is_one(tmp_path):
-    text = (Path(__file__).parents[1] / "docs" / "zero-shot.md").read_text()
+    text = (Path(__file__).parents[2] / "docs" / "zero-shot.md").read_text()
     code = text.partition("```python\n")[2].partition("```")[0]
     names = {}
     exec(code, names)  # as a reader would run it

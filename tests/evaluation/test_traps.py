@@ -8,7 +8,7 @@ from traps import TRAPS
 
 
 def _names_of_tests():
-    trees = [ast.parse(path.read_text()) for path in Path(__file__).parent.rglob("test_*.py")]
+    trees = [ast.parse(path.read_text()) for path in Path(__file__).parents[1].rglob("test_*.py")]
     return {node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
 
 

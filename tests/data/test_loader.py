@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_shards
 import torch
 from tiny_shards import ByteTokenizer, write_shards
 
@@ -202,7 +203,7 @@ print("left after", step > 20, flush=True)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_workers_outlive_a_signal_to_all_processes(shards, number):
     """What Ctrl-C and launchers do: the training process must get its batches until it has saved."""
-    command = [sys.executable, "-c", LOOP, str(shards[0].parent), str(Path(__file__).parent)]
+    command = [sys.executable, "-c", LOOP, str(shards[0].parent), str(Path(tiny_shards.__file__).parent)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as run:

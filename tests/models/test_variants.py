@@ -15,7 +15,7 @@ from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.focalnet.modulation import FocalModulation
 from focalclip.models.focalnet.variants import FOCALNETS, VARIANTS, create_focalnet
 
-DOCUMENT = (Path(__file__).parents[1] / "docs/models.md").read_text()
+DOCUMENT = (Path(__file__).parents[2] / "docs/models.md").read_text()
 STRIDES = [4, 8, 16, 32]
 
 

@@ -492,7 +492,7 @@ def test_trap_flags_can_be_switched_off(workplace, monkeypatch, capsys):
 
 
 def test_script_in_a_process_of_its_own(workplace):
-    script = Path(__file__).parents[1] / "eval" / "zeroshot.py"
+    script = Path(__file__).parents[2] / "eval" / "zeroshot.py"
     command = [sys.executable, str(script), "--benchmark", "tasks", "--model", "runs/tiny", "--device", "cpu"]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True, env=os.environ, check=False)
     assert done.returncode == 0, done.stderr

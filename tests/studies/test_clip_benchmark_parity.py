@@ -12,7 +12,7 @@ import pytest
 from focalclip.cli import retrieval, zeroshot
 from focalclip.studies.bench.parity import PAIRS_NAME, TASKS, Difference, differences, write_case
 
-NUMBERS = json.loads((Path(__file__).parent / "data" / "clip_benchmark_numbers.json").read_text())
+NUMBERS = json.loads((Path(__file__).parent / "clip_benchmark_numbers.json").read_text())
 THEIRS = {name: task["metrics"] for name, task in NUMBERS["tasks"].items()}
 
 

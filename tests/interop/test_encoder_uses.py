@@ -20,7 +20,7 @@ from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.weights import to_timm
 
-DOC = Path(__file__).parents[1] / "docs" / "encoder.md"
+DOC = Path(__file__).parents[2] / "docs" / "encoder.md"
 TINY = ModelConfig(
     embed_dim=16,
     image=ImageTowerConfig(name="focalnet_pico", image_size=32, init="fan_in"),

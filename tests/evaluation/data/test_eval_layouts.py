@@ -346,7 +346,7 @@ def test_folders_come_before_zips_and_the_likeliest_name_first(tmp_path):
 
 
 def test_the_tasks_in_the_documentation_are_understood(tmp_path):
-    text = (Path(__file__).parents[1] / "docs" / "evaluation-data.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "evaluation-data.md").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
     write_images(tmp_path / "bees", ["honey/a.png", "bumble/b.png"])
     found = {}
