@@ -1,7 +1,9 @@
 """The configuration of a run: every setting with its meaning, its default and its limits.
 
-The defaults of the section ``model`` are CLIP's for a tower of 224 pixels; the others are those of the default run. Files
-in ``configs/`` say what they change from them. Every field is checked before any work starts: an unknown key, a wrong type or an impossible combination is a
+The defaults of the section ``model`` are CLIP's at 224 pixels; the others are those of the default run. A file in
+``configs/`` says what it changes from them, or from the file that it names as its base, and why.
+
+Every field is checked before any work starts: an unknown key, a wrong type or an impossible combination is a
 :class:`~focalclip.base.errors.UserError` that names the field's full path. ``config.yaml`` in a run directory is a
 dump of :class:`RunConfig`, so ``--config runs/NAME/config.yaml`` repeats the run.
 """
@@ -116,16 +118,16 @@ class TextTowerConfig(Strict):
 
 
 class ModelConfig(Strict):
-    """Two towers and the temperature between them."""
+    """Two towers and the scale of the cosines between their embeddings."""
 
     embed_dim: int = Field(512, ge=8)
     """Width of the shared embedding."""
     image: ImageTowerConfig = ImageTowerConfig()
     text: TextTowerConfig = TextTowerConfig()
-    init_logit_scale: float = math.log(1 / 0.07)
-    """Start of the log of the inverse temperature (CLIP, section 2.5: 1/0.07)."""
+    init_logit_scale: float = 2.6592600369327783
+    """Start of the logarithm of the scale of the cosines (CLIP, section 2.5: ln(1 / 0.07))."""
     max_logit_scale: float = math.log(100)
-    """Upper bound, applied in the forward pass (CLIP, section 2.5: 100)."""
+    """Upper bound of that logarithm, applied in the forward pass (CLIP, section 2.5: ln(100))."""
 
 
 class AugmentConfig(Strict):

@@ -1,10 +1,10 @@
 """Optimisers, parameter groups and learning-rate schedules, and the tables that look them up by name.
 
-An optimiser is a function ``(model, config, *, options...) -> torch.optim.Optimizer``: it forms its own parameter groups
-(see :func:`parameter_groups`), because some optimisers treat matrices, embeddings and vectors differently. A schedule is
-a function ``(progress, floor, *, options...) -> float``: the learning rate over the peak after the warm-up, at
-``progress`` from 0 to 1, where ``floor`` is ``min_lr`` over the peak. ``optim.options`` and ``optim.schedule_options`` set
-their keyword-only parameters. docs/extending.md adds one of each as complete examples.
+An optimiser is a function ``(model, config, *, options...) -> torch.optim.Optimizer``. It forms its own parameter
+groups (see :func:`parameter_groups`), because some optimisers treat matrices, embeddings and vectors differently. A
+schedule is a function ``(progress, floor, *, options...) -> float``: the learning rate over the peak after the warm-up,
+at ``progress`` from 0 to 1, where ``floor`` is ``min_lr`` over the peak. ``optim.options`` and
+``optim.schedule_options`` set their keyword-only parameters. docs/extending.md adds one of each as complete examples.
 """
 
 import math
