@@ -102,7 +102,12 @@ def _run(args: argparse.Namespace) -> int:
     outputs = [Path(args.output)] if args.output else []
     if (Path(source) / "config.yaml").is_file():
         name = "-".join(
-            ["probe", benchmark.name, *([benchmark.protocol] if benchmark.is_departure else []), *(args.tasks or [])]
+            [
+                "probe",
+                benchmark.name,
+                *([benchmark.protocol] if benchmark.has_other_protocol else []),
+                *(args.tasks or []),
+            ]
         )
         outputs.append(Path(source) / "eval" / f"{name}.json")
     result = probe(

@@ -278,3 +278,17 @@ def _told(name: str, create: partial[Any]) -> Any:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         what = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         raise UserError(f"open_clip:{name}: open_clip cannot load it: {textwrap.shorten(what, 300)}") from None
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """OpenAI's 1,000 class names of ImageNet, of which 998 are distinct."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    return tuple(IMAGENET_CLASSNAMES)
+
+
+def imagenet_templates() -> tuple[str, ...]:
+    """OpenAI's 80 prompt templates for ImageNet, with ``{c}`` for the class name."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{c}") for template in OPENAI_IMAGENET_TEMPLATES)

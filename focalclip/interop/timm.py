@@ -289,3 +289,8 @@ def timm_usage(trained: Trained, folder: str) -> str:
 tower = timm.create_model("local-dir:{folder}", pretrained=True)  # hf-hub:ORG/NAME from the hub
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(tower))
 features = tower.eval()(transform(picture)[None])  # (1, {trained.model.visual.trunk.num_features})"""
+
+
+def imagenet_wordnet_ids() -> tuple[str, ...]:
+    """The 1,000 folder names of ImageNet-1K in label order."""
+    return tuple(timm.data.ImageNetInfo("imagenet-1k").label_names())

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from focalclip.base.terminal import aligned, listing, model_heading, percent, span
+from focalclip.evaluation.metrics import METRICS
 from focalclip.evaluation.probes.result import ZERO_SHOT, ProbeResult, Row, TaskProbes
 from focalclip.evaluation.probes.train import METHODS, Shots
-from focalclip.evaluation.task import METRIC_TITLES
 
 _COLUMNS = 4
 
@@ -27,7 +27,7 @@ def write_plot(result: ProbeResult, path: Path) -> Path:
     from matplotlib.figure import Figure
 
     panels: list[tuple[str, list[Row], float | None]] = [
-        (f"{name}\n{METRIC_TITLES[task.metric]}", task.rows, task.chance) for name, task in result.tasks.items()
+        (f"{name}\n{METRICS[task.metric].title}", task.rows, task.chance) for name, task in result.tasks.items()
     ]
     if result.num_scored > 1:
         panels.insert(0, (f"mean of {result.num_scored} tasks\n", result.means, None))
@@ -100,7 +100,7 @@ def table(result: ProbeResult) -> str:
 
 
 def _task_block(name: str, task: TaskProbes) -> str:
-    title = f"{name}: {METRIC_TITLES[task.metric]}, chance {percent(task.chance)}%, {task.classes:,} classes"
+    title = f"{name}: {METRICS[task.metric].title}, chance {percent(task.chance)}%, {task.classes:,} classes"
     title += f", {task.n_train:,} training and {task.n:,} test images" + ("" if task.in_score else " (not in the mean)")
     return title + "\n" + _grid([_cells(row) for row in task.rows])
 

@@ -12,7 +12,6 @@ from focalclip.base.errors import UserError
 from focalclip.base.files import write_json
 from focalclip.evaluation.metrics.intervals import half_interval
 from focalclip.evaluation.probes.train import Shots
-from focalclip.evaluation.protocols import Metric
 
 ZERO_SHOT = "zero-shot"
 
@@ -82,7 +81,7 @@ def summarise(runs: Sequence[ProbeRun]) -> Row:
 class TaskProbes:
     """A task's probes and the data that they were trained and scored on."""
 
-    metric: Metric
+    metric: str
     chance: float
     zero_shot: float
     zero_shot_interval: tuple[float, float]

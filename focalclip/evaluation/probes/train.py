@@ -13,10 +13,10 @@ from focalclip.evaluation.data import TaskData
 from focalclip.evaluation.features.cache import FeatureCache
 from focalclip.evaluation.features.images import encode_images
 from focalclip.evaluation.features.texts import class_matrix
+from focalclip.evaluation.metrics import METRICS
 from focalclip.evaluation.opened import open_checked
 from focalclip.evaluation.probes.draw import choose_shots, hold_out
 from focalclip.evaluation.probes.solvers import EXACT, ROUGH, choose_strength, knn, language_head, logistic, ridge
-from focalclip.evaluation.protocols import Metric
 from focalclip.evaluation.scoring import metric_value
 from focalclip.evaluation.task import Benchmark, Task
 
@@ -42,7 +42,7 @@ class TrainingSet:
     """int64 (N,), or bool (N, C)."""
     text: Tensor
     """float32 (C, D), unit length: the zero-shot classifier."""
-    metric: Metric
+    metric: str
 
     def part(self, indices: np.ndarray) -> "TrainingSet":
         """Some of its images."""
@@ -85,7 +85,7 @@ def train_probe(method: str, data: TrainingSet, shots: Shots, seed: int) -> Prob
         return Probe(classify, None, None, len(chosen.labels))
     split = hold_out(chosen.labels, seed)
     held_out = chosen.part(split.held_out)
-    if not _can_be_scored(held_out):
+    if METRICS[data.metric].problem(held_out.labels):
         raise UserError(
             f"{shots} shots leave {len(split.held_out)} of {len(chosen.labels):,} training images to choose a strength "
             f"on, too few for {data.metric}; use more shots, or --methods knn, which has no strength"
@@ -108,12 +108,6 @@ def _prepare(method: str, data: TrainingSet, tolerance: float) -> Callable[[floa
         return ridge(features, labels, num_classes)
     prior = language_head(features, labels, data.text) if method == "language" else None
     return logistic(features, labels, num_classes, prior, tolerance=tolerance)
-
-
-def _can_be_scored(data: TrainingSet) -> bool:
-    if data.metric == "roc_auc":
-        return len(np.unique(data.labels)) == 2
-    return bool(data.labels.any()) if data.labels.ndim == 2 else len(data.labels) > 0
 
 
 @dataclass(frozen=True)

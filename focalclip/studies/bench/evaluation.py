@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from focalclip.base.errors import UserError
+from focalclip.evaluation.metrics import METRICS
 from focalclip.evaluation.task import Task, registered_tasks
 from focalclip.studies.bench import peers as clip_benchmark
 from focalclip.studies.bench.parity import differences
@@ -82,7 +83,7 @@ def synthetic_task(task: Task, images: int, seed: int) -> SyntheticTask:
         raise UserError(f"{task.id}: the registry has no class names or no prompts of it; choose other --tasks")
     rng = np.random.default_rng(seed)
     classes = len(task.names)
-    is_multilabel = task.metric.startswith("map")
+    is_multilabel = METRICS[task.metric].labels == "multilabel"
     labels = rng.random((images, classes)) < 0.1 if is_multilabel else rng.integers(0, classes, images)
     return SyntheticTask(task.names, task.templates, labels, seed, (PICTURE,), ("webp",), min(SHARDS, images))
 
