@@ -20,7 +20,7 @@ from torch import Tensor
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import whole_file
-from focalclip.base.machine import whole_float32
+from focalclip.base.machine import full_float32_matmul
 from focalclip.evaluation.data import Entry, TaskData, decode
 from focalclip.evaluation.features.images import ImageFeatures
 from focalclip.evaluation.metrics import definitions as metrics
@@ -171,7 +171,7 @@ class Predictions:
     pictures: Pictures
 
     @classmethod
-    @whole_float32()
+    @full_float32_matmul()
     def of(
         cls,
         task: Task,

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from focalclip.base.errors import UserError
-from focalclip.base.machine import whole_float32
+from focalclip.base.machine import full_float32_matmul
 from focalclip.evaluation.metrics import definitions as metrics
 from focalclip.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
 from focalclip.evaluation.protocols import SCALE, Metric, Scores
@@ -32,7 +32,7 @@ class Score:
     """Further numbers: accuracy, mean_per_class, top5, majority (always saying the commonest class), or every mAP."""
 
 
-@whole_float32()
+@full_float32_matmul()
 def score(task: Task, images: Tensor, classes: Tensor, labels: np.ndarray) -> Score:
     """Score unit-length image vectors (N, D) against unit-length class vectors (C, D), all float32.
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focalclip.base.machine import whole_float32
+from focalclip.base.machine import full_float32_matmul
 
 _RANK_TOLERANCE = 1e-12  # of the largest variance; what lies below is rounding of a float64 Gram matrix
 
@@ -114,7 +114,7 @@ def knn(
         # one neighbour after another, because (M, k, C) does not fit into memory for a thousand classes
         return sum((weights[:, [j]] * targets[nearest[:, j]] for j in range(neighbours)), torch.zeros(()))
 
-    @whole_float32()
+    @full_float32_matmul()
     def classify(queries: Tensor) -> Tensor:
         rows = max(1, _BLOCK // max(len(features), neighbours * num_classes))
         return torch.cat([votes(block) for block in queries.split(rows)])

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from focalclip.base.machine import whole_float32
+from focalclip.base.machine import full_float32_matmul
 from focalclip.base.ranks import is_main, rank, world_size
 from focalclip.losses.exchange import sum_with_grad
 
@@ -121,7 +121,7 @@ def retrieval_ranks(
     for name, vectors in (("images", images), ("texts", texts)):
         if not bool(((vectors.norm(dim=1) - 1).abs() < _UNIT).all()):
             raise ValueError(f"{name}: not all vectors are of unit length; divide each by its length first")
-    with torch.no_grad(), whole_float32(torch.device(device)):
+    with torch.no_grad(), full_float32_matmul(torch.device(device)):
         image, text = torch.from_numpy(np.ascontiguousarray(pairs.T, dtype=np.int64))
         true = _pair_scores(images, texts, image, text, chunk)
         of_images = _Queries(true, image, text, len(images), 1, device)
