@@ -100,7 +100,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     import focalclip
     from focalclip.base.ranks import is_main, main_first
     from focalclip.evaluation.features.model import to_precision
-    from focalclip.evaluation.retrieval import open_pairs
+    from focalclip.evaluation.retrieval.sources import open_pairs
     from focalclip.evaluation.retrieval.run import evaluate
     from focalclip.interop.load import newest_run
 

@@ -21,7 +21,7 @@ from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.model import weights_sha256
 from focalclip.evaluation.metrics.intervals import wilson_interval
-from focalclip.evaluation.retrieval import open_pairs
+from focalclip.evaluation.retrieval.sources import open_pairs
 from focalclip.evaluation.retrieval.run import evaluate
 from focalclip.models.clip import FocalCLIP
 
