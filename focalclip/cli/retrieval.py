@@ -18,7 +18,7 @@ from focalclip.cli.command import (
 )
 
 if TYPE_CHECKING:
-    from focalclip.evaluation.retrieval import RetrievalResult
+    from focalclip.evaluation.retrieval.result import RetrievalResult
 
 EXAMPLES = """\
 examples:
@@ -100,8 +100,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     import focalclip
     from focalclip.base.ranks import is_main, main_first
     from focalclip.evaluation.features.model import to_precision
-    from focalclip.evaluation.retrieval import open_pairs
     from focalclip.evaluation.retrieval.run import evaluate
+    from focalclip.evaluation.retrieval.sources import open_pairs
     from focalclip.interop.load import newest_run
 
     device = usable_device(args.device)
@@ -125,13 +125,15 @@ def _evaluate(args: argparse.Namespace) -> int:
         cache_dir=feature_folder(args),
     )  # fmt: skip
     if is_main():
-        _tell(result, args, Path(source))
+        _report(result, args, Path(source))
     return 0
 
 
-def _tell(result: "RetrievalResult", args: argparse.Namespace, source: Path) -> None:
+def _report(result: "RetrievalResult", args: argparse.Namespace, source: Path) -> None:
     """Print the result and write its files."""
-    print("\n" + result.table())
+    from focalclip.evaluation.retrieval.result import retrieval_table
+
+    print("\n" + retrieval_table(result))
     outputs = [Path(args.output)] if args.output else []
     if (source / "config.yaml").is_file():
         outputs.append(source / "eval" / f"retrieval-{result.data.name}.json")

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from focalclip.base.machine import whole_float32
+from focalclip.base.machine import full_float32_matmul
 from focalclip.evaluation.data import TaskData
 from focalclip.evaluation.features.images import ImageFeatures
 from focalclip.evaluation.metrics import METRICS, Metric
@@ -28,7 +28,7 @@ _CHUNK = 8192  # images per block of the score matrix
 Columns = dict[str, NDArray[Any]]
 
 
-@whole_float32()
+@full_float32_matmul()
 def predict(
     task: Task,
     data: TaskData,
@@ -94,7 +94,7 @@ def predict(
     return predictions, result
 
 
-@whole_float32()
+@full_float32_matmul()
 def score(task: Task, images: Tensor, classes: Tensor, labels: NDArray[Any]) -> Score:
     """Score unit-length image vectors (N, D) against unit-length class vectors (C, D), all float32.
 

@@ -131,7 +131,7 @@ def describe(model: Any) -> dict[str, Any]:
     }
 
 
-class _Encoder(nn.Module):
+class _EncoderModule(nn.Module):
     """One encoder of a model as a module, as the counter wants it."""
 
     def __init__(self, model: nn.Module, name: str) -> None:
@@ -147,7 +147,7 @@ def _multiply_adds(model: Any, name: str, x: Tensor) -> int | None:
     if not isinstance(model, nn.Module):
         return None
     try:
-        return count_multiply_adds(_Encoder(model, name), x)
+        return count_multiply_adds(_EncoderModule(model, name), x)
     except Exception:  # noqa: BLE001 - anyone's code, which need not run on tensors without values
         return None
 

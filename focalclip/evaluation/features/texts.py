@@ -8,7 +8,7 @@ since no token sees what stands behind it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from tqdm import tqdm
 
 from focalclip.base.errors import UserError
 from focalclip.base.ranks import gather_objects, is_main, rank, together, world_size
+from focalclip.evaluation.features.cache import FeatureCache
 from focalclip.evaluation.features.model import device_and_dtype
-
-if TYPE_CHECKING:
-    from focalclip.evaluation.features.cache import FeatureCache
 
 ClassPrompts = Mapping[str, Sequence[str]]
 """Whole prompts by class name, in place of templates (as in CuPL, arXiv:2209.03320)."""
@@ -53,7 +51,7 @@ def class_matrix(
     batch_size: int = 256,
     *,
     class_prompts: ClassPrompts | None = None,
-    cache: "FeatureCache | None" = None,
+    cache: FeatureCache | None = None,
     label: str = "",
 ) -> Tensor:
     """One unit vector per class: the normalised mean of its normalised prompt embeddings.

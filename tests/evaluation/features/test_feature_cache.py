@@ -11,7 +11,8 @@ from wds_folder import picture, tiny_model, write_folder, zero_shot
 from focalclip.evaluation.data import read_task_folder
 from focalclip.evaluation.features import cache as feature_cache
 from focalclip.evaluation.features import images as features
-from focalclip.evaluation.features.cache import FeatureCache, cached_image_features, open_cache
+from focalclip.evaluation.features.cache import FeatureCache, open_cache
+from focalclip.evaluation.features.model import evaluating
 from focalclip.evaluation.features.texts import class_matrix
 
 
@@ -26,7 +27,12 @@ def data(tmp_path):
 
 
 def images(model, data, cache, **options):
-    return cached_image_features(model, data, cache_dir=cache, progress=False, **({"batch_size": 3} | options))
+    """Features of a split's images; ``cache`` is a folder, an open cache or None."""
+    opened = cache if isinstance(cache, FeatureCache) else open_cache(model, cache)
+    with evaluating(model):
+        return features.encode_images(
+            model, data.entries, cache=opened, progress=False, **({"batch_size": 3} | options)
+        )
 
 
 def same(one, two):
@@ -93,9 +99,9 @@ def test_trap_each_split_has_its_own_features(model, tmp_path):
         other = write_folder(tmp_path / split, [0, 1], images=[picture(10 * number), picture(0)])
         (other / "test").rename(folder / split)
         splits[split] = read_task_folder(folder, split)
-    for split, data in splits.items():
-        assert same(images(model, data, cache, split=split), images(model, data, None))
-        assert images(model, data, cache, split=split).num_cached == len(data.entries)
+    for data in splits.values():
+        assert same(images(model, data, cache), images(model, data, None))
+        assert images(model, data, cache).num_cached == len(data.entries)
 
 
 def test_resize_precision_and_batch_size_are_told_apart(model, data, tmp_path):
