@@ -88,7 +88,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A result of the harness.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it is not a result.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))

@@ -144,7 +144,7 @@ def _report(result: "RetrievalResult", args: argparse.Namespace, source: Path) -
 
 
 def _name(args: argparse.Namespace, name: str) -> str:
-    """A part of a set, or another way to count, gets a name of its own, so that it never overwrites the full result."""
+    """A part of a set, or another way to count, gets its own name, so that it never overwrites the full result."""
     parts = [
         name,
         args.split if args.split != "test" else "",

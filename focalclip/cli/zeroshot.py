@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--keep-all", action="store_true", help="keep the scores of all classes (a .zip needs them)")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two results or runs, evaluate nothing")
-    parser.add_argument("--fresh", action="store_true", help="measure finished tasks, too, anew")
+    parser.add_argument("--fresh", action="store_true", help="re-evaluate finished tasks")
     add_cache_options(parser)
     return parser
 

@@ -35,7 +35,7 @@ class TaskDifference:
     p_holm: float | None = None
     """``p``, adjusted for the number of tasks that were compared; None for the mean, which is one question."""
     only_a: int | None = None
-    """Images that A alone gets right; None where the metric does not count images."""
+    """Images that only A gets right; None where the metric does not count images."""
     only_b: int | None = None
 
 
@@ -51,7 +51,7 @@ class ResultComparison:
     """Mean over the tasks of the score that both have."""
     tasks: dict[str, TaskDifference]
     only_a: tuple[str, ...]
-    """Tasks that A alone has."""
+    """Tasks that only A has."""
     only_b: tuple[str, ...]
     refused: dict[str, str]
     """Tasks that cannot be compared, and why."""

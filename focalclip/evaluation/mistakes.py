@@ -19,8 +19,8 @@ def mistakes(
 ) -> list[int]:
     """Rows worth a picture: the worst mistakes, then one of each of the commonest confusions.
 
-    The worst mistake is the one whose answer lies farthest above the truth (for multi-label data, above nothing). Where
-    there are many pairs of true and given class, each gets one picture, so that no two look-alikes fill the page.
+    The worst mistake is the one whose answer scores highest above the true class (for multi-label data, above nothing).
+    Where there are many pairs of true and given class, each gets one picture, so that no two look-alikes fill the page.
 
     Args:
         predicted: (N,).

@@ -48,7 +48,7 @@ def open_checked(task: Task, benchmark: Benchmark, max_images: int | None = None
         task,
         data.subset(np.linspace(0, len(data.entries) - 1, max_images).round().astype(int)),
         f"a part of {opened.test_set}",
-        (f"{max_images:,} images alone, evenly spaced (max_images)", *opened.differences),
+        (f"{max_images:,} images only, evenly spaced (max_images)", *opened.differences),
     )
 
 
@@ -98,7 +98,7 @@ def _check(task: Task, data: TaskData, split: str) -> str:
 def places(task: Task, data: TaskData) -> np.ndarray:
     """The task's label of each class of the data: int64 (C,), a permutation.
 
-    A name fits where it is spelt alike, else where it differs in case, accents, spaces and punctuation alone, else by
+    A name fits where the spelling is equal, else where only case, accents, spaces and punctuation differ, else by
     code (WordNet id, country code), else by alias. Equal names, such as ImageNet's two missiles, are taken in order.
 
     Raises:
@@ -169,7 +169,7 @@ def _fill(
 
 
 def name_key(name: str) -> str:
-    """Letters and digits alone, without case and accents; the name itself where nothing would be left."""
+    """Letters and digits only, without case and accents; the name itself where nothing would be left."""
     plain = unicodedata.normalize("NFKD", name).casefold()
     return "".join(character for character in plain if character.isalnum()) or name
 

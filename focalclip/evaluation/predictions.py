@@ -68,7 +68,7 @@ class Predictions:
     """``softmax`` or ``cosine``: what a ranking metric ranks by."""
     task_sha256: str
     images_sha256: str
-    """Of the compressed images alone, whatever the prompts."""
+    """Of the compressed images only; prompts do not change it."""
     class_names: tuple[str, ...]
     entries: int
     """Images of the test set, the damaged ones among them."""
@@ -180,7 +180,7 @@ class Predictions:
         """Read the file.
 
         Raises:
-            UserError: if it is none of ours, or of another version.
+            UserError: if it is not a prediction file of this version.
         """
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:

@@ -106,7 +106,7 @@ class Protocol(Strict):
     follows: str | None = None
     """Another protocol, whose exceptions hold here too."""
     metrics: dict[str, str] = Field(default_factory=dict)
-    """Metrics that take the place of ELEVATER's."""
+    """Metrics that replace ELEVATER's."""
     scores: Scores | None = None
     """What ranks the images of multi-label data; null: as the task has it."""
     resize: Resize | None = None

@@ -56,7 +56,7 @@ class TaskResult:
     calibration: dict[str, float] = field(default_factory=dict)
     """See :func:`calibration_errors`; empty for multi-label data."""
     predictions: Predictions | None = field(default=None, repr=False, compare=False)
-    """The answers, in a file of their own; None where they were not kept."""
+    """The answers, in a separate file; None where they were not kept."""
 
     def __post_init__(self) -> None:
         if self.predictions is not None and not self.calibration:
@@ -75,11 +75,11 @@ class TaskResult:
 
     @property
     def beats_guessing(self) -> bool:
-        """Whether the whole interval lies above it."""
+        """Whether the whole interval is above it."""
         return self.interval[0] > self.guess
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; the extras stand beside the metric."""
+        """JSON-ready; the extras are beside the metric."""
         names = [f.name for f in fields(self) if f.name not in ("extras", "predictions")]
         return {name: getattr(self, name) for name in names} | {"above_chance": self.above_chance} | self.extras
 
@@ -112,7 +112,7 @@ class Result:
     failed: dict[str, str] = field(default_factory=dict)
     """Tasks whose data is there and not right, and why."""
     model: dict[str, Any] = field(default_factory=dict)
-    """source, sha256, and what ``footprint`` tells of the model and the machine."""
+    """source, sha256, and the facts of ``describe`` about the model and the machine."""
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -128,7 +128,7 @@ class Result:
 
     @property
     def score_interval(self) -> Interval | None:
-        """95% for the sampling of images alone; see ``intervals.mean_interval``."""
+        """95% for the sampling of images only; see ``intervals.mean_interval``."""
         tasks = self.scored
         return mean_interval([task.value for task in tasks], [task.interval for task in tasks]) if tasks else None
 

@@ -129,7 +129,7 @@ def score_matrix(task: Task, scores: NDArray[np.floating], labels: NDArray[Any])
 
 
 def metric_value(name: str, scores: NDArray[np.floating], labels: NDArray[Any]) -> float:
-    """A metric alone, without interval and chance level, of a matrix of class scores (N, C)."""
+    """Only the metric, without interval and chance level, of a matrix of class scores (N, C)."""
     metric, candidates = METRICS[name], _candidates("occurring", labels, scores.shape[1])
     columns = _answers(scores, labels, candidates) | {"scores": scores}
     return metric.value(_collect(metric, columns, labels, candidates, scores.shape[1], are_cosines=False))

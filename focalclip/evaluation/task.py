@@ -126,10 +126,10 @@ class Task(Strict):
         return tuple(form.format(name) for form in ("wds_{}", "{}", "wds_{}_test") for name in names)
 
     def which_set(self, size: int, split: str = "test") -> str:
-        """The known data of this split and size, such as ``elevater, wds``; ``unchecked`` where none can be told.
+        """The known data of this split and size, such as ``elevater, wds``; ``unchecked`` where it is unknown.
 
         Raises:
-            UserError: if the sizes of all sources are known and this is none of them.
+            UserError: if the sizes of all sources are known and this is not one of them.
         """
         known = self.sizes.get(split, {})
         matches = [source for source, images in known.items() if images == size]
@@ -178,7 +178,7 @@ class Task(Strict):
         unknown = [name for name in respelt if name not in (names or ())]
         if unknown:
             raise UserError(
-                f"{self.id}: respelt names {unknown[0]!r}, which is none of its class names; mend the task file"
+                f"{self.id}: respelt names {unknown[0]!r}, which is not one of its class names; mend the task file"
             )
         return names if names is None else tuple(respelt.get(name, name) for name in names)
 

@@ -36,7 +36,7 @@ class ZeroShotOptions:
     tasks: Sequence[str] | None = None
     """Ids of the tasks to run; None for all."""
     max_images: int | None = None
-    """So many of each task's images alone, evenly spaced; the result says so. None for all."""
+    """Only this many images of each task, evenly spaced; the result says so. None for all."""
     class_prompts: ClassPrompts | None = None
     """Whole prompts by class name instead of templates; the result's protocol says so."""
     batch_size: int = 256
@@ -219,7 +219,7 @@ class _Run:
         )
 
     def _settings(self, task: Task) -> str:
-        """Empty where the model cannot tell its weights, so that nothing is reused."""
+        """Empty where the model has no digest of its weights, so that nothing is reused."""
         if self.weights is None:
             return ""
         precision = str(device_and_dtype(self.model)[1])

@@ -29,7 +29,7 @@ def write_report(result: "Result", path: str | Path) -> Path:
     """Write a result as JSON, page, CSV, Markdown, LaTeX, or ELEVATER submission (``.zip``), by the file's ending.
 
     Raises:
-        UserError: if the ending is none of these, or a submission lacks what the server needs.
+        UserError: if the ending is not one of these, or a submission lacks what the server needs.
     """
     path = check_format(path)
     if path.suffix == ".json":

@@ -50,7 +50,7 @@ def _dot(
 
 
 def _marks(models: Sequence[PublishedModel], task: str) -> list[dict[str, Any]]:
-    """What was published for a task; each model has a shape of its own."""
+    """What was published for a task; each model has its own shape."""
     marks = []
     for shape, model in enumerate(models):
         if number := model.on_page().get(task):

@@ -32,7 +32,7 @@ _INTERVAL_NOTE = (
 
 
 def html_page(result: "Result") -> str:
-    """The page as text; small pictures stand in it as data URIs."""
+    """The page as text; small pictures are embedded as data URIs."""
     folder = files("focalclip.reports")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))

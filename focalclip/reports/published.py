@@ -37,7 +37,7 @@ class PublishedNumber(Strict):
     value: float
     """In percent."""
     tolerance: float | None = Field(None, gt=0)
-    """In points; null for weak numbers alone."""
+    """In points; null only for weak numbers."""
     metric: str = "accuracy"
     """A result counts that has it as its metric or beside it."""
     protocols: tuple[str, ...] = ("clip_benchmark", "datacomp", "elevater")

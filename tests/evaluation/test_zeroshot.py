@@ -433,7 +433,7 @@ def test_what_is_not_the_whole_benchmark_gets_a_file_of_its_own(workplace, monke
     assert content["model"]["precision"] == "bfloat16"
     assert content["protocol"] == "wds, class prompts"
     assert [task["n"] for task in content["tasks"].values()] == [3, 3]
-    assert "3 images alone, evenly spaced" in capsys.readouterr().out
+    assert "3 images only, evenly spaced" in capsys.readouterr().out
     assert main([*words, "--precision", "fp32", "--protocol", "wds"]) == 0  # the folder's own
     assert Path("runs/tiny/eval/tasks.json").is_file()
     assert main([*words, "--protocol", "clip_benchmark"]) == 0

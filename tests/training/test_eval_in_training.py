@@ -99,7 +99,7 @@ def test_trap_evaluation_in_training_has_a_fixed_budget(tasks):
     assert [task.value for task in first.tasks.values()] == [task.value for task in second.tasks.values()]
     assert first.tasks["a"].task_sha256 == second.tasks["a"].task_sha256
     assert (first.tasks["a"].n, first.tasks["b"].n) == (7, 4)
-    assert first.tasks["a"].differences == ("7 images alone, evenly spaced (max_images)",)
+    assert first.tasks["a"].differences == ("7 images only, evenly spaced (max_images)",)
 
 
 def test_no_generator_is_moved(tasks):

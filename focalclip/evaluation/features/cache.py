@@ -135,14 +135,14 @@ def open_cache(model: Any, folder: str | Path | None, weights: str | None = None
         weights: the model's weights hash where it is known already.
 
     Returns:
-        None where nothing is kept, or cannot be: an object that does not tell its ``weights_sha256``, a folder that
+        None where nothing is kept, or cannot be: an object without ``weights_sha256``, a folder that
         cannot be written.
     """
     weights = weights or known_weights(model)
     if folder is None:
         return None
     if weights is None:
-        _tell(f"{type(model).__name__} tells no weights_sha256, so its features are not kept")
+        _tell(f"{type(model).__name__} has no weights_sha256, so its features are not cached")
         return None
     key, probe = _identify(model, weights)
     return main_first(lambda: _open(Path(folder), key, probe))

@@ -1,7 +1,7 @@
 """Images to unit vectors: threads read and decode, the model encodes, ranks share the work.
 
 A data set is cut into batches, always at the same places, and a rank takes whole batches; so the numbers do not depend
-on how many ranks there are or which batches come from the cache (the batch size alone can move a feature's last bits).
+on how many ranks there are or which batches come from the cache (only the batch size can change a feature's last bits).
 """
 
 import hashlib
@@ -40,7 +40,7 @@ T = TypeVar("T")
 def resizer(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Image.Image], Image.Image]:
     """A function that resizes a picture (bicubic) to the size that ``preprocess`` gives, the way ``resize`` says.
 
-    ``model`` leaves it alone. ``squash`` keeps the whole picture and not its proportions (ELEVATER's KITTI).
+    ``model`` does nothing. ``squash`` keeps the whole picture and not its proportions (ELEVATER's KITTI).
     ``resize256_crop224`` resizes the shorter side to int(256/224 x side), then crops the centre (UniCL's ImageNet).
     """
     if resize == "model":

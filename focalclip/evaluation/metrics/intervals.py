@@ -86,7 +86,7 @@ def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Int
 
     The distances to the lower limits are added in quadrature, and so are those to the upper ones (MOVER: Zou and
     Donner, 2008), so that lopsided intervals stay lopsided and the mean's never leaves [0, 1]. It is about the sampling
-    of images alone: the choice of the tasks themselves is taken as given.
+    of images only: the choice of the tasks themselves is taken as given.
     """
     below = math.sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, intervals, strict=True)))
     above = math.sqrt(sum((high - value) ** 2 for value, (_, high) in zip(values, intervals, strict=True)))

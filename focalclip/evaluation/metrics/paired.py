@@ -16,7 +16,7 @@ PAIRED_DRAWS = 2000  # the smallest p-value of the bootstrap is then 0.001
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided p-value of McNemar's exact test (McNemar, 1947): a fair coin for every image that one alone gets right.
+    """Two-sided p-value of McNemar's exact test (McNemar, 1947): a fair coin for every image that only one gets right.
 
     Args:
         only_a: images that only the first model gets right.
@@ -34,7 +34,7 @@ def paired_draws(a: Callable[[Floats], Floats], b: Callable[[Floats], Floats], n
         a: statistic of the first model: weights (draws, n) to (draws,).
         b: the same of the second.
         n: number of images.
-        name: of the task. Each gets draws of its own: with common ones, tasks of equal size would rise and fall
+        name: of the task. Each gets its own draws: with common ones, tasks of equal size would rise and fall
             together, and the interval of their mean would come out too wide or too narrow.
 
     Returns:

@@ -43,7 +43,7 @@ class ProbeSettings:
     methods: Sequence[str] = tuple(METHODS)
     """Keys of :data:`METHODS`."""
     seeds: Sequence[int] = (0, 1, 2)
-    """Of the draws of training images. ``full`` uses the first alone: nothing is drawn there but the held-out part."""
+    """Of the draws of training images. ``full`` uses only the first: nothing is drawn there but the held-out part."""
     tasks: Sequence[str] | None = None
     """Ids of the benchmark's tasks; None for all."""
     batch_size: int = 256
@@ -75,7 +75,7 @@ class ProbeRun:
 
     @property
     def key(self) -> RunKey:
-        """What tells it from the others of its task."""
+        """Identifies it among the runs of its task."""
         return self.shots, self.method, self.seed
 
 

@@ -113,7 +113,7 @@ class EncodedTask:
     test_set: str
     """Which known test set it is."""
     differences: tuple[str, ...]
-    """Where the test data departs from the protocol."""
+    """Where the test data differs from the protocol."""
     text: Tensor
     """float32 (C, D), unit length."""
     train: EncodedSplit

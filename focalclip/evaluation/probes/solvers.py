@@ -27,7 +27,7 @@ _WEAKEST, _STRONGEST = -4 * STEPS_PER_DECADE, 4 * STEPS_PER_DECADE
 
 _COARSE = 2 * STEPS_PER_DECADE
 
-_RANK_TOLERANCE = 1e-12  # of the largest variance; what lies below is rounding of a float64 Gram matrix
+_RANK_TOLERANCE = 1e-12  # of the largest variance; below it is rounding of a float64 Gram matrix
 
 _ROUNDS, _STEPS, _HISTORY = 50, 100, 50  # of L-BFGS: restarts, steps of each, pairs remembered
 
@@ -181,7 +181,7 @@ class _Problem:
         """Weights (C, R) and biases (C,) on the coordinates, from a first guess of both.
 
         Along an axis of variance v the second derivative is about ``strength + p (1 - p) v`` with the mean of p (1 - p)
-        over the images. Each axis is scaled by its root, and anew every hundred steps: tens of steps then do, whatever
+        over the images. Each axis is scaled by its root, and again every hundred steps: tens of steps then do, whatever
         the strength and however unlike the variances.
         """
         for _ in range(_ROUNDS):

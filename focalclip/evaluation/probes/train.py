@@ -1,4 +1,4 @@
-"""One probe from training images alone: draw the shots, choose the strength, train.
+"""One probe from training images only: draw the shots, choose the strength, train.
 
 Test images are not available here, so nothing can be chosen on them.
 """

@@ -136,7 +136,7 @@ def test_changed_code_of_a_users_model_shows_in_its_probe(data, tmp_path, capsys
     assert same(found, images(model, data, None))
     model.weights_sha256 = None
     assert images(model, data, tmp_path / "c").num_cached == 0
-    assert "Plain tells no weights_sha256, so its features are not kept" in capsys.readouterr().err
+    assert "Plain has no weights_sha256, so its features are not cached" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_within_a_data_set(model, data, tmp_path, monkeypatch):
