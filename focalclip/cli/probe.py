@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from focalclip import names
 from focalclip.cli.command import (
     add_cache_options,
     check_output,
@@ -47,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--benchmark", default="demo", help="elevater, demo, FOLDER or FILE.yaml (default: demo)")
     parser.add_argument(
         "--model",
-        help="run directory, exported folder, open_clip:NAME/TAG, transformers:NAME (default: newest in runs/)",
+        help=f"{names.sources('model')} (default: newest in runs/)",
     )
     parser.add_argument("--protocol", metavar="NAME", help="as of eval/zeroshot.py (default: the benchmark's own)")
     parser.add_argument("--data-root", metavar="DIR", help="folder that holds one folder per task")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from focalclip import names
 from focalclip.cli.command import (
     add_cache_options,
     check_output,
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="SOURCE", help="images with captions, see below")
     parser.add_argument(
         "--model",
-        help="run directory, exported folder, open_clip:NAME/TAG, transformers:NAME (default: newest in runs/)",
+        help=f"{names.sources('model')} (default: newest in runs/)",
     )
     parser.add_argument("--split", default="test", help="of a wds folder or of Karpathy's file (default: test)")
     parser.add_argument("--image-root", metavar="DIR", help="what a table's image paths are relative to (default: it)")

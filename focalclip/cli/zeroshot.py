@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from focalclip import names
 from focalclip.base.errors import UserError
 from focalclip.cli.command import (
     add_cache_options,
@@ -78,8 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--model",
-        help="run directory, exported folder, open_clip:NAME/TAG, open_clip:NAME/FILE, transformers:NAME, "
-        "package.module:function (default: newest in runs/)",
+        help=f"{names.sources('model')} (default: newest in runs/)",
     )
     parser.add_argument("--data-root", metavar="DIR", help="folder that holds one folder per task")
     parser.add_argument("--tasks", nargs="+", metavar="ID", help="only these tasks")

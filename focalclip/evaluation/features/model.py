@@ -6,8 +6,8 @@
         def encode_image(self, images): ...        # (B, 3, S, S) -> (B, D)
         def encode_text(self, tokens): ...         # (B, L) -> (B, D)
 
-It need not be an ``nn.Module``. An object that is not one may also have a ``device`` (else the CPU), a ``dtype``
-(else float32), and a ``weights_sha256``, without which nothing can be remembered of it: neither features nor finished tasks.
+It need not be an ``nn.Module``. An object that is not one may also have a ``device`` (else the CPU), a ``dtype`` (else
+float32) and a ``weights_sha256``, without which nothing of it can be cached: neither features nor finished tasks.
 A function that returns such an object is named on the command line as ``--model package.module:function``.
 
 Optional: ``text_lengths(tokens) -> (B,)``, how many tokens of each row decide its embedding. A model that has it takes
