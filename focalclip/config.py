@@ -1,5 +1,8 @@
 """The configuration of a run: every setting with its meaning, its default and its limits.
 
+The defaults of the section ``model`` are CLIP's at 224 pixels; the others are those of the default run. A file in
+``configs/`` says what it changes from them, or from the file that it names as its base, and why.
+
 Every field is checked before any work starts: an unknown key, a wrong type or an impossible combination is a
 :class:`~focalclip.base.errors.UserError` that names the field's full path. ``config.yaml`` in a run directory is a
 dump of :class:`RunConfig`, so ``--config runs/NAME/config.yaml`` repeats the run.
@@ -11,16 +14,17 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from focalclip.base.strict import Strict
+from focalclip.base.errors import UserError
+from focalclip.base.strict import Strict, from_dict, read_yaml
 from focalclip.names import TOWER_SETTINGS, image_tower_entry, text_tower_entry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# Settings of their own beside ``options``, under our name and timm's, or fixed by what a tower is to focalclip.
-_NO_TOWER_OPTIONS = {"drop_path", "drop_path_rate", "init", "mixer", "activation_checkpointing"}
-_NO_TOWER_OPTIONS |= {"pretrained", "num_classes", "in_channels", "in_chans"}
+# Not to be set in ``options``: separate settings, under our name and timm's, and arguments that focalclip fixes.
+_RESERVED_OPTIONS = {"drop_path", "drop_path_rate", "init", "mixer", "activation_checkpointing"}
+_RESERVED_OPTIONS |= {"pretrained", "num_classes", "in_channels", "in_chans"}
 
 
 class ImageTowerConfig(Strict):
@@ -31,7 +35,7 @@ class ImageTowerConfig(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     """What else the tower is built with: arguments of timm's model function, such as ``{img_size: 96}`` for a Swin, or
     fields of FocalNetConfig, such as ``{depths: [2, 2, 6, 2]}``. open_clip cannot load such a tower."""
-    image_size: int = Field(48, ge=8)
+    image_size: int = Field(224, ge=8)
     """Side of the square input in pixels."""
     drop_path: float = Field(0.0, ge=0, lt=1)
     """Stochastic depth: the rate of the last block; it grows linearly from 0 at the first."""
@@ -60,12 +64,12 @@ class ImageTowerConfig(Strict):
         entry = image_tower_entry(self.name)
         if entry is not None:
             ignored = [setting for setting in TOWER_SETTINGS if setting not in entry.settings]
-            self._refuse_ignored(self.name, *ignored)
+            self.refuse_ignored(self.name, *ignored)
         return self
 
     @model_validator(mode="after")
-    def _options_are_further_ones(self) -> Self:
-        taken = _NO_TOWER_OPTIONS & self.options.keys()
+    def _reject_reserved_options(self) -> Self:
+        taken = _RESERVED_OPTIONS & self.options.keys()
         if taken:
             raise ValueError(
                 f"options: {', '.join(sorted(taken))} cannot be set here; drop_path, init, mixer and "
@@ -112,21 +116,21 @@ class TextTowerConfig(Strict):
     def _nothing_ignored(self) -> Self:
         entry = text_tower_entry(self.name)
         if entry is not None:
-            self._refuse_ignored(self.name, *entry.ignores)
+            self.refuse_ignored(self.name, *entry.ignores)
         return self
 
 
 class ModelConfig(Strict):
-    """Two towers and the temperature between them."""
+    """Two towers and the scale of the cosines between their embeddings."""
 
     embed_dim: int = Field(512, ge=8)
     """Width of the shared embedding."""
     image: ImageTowerConfig = ImageTowerConfig()
     text: TextTowerConfig = TextTowerConfig()
-    init_logit_scale: float = math.log(1 / 0.07)
-    """Start of the log of the inverse temperature (CLIP, section 2.5: 1/0.07)."""
+    init_logit_scale: float = 2.6592600369327783
+    """Start of the logarithm of the scale of the cosines (CLIP, section 2.5: ln(1 / 0.07))."""
     max_logit_scale: float = math.log(100)
-    """Upper bound, applied in the forward pass (CLIP, section 2.5: 100)."""
+    """Upper bound of that logarithm, applied in the forward pass (CLIP, section 2.5: ln(100))."""
 
 
 class AugmentConfig(Strict):
@@ -161,7 +165,7 @@ class DataConfig(Strict):
 
     train: str | list[str] = "emoji"
     """``emoji`` for the default corpus, or shards: paths, folders, patterns such as ``cc3m/{00000..00331}.tar``."""
-    batch_size: int = Field(384, ge=1)
+    batch_size: int = Field(192, ge=1)
     """Pairs per optimiser step, over all ranks and accumulation steps together."""
     first_caption: float = Field(0.0, ge=0, le=1)
     """Probability of taking a sample's first caption outright."""
@@ -185,18 +189,38 @@ class DataConfig(Strict):
         return self
 
 
-class OptimConfig(Strict):
-    """AdamW with linear warm-up and a cosine to ``min_lr``; no weight decay on biases, norms and other 1-D tensors."""
+class LossConfig(Strict):
+    """What is minimised."""
 
+    name: str = "contrastive"
+    """A loss of ``focalclip.losses.LOSSES``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of its function, such as ``{smoothing: 0.1}``."""
+
+
+class OptimConfig(Strict):
+    """Optimiser and learning-rate schedule; no weight decay on biases, norms and other 1-D tensors."""
+
+    name: str = "adamw"
+    """An optimiser of ``focalclip.training.optim.OPTIMIZERS``."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of its function, beside the settings below."""
+    schedule: str = "cosine"
+    """A schedule of ``focalclip.training.optim.SCHEDULES``: how the learning rate falls after the warm-up."""
+    schedule_options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of its function."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate at the batch size of this file; there is no hidden scaling."""
     min_lr: float = Field(0.0, ge=0)
     """Learning rate at the last step."""
-    warmup_steps: int = Field(50, ge=0)
+    warmup_steps: int = Field(100, ge=0)
     """Steps of linear warm-up from 0."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of the running means of the gradient and of its square."""
     eps: float = Field(1e-8, gt=0)
+    """Added to the denominator of Adam's update."""
     weight_decay: float = Field(0.1, ge=0)
+    """Decoupled weight decay."""
     clip_grad_norm: float = Field(1.0, ge=0)
     """Global gradient norm above which gradients are scaled down; 0 switches it off."""
 
@@ -266,8 +290,9 @@ class RunConfig(Strict):
     """Seeds initialisation, sample order and augmentation."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
+    loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
-    train: TrainConfig = TrainConfig(steps=1000)
+    train: TrainConfig = TrainConfig(steps=1800)
     eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
@@ -291,3 +316,62 @@ def config_dir() -> Path:
 def config_names() -> list[str]:
     """Names of the shipped configurations."""
     return sorted(path.stem for path in config_dir().glob("*.yaml"))
+
+
+def load_config(source: str | Path) -> RunConfig:
+    """Read and validate a configuration.
+
+    A file may name another one with ``base: NAME``. It then says what it changes from that one instead of from the
+    defaults: sections are merged setting by setting, everything else (free ``options`` included) is replaced. A base
+    has no base itself.
+
+    Args:
+        source: path of a file, or the bare name of a shipped configuration. A path is tried first.
+
+    Raises:
+        UserError: if there is no such file, it is not valid, or its base has a base.
+    """
+    path = find_config(source)
+    values = read_yaml(path)
+    if (base := values.pop("base", None)) is not None:
+        below = read_yaml(find_config(base, path))
+        if "base" in below:
+            raise UserError(f"{path}: base: {base} has a base itself; name {below['base']}, or write the settings out")
+        values = _merged(RunConfig, below, values)
+    return from_dict(RunConfig, values, str(path))
+
+
+def find_config(source: str | Path, named_in: Path | None = None) -> Path:
+    """The file of a configuration that is given by path or by bare name.
+
+    Args:
+        source: path or name.
+        named_in: the file that names it as its base, whose folder is looked into as well.
+
+    Raises:
+        UserError: if neither is there.
+    """
+    where = f"{named_in}: base: " if named_in else ""
+    if not isinstance(source, str | Path):
+        raise UserError(f"{where}{source!r} is not the name of a configuration; known are {', '.join(config_names())}")
+    path = Path(source)
+    tried = [path, *([named_in.parent / path, named_in.parent / f"{path}.yaml"] if named_in else [])]
+    if path.name == str(source):
+        tried.append(config_dir() / f"{path}.yaml")
+    found = next((candidate for candidate in tried if candidate.is_file()), None)
+    if found is None:
+        raise UserError(
+            f"{where}{source}: no such configuration file; give a path, or one of the names {', '.join(config_names())}"
+        )
+    return found
+
+
+def _merged(section: type[Strict], below: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """The settings of ``below`` with ``changes`` on top."""
+    merged = dict(below)
+    for name, value in changes.items():
+        kind = section.model_fields[name].annotation if name in section.model_fields else None
+        is_section = isinstance(kind, type) and issubclass(kind, Strict)
+        both = is_section and isinstance(value, dict) and isinstance(below.get(name), dict)
+        merged[name] = _merged(kind, below[name], value) if both else value
+    return merged

@@ -1,6 +1,6 @@
 """Pretrain: see ``python scripts/pretrain.py --help``."""
 
-from focalclip.cli.pretrain import entry
+from focalclip.cli.pretrain import main
 
 if __name__ == "__main__":
-    entry()
+    raise SystemExit(main())

@@ -1,9 +1,4 @@
-"""Ranks: work that fails on all of them or none, and the two collectives that carry gradients.
-
-Convention: losses are averaged over ranks by the engine (DeepSpeed and DDP both average gradients). A tensor that was
-exchanged with gradient therefore receives the *sum* of what every rank asks of it, and the averaging that follows makes
-it the gradient of the mean loss: no factor of the world size appears anywhere.
-"""
+"""Ranks: how processes join one group, agree, and do work that succeeds on all of them or fails on all."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +12,9 @@ import torch.distributed as dist
 from focalclip.base.errors import SharedError, UserError, first_line
 
 Group = dist.ProcessGroup | None
+
+# Ranks wait for the one that downloads, builds the corpus or indexes shards; where one dies, the launcher ends all.
+TIMEOUT = timedelta(days=1)
 
 T = TypeVar("T")
 
@@ -36,29 +34,48 @@ def is_main() -> bool:
     return rank() == 0
 
 
-@contextmanager
-def joined() -> Iterator[None]:
-    """Within it the processes that ``torchrun`` or ``deepspeed`` started are ranks of one group.
+def join(alone: bool = False) -> bool:
+    """Make the processes that ``torchrun`` or ``deepspeed`` started ranks of one group, each with its device or cores.
 
-    Nothing is done where there is one process, or a group already.
+    Args:
+        alone: form a group of one as well where plain ``python`` started this process, as DeepSpeed needs.
+
+    Returns:
+        Whether a group was formed: false where there is one process and ``alone`` is not set, or a group already.
     """
-    if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield
-        return
+    if dist.is_initialized() or (int(os.environ.get("WORLD_SIZE", "1")) == 1 and not alone):
+        return False
+    one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    for name, value in one.items():
+        os.environ.setdefault(name, value)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    elif "OMP_NUM_THREADS" not in os.environ:  # ranks that each take every core slow each other down
-        torch.set_num_threads(max(1, torch.get_num_threads() // ranks_on_this_machine()))
-    # Ranks wait for the one that downloads; where one dies, the launcher ends the others.
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1))
+    elif "OMP_NUM_THREADS" not in os.environ:  # ranks that each take every core slow each other down tenfold
+        torch.set_num_threads(max(1, _usable_cores() // ranks_on_this_machine()))
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
+    return True
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within this context the processes of a launcher are ranks of one group, see :func:`join`."""
+    has_joined = join()
     try:
         yield
     finally:
+        if has_joined:
+            dist.destroy_process_group()
+
+
+def leave() -> None:
+    """Wait for the other ranks, then leave the group; for work that ended well on all of them."""
+    if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
 
 
 def ranks_on_this_machine() -> int:
-    """As torchrun's or DeepSpeed's launcher tells; 1 where neither started this process."""
+    """As torchrun's or DeepSpeed's launcher sets it; 1 where neither started this process."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1")))
 
 
@@ -120,3 +137,8 @@ def main_first(work: Callable[[], T]) -> T:
     """Do ``work`` on the main rank, then on all others, which find what it left; raises as :func:`together` does."""
     first = together(lambda: work() if is_main() else None)
     return together(lambda: first if is_main() else work())  # pyrefly: ignore[bad-return]
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use (macOS does not say; there it is all of them)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

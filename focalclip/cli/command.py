@@ -1,13 +1,17 @@
-"""Command lines over a typed configuration: a YAML file, then ``--section.field VALUE`` on top."""
+"""What all commands share: exit statuses, the parser with its examples, and checks of common arguments."""
 
 import argparse
 import os
+import re
 import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from focalclip.base.errors import UserError, first_line
+from focalclip.cli import COMMANDS
+
+_SCRIPT = re.compile(r"(?:(python|deepspeed|torchrun(?: --\S+ \d+)*) )?\b(?:scripts|eval)/([a-z_]+)\.py")
 
 
 def guarded(command: Callable[[], int]) -> int:
@@ -51,14 +55,46 @@ def _tell(message: str) -> None:
 
 
 def command_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
-    """Parser of the command ``focalclip-NAME``; ``examples`` stand below its options as they are written."""
+    """Parser of one of :data:`~focalclip.cli.COMMANDS`.
+
+    Args:
+        name: of the command.
+        description: one sentence.
+        examples: shown below the options, written for a checkout (``python eval/zeroshot.py``); see :func:`as_called`.
+    """
     return argparse.ArgumentParser(
-        prog=f"focalclip-{name}",
+        prog=as_called(f"python {COMMANDS[name][0]}/{name.replace('-', '_')}.py"),
         description=description,
-        epilog=examples,
+        epilog=as_called(examples),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+def as_called(text: str) -> str:
+    """Commands in ``text`` as the user writes them: ``focalclip NAME`` where that console script was called.
+
+    Columns behind a command stay where they are.
+    """
+    if Path(sys.argv[0]).stem != "focalclip":
+        return text
+    return "\n".join(map(_line_as_called, text.split("\n")))
+
+
+def _line_as_called(line: str) -> str:
+    def command(match: re.Match[str]) -> str:
+        launcher, name = match.groups()
+        flag = {"python": "", "deepspeed": "deepspeed --no_python "}.get(
+            launcher or "python", f"{launcher} --no-python "
+        )
+        return f"{flag}focalclip {name.replace('_', '-')}"
+
+    new = _SCRIPT.sub(command, line)
+    gap = re.search(r"(?<=\S) {2,}(?=\S)", new)
+    if new == line or gap is None:
+        return new
+    width = max(2, len(gap[0]) + len(line) - len(new))
+    return new[: gap.start()] + " " * width + new[gap.end() :]
 
 
 def without_launchers(argv: Sequence[str]) -> list[str]:

@@ -5,9 +5,8 @@ import textwrap
 from collections.abc import Sequence
 
 from focalclip.base.errors import UserError
-from focalclip.base.strict import load_yaml
 from focalclip.cli.command import command_parser, guarded, output_folder, positive_int
-from focalclip.config import RunConfig
+from focalclip.config import RunConfig, load_config
 from focalclip.studies.towers.plan import TOWERS
 
 EXAMPLES = f"""\
@@ -46,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="runs at a time (default: 1)")
     parser.add_argument(
-        "--config", metavar="FILE", help="everything but the image tower (default: configs/focalclip_pico.yaml)"
+        "--config", metavar="FILE_OR_NAME", help="everything but the image tower (default: focalclip_pico)"
     )
     parser.add_argument(
         "--output", default="runs/compare_towers", metavar="DIR", help="where to (default: runs/compare_towers)"
@@ -102,13 +101,12 @@ def _base(path: str | None, jobs: int) -> RunConfig:
     import torch
 
     from focalclip.cli.pretrain import DEFAULT_CONFIG, check_benchmark, training_shards
-    from focalclip.config import config_dir
     from focalclip.studies.towers.plan import check_base
 
     if jobs > 1 and torch.cuda.is_available():
         raise UserError(f"--jobs {jobs}: runs on one GPU would slow each other down; use --jobs 1")
-    source = path or str(config_dir() / f"{DEFAULT_CONFIG}.yaml")
-    base = load_yaml(RunConfig, source)
+    source = path or DEFAULT_CONFIG
+    base = load_config(source)
     check_base(base, source)
     training_shards(base)
     check_benchmark(base)

@@ -2,14 +2,14 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalclip.base.errors import SharedError, UserError
-from focalclip.base.strict import load_yaml
-from focalclip.cli import command as args
 from focalclip.cli import settings
-from focalclip.config import RunConfig, config_dir
+from focalclip.cli.command import as_called, guarded, without_launchers
+from focalclip.config import RunConfig, config_names, load_config
 
 if TYPE_CHECKING:
     from focalclip.models.clip import FocalCLIP
@@ -17,32 +17,46 @@ if TYPE_CHECKING:
 
 DEFAULT_CONFIG = "focalclip_pico"
 
-DESCRIPTION = f"""Pretrain a FocalNet image tower and a text tower with a contrastive loss, then evaluate zero-shot.
+HELP = f"""\
+usage: python scripts/pretrain.py [--config FILE_OR_NAME] [--resume] [--section.field VALUE ...]
 
-  deepspeed scripts/pretrain.py                                          the default model on the default corpus
-  deepspeed scripts/pretrain.py --config configs/focalclip_tiny_lrf.yaml --data.train 'cc12m/{{000..999}}.tar'
-  python scripts/pretrain.py --resume                                    continue where the run stopped
+Pretrain an image tower and a text tower with a contrastive loss, then evaluate zero-shot.
 
-Besides the settings below:
-  --config FILE    start from this file (default: configs/{DEFAULT_CONFIG}.yaml); runs/NAME/config.yaml repeats a run
-  --resume         continue the newest checkpoint of the run directory; starts anew where there is none
-  --model.image.options.KEY VALUE
-                   what else the image tower is built with: an argument of timm's model function, such as img_size 96
-                   for a Swin, or a field of FocalNetConfig, such as depths 2 2 6 2
+examples:
+  python scripts/pretrain.py                                    the default model on the default corpus
+  deepspeed scripts/pretrain.py                                 the same on all GPUs of this machine
+  deepspeed scripts/pretrain.py --config focalclip_tiny_lrf --data.train 'cc12m/{{000..999}}.tar'
+  python scripts/pretrain.py --resume                           continue where the run stopped
+
+options:
+  -h, --help
+      Show this text, with the values of the file that --config names.
+  --config FILE_OR_NAME
+      Start from this file; runs/NAME/config.yaml repeats a run. These names are known:
+      {", ".join(config_names())} (default: {DEFAULT_CONFIG})
+  --resume
+      Continue from the newest checkpoint of the run directory; start from step 0 where there is none.
+
+Several values make a list: --optim.betas 0.9 0.95. Nothing is written null.
+
+settings:
 """
 
 
-def main(argv: list[str]) -> int:
-    """Train; return the exit status."""
-    config, resume = parse(argv)
-    from focalclip.training import engine
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda: _run(words))
 
-    shards = training_shards(config)
-    check_benchmark(config)
-    engine.boot()
-    from focalclip.base.ranks import is_main, rank
+
+def _run(argv: list[str]) -> int:
+    config, resume = parse(argv)
+    shards = prepare(config)
+    from focalclip.base.ranks import is_main, leave, rank
+    from focalclip.training import engine
     from focalclip.training.run import run_training
 
+    engine.boot()
     try:
         finished = run_training(config, shards, resume, _measure(config) if config.eval.every else None)
     except UserError as error:
@@ -51,7 +65,7 @@ def main(argv: list[str]) -> int:
         print(f"error: rank {rank()}: {error}", file=sys.stderr)  # no other rank knows of it
         return 2
     status = _evaluate(config) if finished and config.eval.benchmark else 0
-    engine.shut_down()
+    leave()
     return status
 
 
@@ -61,7 +75,7 @@ def parse(argv: list[str]) -> tuple[RunConfig, bool]:
     Raises:
         UserError: naming the argument or the field at fault.
     """
-    words, path, resume, wants_help = iter(argv), None, False, False
+    words, source, resume, wants_help = iter(without_launchers(argv)), None, False, False
     rest: list[str] = []
     for word in words:
         if word == "--resume":
@@ -69,15 +83,33 @@ def parse(argv: list[str]) -> tuple[RunConfig, bool]:
         elif word in ("--help", "-h"):
             wants_help = True
         elif word == "--config" or word.startswith("--config="):
-            path = word.partition("=")[2] or next(words, None)
-            if path is None:
-                raise UserError("command line: --config needs a file: --config configs/NAME.yaml")
-        elif not word.startswith("--local_rank="):  # DeepSpeed's launcher adds it; the environment tells the same
+            source = word.partition("=")[2] or next(words, None)
+            if source is None:
+                raise UserError("command line: --config needs a file or a name, such as --config focalclip_tiny_lrf")
+        else:
             rest.append(word)
-    base = load_yaml(RunConfig, path or config_dir() / f"{DEFAULT_CONFIG}.yaml")
+    base = load_config(source or DEFAULT_CONFIG)
     if wants_help:
-        settings.print_help(base, DESCRIPTION)
+        print(as_called(HELP) + settings.help_text(base))
+        raise SystemExit(0)
     return settings.with_overrides(base, rest), resume
+
+
+def prepare(config: RunConfig) -> list[Path]:
+    """Check what can be checked without the other ranks, and make the data ready.
+
+    Returns:
+        The training shards.
+
+    Raises:
+        UserError: for a setting that cannot be used, missing shards or a missing benchmark.
+    """
+    from focalclip.training.run import check
+
+    check(config)
+    shards = training_shards(config)
+    check_benchmark(config)
+    return shards
 
 
 def training_shards(config: RunConfig) -> list[Path]:
@@ -124,8 +156,3 @@ def _evaluate(config: RunConfig) -> int:
     from focalclip.cli.zeroshot import main as zeroshot
 
     return zeroshot(["--benchmark", str(config.eval.benchmark), "--model", str(config.run_dir)])
-
-
-def entry() -> None:
-    """Console script."""
-    sys.exit(args.guarded(lambda: main(sys.argv[1:])))

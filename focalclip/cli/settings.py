@@ -1,21 +1,32 @@
-"""Command lines over a typed configuration: a YAML file, then ``--section.field VALUE`` on top."""
+"""The settings of a configuration on the command line: ``--section.field VALUE``, and their help."""
 
 import re
-from typing import Any, TypeVar
+import textwrap
+from types import NoneType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
 from focalclip.base.errors import UserError
 from focalclip.base.strict import Strict, from_dict
+from focalclip.base.terminal import WIDTH
 
 C = TypeVar("C", bound=Strict)
 
 
-def print_help(base: Strict, description: str) -> None:
-    """Every setting with its type, meaning and value in ``base``."""
-    import tyro
-
-    tyro.cli(type(base), default=base, args=["--help"], description=description)
+def help_text(base: Strict, path: str = "") -> str:
+    """Every setting of ``base`` with its form on the command line, its meaning and its value."""
+    settings, sections = [], []
+    for name, field in type(base).model_fields.items():
+        value, full = getattr(base, name), f"{path}{name}"
+        meaning = (field.description or "").replace("``", "").replace("\n", " ")
+        if isinstance(value, Strict):
+            title = " ".join((type(value).__doc__ or "").split())
+            sections.append(f"\n{full}: {title}\n\n{help_text(value, f'{full}.')}")
+        else:
+            shown = yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
+            settings.append(f"  {_form(full, field.annotation)}\n{_indented(f'{meaning} (default: {shown})')}")
+    return "\n".join([*settings, *sections])
 
 
 def with_overrides(base: C, argv: list[str]) -> C:
@@ -41,6 +52,36 @@ def with_overrides(base: C, argv: list[str]) -> C:
     return from_dict(type(base), values, "command line")
 
 
+def _form(path: str, kind: Any) -> str:
+    """How a setting is written, such as ``--optim.lr NUMBER``."""
+    *sections, name = path.replace("_", "-").split(".")
+    flag = "--" + ".".join([*sections, name])
+    if kind is bool:
+        return f"{flag}, --{'.'.join([*sections, f'no-{name}'])}"
+    return f"{flag}.KEY VALUE" if get_origin(kind) is dict else f"{flag} {_placeholder(kind)}"
+
+
+def _placeholder(kind: Any) -> str:
+    """What stands for a value of this type."""
+    if get_origin(kind) is Literal:
+        return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is tuple:
+        return " ".join(map(_placeholder, get_args(kind)))
+    if get_origin(kind) is list:
+        return f"{_placeholder(get_args(kind)[0])} ..."
+    if get_args(kind):  # a union
+        return " | ".join(map(_placeholder, get_args(kind)))
+    return {int: "INTEGER", float: "NUMBER", str: "TEXT", NoneType: "null"}.get(kind, "VALUE")
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _indented(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False)
+
+
 def _split(argv: list[str]) -> list[tuple[str, list[str]]]:
     """Group ``--name value value`` by name."""
     groups: list[tuple[str, list[str]]] = []
@@ -58,7 +99,7 @@ def _split(argv: list[str]) -> list[tuple[str, list[str]]]:
 def _value(words: list[str], before: Any) -> Any:
     """What the words mean: text where there was text (or a list of texts), else whatever YAML makes of them."""
     is_text = isinstance(before[0] if isinstance(before, list) and before else before, str)
-    words = ["null" if word == "None" else word for word in words]  # --help shows it so
+    words = ["null" if word == "None" else word for word in words]  # as Python writes it
     parsed = [word if is_text and word != "null" else _from_yaml(word) for word in words]
     return parsed[0] if len(parsed) == 1 else parsed
 

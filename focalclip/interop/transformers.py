@@ -1,8 +1,8 @@
 """Models of transformers behind our interface: text encoders, CLIP and SigLIP, any image tower; FocalNet in and out.
 
-What ``scripts/export.py --format transformers`` wrote becomes a FocalCLIP again, and their FocalNet becomes ours, because
-transformers returns its maps after the downsampling to the next stage and we return them before it. The class that
-transformers builds for our two-tower model is in :mod:`focalclip.interop.transformers_model`.
+What ``scripts/export.py --format transformers`` wrote becomes a FocalCLIP again, and their FocalNet becomes ours,
+because transformers returns its maps after the downsampling to the next stage and we return them before it. The class
+that transformers builds for our two-tower model is in :mod:`focalclip.interop.transformers_model`.
 """
 
 import importlib

@@ -36,7 +36,7 @@ def contrastive_loss(
 
     Returns:
         0-dim float32 loss of the global batch, equal on every rank. Averaging parameter gradients over ranks, as
-        DeepSpeed and DDP do, gives the gradient of this value (see ``focalclip.base.ranks``).
+        DeepSpeed and DDP do, gives the gradient of this value (see ``focalclip.losses.exchange``).
 
     Raises:
         ValueError: if the shapes do not fit together.

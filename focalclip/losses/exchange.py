@@ -1,4 +1,4 @@
-"""Ranks: work that fails on all of them or none, and the two collectives that carry gradients.
+"""What travels between ranks inside a loss: the collectives, with gradients.
 
 Convention: losses are averaged over ranks by the engine (DeepSpeed and DDP both average gradients). A tensor that was
 exchanged with gradient therefore receives the *sum* of what every rank asks of it, and the averaging that follows makes

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from focalclip import names
 from focalclip.base.errors import UserError
-from focalclip.base.strict import load_yaml
-from focalclip.config import ModelConfig, RunConfig, config_dir, config_names
+from focalclip.config import ModelConfig, config_dir, config_names, load_config
 from focalclip.models.image import check_image_size, create_image_tower
 from focalclip.models.norm import GlobalBatchNorm
 from focalclip.models.preprocess import eval_transform
@@ -64,7 +63,10 @@ class FocalCLIP(nn.Module):
         logit_scale: parameter of shape [1] (DeepSpeed refuses 0-dim parameters): logarithm of the scale of the cosines,
             as in open_clip.
         config: the :class:`~focalclip.config.ModelConfig` that built it.
+        outputs: names of what :meth:`forward` returns.
     """
+
+    outputs = ("image", "text", "scale")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -155,7 +157,7 @@ def create_model(model: str | ModelConfig) -> FocalCLIP:
         return FocalCLIP(model)
     if model not in _two_towers():
         raise UserError(f"create_model: {model!r} is not a two-tower model; use one of {', '.join(_two_towers())}")
-    return FocalCLIP(load_yaml(RunConfig, config_dir() / f"{model}.yaml").model)
+    return FocalCLIP(load_config(config_dir() / f"{model}.yaml").model)
 
 
 def _two_towers() -> list[str]:

@@ -11,25 +11,21 @@ import torch
 from torch import nn
 
 from focalclip.base.errors import UserError
-from focalclip.base.ranks import rank, ranks_on_this_machine, world_size
+from focalclip.base.ranks import join, rank, world_size
 from focalclip.config import RunConfig
-from focalclip.training.optim import create_optimizer, lr_factor
+from focalclip.training.optim import create_optimizer, create_schedule
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 def boot() -> None:
-    """Join the other ranks, whether started by ``deepspeed``, ``torchrun`` or plain ``python``.
+    """Join the other ranks (see :func:`focalclip.base.ranks.join`) and set DeepSpeed up.
 
-    Must run before anything else imports deepspeed.
+    Must run before anything else imports deepspeed. :func:`focalclip.base.ranks.leave` ends it.
     """
-    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
-    for name, value in alone.items():
-        os.environ.setdefault(name, value)
+    join(alone=True)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        if "OMP_NUM_THREADS" not in os.environ:  # ranks that each take every core slow each other down tenfold
-            torch.set_num_threads(max(1, _cores() // ranks_on_this_machine()))
         _keep_freed_memory()
     import deepspeed
     import deepspeed.ops
@@ -39,10 +35,7 @@ def boot() -> None:
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
         # DeepSpeed 0.19 compiles this C++ operator at every first start (minutes) though training never calls it.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not torch.distributed.is_initialized():
-        deepspeed.init_distributed()
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    deepspeed.init_distributed()  # over the group that exists
 
 
 def device() -> torch.device:
@@ -93,9 +86,7 @@ def create_engine(model: nn.Module, config: RunConfig, total_steps: int, load_un
 
     model = model.to(device())
     optimizer = create_optimizer(model, config.optim)
-    schedule: Any = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: lr_factor(config.optim, step, total_steps)
-    )
+    schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, create_schedule(config.optim, total_steps))
     settings = deepspeed_config(config, world_size()) | {"checkpoint": {"load_universal": load_universal}}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
     if world_size() == 1 and config.train.zero_stage == 0:
@@ -121,13 +112,6 @@ def full_weights(engine: Any) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(list(engine.module.parameters()) if sharded else [], enabled=sharded)
 
 
-def shut_down() -> None:
-    """Leave the other ranks."""
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-
-
 def seed_step(seed: int, step: int) -> None:
     """Seed what is drawn inside the model at ``step`` (stochastic depth), so that no generator state need be saved."""
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank()) % 2**63)
@@ -143,8 +127,3 @@ def _keep_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)  # the largest that glibc takes
         mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-
-
-def _cores() -> int:
-    """Cores that this process may use (macOS does not tell; there it is all of them)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,7 +11,7 @@ from focalclip.data.loader import TrainLoader
 from focalclip.training.checkpoint import TrainState
 from focalclip.training.engine import seed_step
 from focalclip.training.log import TrainLog
-from focalclip.training.step import micro_step
+from focalclip.training.step import Loss, micro_step
 from focalclip.training.stop import StopRequest
 
 
@@ -21,6 +21,7 @@ class Trainer:
 
     config: RunConfig
     engine: Any
+    loss: Loss
     loader: TrainLoader
     state: TrainState
     total_steps: int
@@ -47,7 +48,7 @@ def train(run: Trainer) -> bool:
             batch = next(batches)
             for message in batch.faults:
                 run.log.fault(message)
-            loss, scale = micro_step(run.engine, batch, run.config)
+            loss, scale = micro_step(run.engine, batch, run.loss, run.config)
             losses.append(loss)
         run.state.step += 1
         run.state.samples += run.config.data.batch_size

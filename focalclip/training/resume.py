@@ -1,4 +1,4 @@
-"""Continuing on another number of ranks: ZeRO cuts shards for the ranks that wrote them, so they are recut first."""
+"""Continuing a run: find its checkpoint, check that it is the same run, and convert it for another number of ranks."""
 
 import shutil
 import subprocess
@@ -10,54 +10,28 @@ from focalclip.base.errors import UserError
 from focalclip.base.ranks import main_only
 from focalclip.base.strict import load_yaml
 from focalclip.config import RunConfig
-from focalclip.training import checkpoint, engine
+from focalclip.training import checkpoint
 from focalclip.training.checkpoint import Checkpoint
 
-
-def loadable(saved: Checkpoint, ranks: int) -> tuple[Path, bool]:
-    """The folder that ``ranks`` ranks can load, and whether it is in DeepSpeed's universal form.
-
-    Shards of ZeRO 1 and 2 for another number of ranks are converted into ``.universal/step-N`` beside it
-    (:func:`clean_up` removes it after loading); ZeRO 0 keeps whole copies and needs no conversion.
-
-    Raises:
-        UserError: for ZeRO 3, whose conversion in DeepSpeed 0.19 mixes up the two parameter groups without an error.
-    """
-    if saved.ranks == ranks or saved.zero_stage == 0:
-        return saved.path, False
-    if saved.zero_stage == 3:
-        raise UserError(
-            f"{saved.path}: a ZeRO 3 checkpoint of {saved.ranks} ranks; start again with {saved.ranks} ranks "
-            "(checkpoints of ZeRO 0 to 2 continue on any number)"
-        )
-    target = saved.path.parent / ".universal" / saved.path.name
-    main_only(lambda: _recut(saved, target, ranks))
-    return target, True
+_FREE_ON_RESUME: Any = {
+    "name": True,
+    "runs_dir": True,
+    "eval": True,
+    "model": {"image": {"activation_checkpointing"}},
+    "data": {"train", "workers", "max_faults"},  # the shards are compared by their fingerprint
+    "train": {"zero_stage", "log_every", "save_every", "keep_checkpoints"},  # checkpoint.read compares the stage
+}
 
 
-def _recut(saved: Checkpoint, target: Path, ranks: int) -> None:
-    clean_up(target)
-    target.parent.mkdir()
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-    command += ["--input_folder", str(saved.path), "--output_folder", str(target)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
-        raise UserError(f"{saved.path}: cannot be recut for {ranks} ranks ({last}); start with {saved.ranks} ranks")
-
-
-def clean_up(converted: Path) -> None:
-    """Remove what :func:`loadable` converted."""
-    shutil.rmtree(converted.parent, ignore_errors=True)
-
-
-def _find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
+def find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
     """The checkpoint to continue from, if it belongs to this configuration; nothing is written yet.
+
+    Returns:
+        The newest complete checkpoint of the run directory; None if it has none.
 
     Raises:
         UserError: if the directory holds a run and ``resume`` was not asked for, or a run of another configuration.
     """
-    engine.check(config)
     folder = config.run_dir
     if Path(config.runs_dir).exists() and not Path(config.runs_dir).is_dir():
         raise UserError(f"runs_dir: {config.runs_dir} is a file; name a folder")
@@ -66,22 +40,16 @@ def _find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
         return None
     if not resume:
         raise UserError(f"{folder}: holds a run at {found.name}; continue it with --resume, or choose another --name")
-    _same_run(load_yaml(RunConfig, folder / "config.yaml"), config)
+    check_same_run(load_yaml(RunConfig, folder / "config.yaml"), config)
     return checkpoint.read(found, config)
 
 
-_FREE_ON_RESUME: Any = {
-    "name": True,
-    "runs_dir": True,
-    "eval": True,
-    "model": {"image": {"activation_checkpointing"}},
-    "data": {"train", "workers", "max_faults"},  # the shards are compared by their fingerprint
-    "train": {"zero_stage", "log_every", "save_every", "keep_checkpoints"},  # the stage has a message of its own
-}
+def check_same_run(before: RunConfig, now: RunConfig) -> None:
+    """Check that a resumed run has the same model, data order and schedule; it may save or log more often.
 
-
-def _same_run(before: RunConfig, now: RunConfig) -> None:
-    """A resumed run may save or log more often, but it is the same model, data order and schedule."""
+    Raises:
+        UserError: naming the first setting that differs and both its values.
+    """
     there, here = before.model_dump(exclude=_FREE_ON_RESUME), now.model_dump(exclude=_FREE_ON_RESUME)
     difference = _difference(there, here)
     if difference:
@@ -100,3 +68,41 @@ def _difference(there: dict[str, Any], here: dict[str, Any], path: str = "") -> 
         elif old != here[name]:
             return f"{path}{name} ({old} there, {here[name]} here)"
     return None
+
+
+def loadable(saved: Checkpoint, ranks: int) -> tuple[Path, bool]:
+    """The folder that ``ranks`` ranks can load, and whether it is in DeepSpeed's universal form.
+
+    ZeRO divides its shards among the ranks that wrote them. Shards of ZeRO 1 and 2 for another number of ranks are
+    converted into ``.universal/step-N`` beside them (:func:`clean_up` removes it after loading); ZeRO 0 keeps whole
+    copies and needs no conversion.
+
+    Raises:
+        UserError: for ZeRO 3, whose conversion in DeepSpeed 0.19 mixes up the two parameter groups without an error.
+    """
+    if saved.ranks == ranks or saved.zero_stage == 0:
+        return saved.path, False
+    if saved.zero_stage == 3:
+        raise UserError(
+            f"{saved.path}: a ZeRO 3 checkpoint of {saved.ranks} ranks; start again with {saved.ranks} ranks "
+            "(checkpoints of ZeRO 0 to 2 continue on any number)"
+        )
+    target = saved.path.parent / ".universal" / saved.path.name
+    main_only(lambda: _convert(saved, target, ranks))
+    return target, True
+
+
+def _convert(saved: Checkpoint, target: Path, ranks: int) -> None:
+    clean_up(target)
+    target.parent.mkdir()
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(saved.path), "--output_folder", str(target)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        last = (result.stderr.strip().splitlines() or ["no message"])[-1]
+        raise UserError(f"{saved.path}: cannot be converted for {ranks} ranks ({last}); start with {saved.ranks} ranks")
+
+
+def clean_up(converted: Path) -> None:
+    """Remove what :func:`loadable` converted."""
+    shutil.rmtree(converted.parent, ignore_errors=True)

@@ -18,24 +18,35 @@ from focalclip.config import RunConfig
 from focalclip.data.loader import TrainLoader
 from focalclip.interop import folder as store
 from focalclip.models.clip import FocalCLIP
-from focalclip.training import checkpoint, engine
-from focalclip.training import resume as elastic
+from focalclip.training import checkpoint, engine, optim
 from focalclip.training.checkpoint import Checkpoint, TrainState
 from focalclip.training.log import TrainLog
 from focalclip.training.loop import Trainer, train
-from focalclip.training.resume import _find_checkpoint
+from focalclip.training.resume import clean_up, find_checkpoint, loadable
 from focalclip.training.start import start_from
+from focalclip.training.step import create_loss
 from focalclip.training.stop import StopRequest
 
 Measure = Callable[[FocalCLIP], dict[str, float]]
 """Numbers by name of a model, made by all ranks together."""
 
 
+def check(config: RunConfig) -> None:
+    """Refuse what the engine, the loss or the optimiser cannot do, before anything is built or downloaded.
+
+    Raises:
+        UserError: naming the setting and the remedy.
+    """
+    engine.check(config)
+    create_loss(config.loss, FocalCLIP.outputs)
+    optim.check(config.optim)
+
+
 def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: Measure | None = None) -> bool:
     """Train as ``config`` says, or go on where the run stopped.
 
     Args:
-        config: the whole configuration.
+        config: the whole configuration, which :func:`check` has accepted.
         shards: the training shards.
         resume: continue the newest checkpoint of the run directory if it has one.
         measure: what to do every ``config.eval.every`` steps.
@@ -46,7 +57,7 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
     Raises:
         UserError: for anything that the user can mend, before training starts.
     """
-    saved = together(lambda: _find_checkpoint(config, resume))
+    saved = together(lambda: find_checkpoint(config, resume))
     if len(set(gather_objects(saved.path.name if saved else None))) > 1:
         raise SharedError(f"runs_dir: {config.runs_dir} differs between ranks; name a folder that all nodes share")
     state = saved.state if saved else TrainState()
@@ -62,7 +73,9 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
     log = together(lambda: TrainLog(config, total_steps, state, engine.device()))
     with closing(log), StopRequest(engine.device()) as stop:
         evaluate = _Evaluation(config, measure)
-        finished = train(Trainer(config, deepspeed_engine, loader, state, total_steps, log, stop, _save, evaluate))
+        loss = create_loss(config.loss, model.outputs)
+        run = Trainer(config, deepspeed_engine, loss, loader, state, total_steps, log, stop, _save, evaluate)
+        finished = train(run)
     if not finished and is_main():
         reason = f"{stop.reason}: " if stop.reason else ""
         print(f"{reason}saved step {state.step} in {config.run_dir}; the same command with --resume goes on from there")
@@ -119,15 +132,15 @@ def _create_model(config: RunConfig, *, anew: bool) -> FocalCLIP:
 
 
 def _create_engine(config: RunConfig, model: FocalCLIP, total_steps: int, saved: Checkpoint | None) -> Any:
-    """The engine, at step 0 or restored; a checkpoint of another number of ranks is recut on the way."""
+    """The engine, at step 0 or restored; a checkpoint of another number of ranks is converted on the way."""
     if saved is None:
         return engine.create_engine(model, config, total_steps)
-    path, is_universal = elastic.loadable(saved, world_size())
+    path, is_universal = loadable(saved, world_size())
     restored = engine.create_engine(model, config, total_steps, load_universal=is_universal)
     checkpoint.load(restored, saved, path)
     barrier()
     if is_universal and is_main():
-        elastic.clean_up(path)
+        clean_up(path)
     return restored
 
 

@@ -11,7 +11,7 @@ LOSES_A_WORKER = "raise BrokenPipeError('a worker is gone')"
 
 @pytest.mark.parametrize(("body", "status", "said"), [(PRINTS, 141, ""), (LOSES_A_WORKER, 1, "a worker is gone")])
 def test_only_a_reader_that_has_read_enough_ends_a_command_in_silence(body, status, said):
-    code = f"from focalclip.cli.args import guarded\ndef command():\n  {body}\nraise SystemExit(guarded(command))"
+    code = f"from focalclip.cli.command import guarded\ndef command():\n  {body}\nraise SystemExit(guarded(command))"
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stderr is not None

@@ -11,7 +11,7 @@ from focalclip.config import ModelConfig, RunConfig
 from focalclip.interop import folder as store
 from focalclip.interop.export import export
 from focalclip.models.clip import FocalCLIP
-from focalclip.training.resume import _same_run
+from focalclip.training.resume import check_same_run
 
 SWIN = {
     "name": "timm:swin_tiny_patch4_window7_224",
@@ -47,11 +47,11 @@ def test_options_survive_yaml_and_are_compared_on_resume(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(dump_yaml(run))
     assert load_yaml(RunConfig, path) == run
-    _same_run(load_yaml(RunConfig, path), run)
+    check_same_run(load_yaml(RunConfig, path), run)
     for changed in ({"img_size": 32}, SWIN["options"] | {"embed_dim": 16}, SWIN["options"] | {"mlp_ratio": 2.0}):
         other = RunConfig(model=config(**SWIN | {"options": changed}))
         with pytest.raises(UserError, match=r"another model\.image\.options"):
-            _same_run(run, other)
+            check_same_run(run, other)
 
 
 @pytest.mark.parametrize("image", [SWIN, PICO | {"mixer": "window_attention"}, PICO | {"mixer": "additive"}])

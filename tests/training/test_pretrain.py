@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import focalclip
+from focalclip.cli.pretrain import main
 from focalclip.interop import folder as store
+from focalclip.training import engine
 from focalclip.training.stop import StopRequest
 
 
@@ -112,16 +114,28 @@ def test_what_a_killed_run_leaves_is_mended_and_what_is_damaged_is_named(tmp_pat
         (["--data.augment.flip", "0.5", "--resume"], "another data.augment.flip (0.0 there, 0.5 here)"),
         (["--train.zero-stage", "2", "--resume"], "written with train.zero_stage=1, this run has 2"),
         (["--train.precision", "fp16"], "train.precision=fp16 needs a GPU"),
+        (["--loss.name", "contrastiv"], "loss.name: contrastiv is not a loss; did you mean contrastive?"),
+        (["--loss.options.margin", "1"], "loss.options: margin is not a setting; there are none here"),
+        (["--optim.name", "adam", "--name", "new"], "optim.name: adam is not an optimiser; did you mean adamw?"),
+        (["--optim.schedule", "linear"], "optim.schedule: linear is not a schedule; known here: cosine"),
+        (
+            ["--loss.name", "contrastive", "--config", "nono"],
+            "nono: no such configuration file; give a path, or one of",
+        ),
         (["--runs-dir", "ONE"], "00000.tar is a file; name a folder"),
         (["--model.image.name", "focalnet_nono", "--name", "new"], "focalnet_nono is not a FocalNet variant"),
     ],
 )
-def test_mistakes_get_one_sentence(args, message, whole_run, shards):
+def test_mistakes_get_one_sentence(args, message, whole_run, shards, capsys, monkeypatch):
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets them, and put back after the test
+    monkeypatch.setenv("GOMP_SPINCOUNT", "20000")
+    monkeypatch.setattr(engine, "boot", lambda: None)  # this process joins no group
     config = (whole_run / "config.yaml").read_bytes()
     args = [str(shards / "00000.tar") if arg == "ONE" else arg for arg in args]
-    result = helpers_run.run(whole_run.parents[1], shards, *args)
-    assert result.returncode == 2
-    assert message in result.stderr.strip().splitlines()[-1]
-    assert "Traceback" not in result.stderr
+    words = helpers_run.command(whole_run.parents[1], shards, *args)
+    assert main(words[2:]) == 2
+    errors = capsys.readouterr().err
+    assert message in errors.strip().splitlines()[-1]
+    assert "Traceback" not in errors
     assert (whole_run / "config.yaml").read_bytes() == config
     assert [path.name for path in whole_run.parent.iterdir()] == ["tiny"]

@@ -9,8 +9,8 @@ import torch
 from focalclip.base.errors import SharedError, UserError, first_line
 from focalclip.base.ranks import main_first, main_only
 from focalclip.config import RunConfig
+from focalclip.training import engine
 from focalclip.training.checkpoint import TrainState
-from focalclip.training.engine import seed_step
 from focalclip.training.log import TrainLog
 
 
@@ -61,8 +61,16 @@ def test_lines_after_the_checkpoint_are_cut(config):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
-def test_any_seed_and_step_can_be_seeded():
-    seed_step(2**63 - 1, 10**9)
+def test_what_is_drawn_depends_on_seed_step_and_rank_alone(monkeypatch):
+    def draws(seed, step, rank=0):
+        monkeypatch.setattr(engine, "rank", lambda: rank)
+        engine.seed_step(seed, step)
+        return tuple(torch.rand(4).tolist())
+
+    largest = (2**63 - 1, 10**9)  # any seed and step can be seeded
+    assert draws(*largest) == draws(*largest)
+    others = [draws(2**63 - 2, 10**9), draws(2**63 - 1, 10**9 + 1), draws(*largest, rank=1)]
+    assert len({draws(*largest), *others}) == 4
 
 
 @pytest.mark.parametrize("run", [main_first, main_only])

@@ -1,8 +1,8 @@
 """FocalNet weights between code bases: the authors' (microsoft/FocalNet, microsoft/klite), timm's and transformers'.
 
 :func:`from_official`, :func:`from_timm`, :func:`from_transformers` and :func:`from_klite` build the FocalNet that
-weights imply; :func:`load_focalnet` finds out from the names which of them applies. The ``state_dict_from_`` and ``to_``
-functions translate dictionaries. Our names are timm's; shapes differ where timm has 1x1 convolutions. Whatever
+weights imply; :func:`load_focalnet` finds out from the names which of them applies. The ``state_dict_from_`` and
+``to_`` functions translate dictionaries. Our names are timm's; shapes differ where timm has 1x1 convolutions. Whatever
 has no place in a FocalNet is an error.
 """
 

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from focalclip.base.strict import dump_yaml
 from focalclip.studies.towers.plan import Plan, run_name
 
-_PRETRAIN = "from focalclip.cli.pretrain import entry; entry()"  # scripts/pretrain.py, also where only wheels are
+# scripts/pretrain.py, also where only wheels are
+_PRETRAIN = "from focalclip.cli.pretrain import main; raise SystemExit(main())"
 
 
 @dataclass(frozen=True)

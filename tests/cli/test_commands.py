@@ -1,0 +1,103 @@
+"""The console script: its table of commands, and help that names the command as it was called."""
+
+import re
+import tomllib
+
+import pytest
+
+from focalclip import cli
+from focalclip.base import __version__
+from focalclip.cli.command import as_called
+from focalclip.cli.pretrain import parse
+from focalclip.config import RunConfig, config_dir
+
+ROOT = config_dir().parent
+ZEROSHOT = "  python eval/zeroshot.py --benchmark demo           the newest run"
+
+
+@pytest.fixture
+def installed(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/usr/bin/focalclip", "zeroshot"])
+
+
+def test_the_table_and_the_scripts_are_the_same_commands():
+    scripts = {path.relative_to(ROOT) for folder in ("scripts", "eval") for path in (ROOT / folder).glob("*.py")}
+    assert {
+        (ROOT / folder / f"{name.replace('-', '_')}.py").relative_to(ROOT) for name, (folder, _) in cli.COMMANDS.items()
+    } == scripts
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"] == {
+        "focalclip": "focalclip.cli:main"
+    }
+
+
+def test_help_lists_every_command_and_version_is_the_packages(capsys):
+    for words in ([], ["--help"], ["-h"]):
+        assert cli.main(words) == 0
+        out = capsys.readouterr().out
+        assert all(
+            re.search(rf"^  {name} +{re.escape(text)}$", out, re.MULTILINE) for name, (_, text) in cli.COMMANDS.items()
+        )
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"focalclip {__version__}\n"
+
+
+def test_a_misspelt_command_is_named(capsys):
+    assert cli.main(["zeroshoot"]) == 2
+    assert capsys.readouterr().err == "error: zeroshoot is not a command of focalclip; did you mean zeroshot?\n"
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+@pytest.mark.parametrize("launcher", [[], ["--local_rank=0"]], ids=["plain", "deepspeed"])
+def test_every_command_shows_its_help_under_the_name_that_was_called(name, launcher, installed, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*launcher, name, "--help"])
+    assert ended.value.code == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: focalclip {name} ")
+    assert not re.search(r"python (scripts|eval)/|(scripts|eval)/\w+\.py", out)
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_script_shows_its_help_under_its_path(name, monkeypatch, capsys):
+    script = f"{cli.COMMANDS[name][0]}/{name.replace('-', '_')}.py"
+    monkeypatch.setattr("sys.argv", [script])
+    with pytest.raises(SystemExit):
+        cli.main([name, "--help"])
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: python {script} ")
+    assert f"  python {script} " in out.partition("examples:")[2]
+
+
+def test_columns_and_launchers_of_examples_are_kept(installed):
+    assert as_called(ZEROSHOT) == "  focalclip zeroshot --benchmark demo                the newest run"
+    assert as_called("deepspeed scripts/pretrain.py --a 1") == "deepspeed --no_python focalclip pretrain --a 1"
+    torchrun = "torchrun --nproc-per-node 8 eval/zeroshot.py"
+    assert as_called(torchrun) == "torchrun --nproc-per-node 8 --no-python focalclip zeroshot"
+    assert as_called("see scripts/make_shards.py") == "see focalclip make-shards"
+
+
+def test_examples_stay_as_they_are_in_a_checkout(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["eval/zeroshot.py"])
+    assert as_called(ZEROSHOT) == ZEROSHOT
+
+
+def test_help_of_pretraining_has_every_setting_with_its_meaning_and_the_value_of_the_file(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--config", "focalclip_small_lrf", "--help"])
+    out = capsys.readouterr().out
+    for path in _settings(RunConfig()):
+        found = re.search(rf"^  --{re.escape(path)}[., ].*\n(?P<meaning>(      .+\n?)+)", out, re.MULTILINE)
+        assert found, path
+        assert re.search(r"\w.* \(default: ", found["meaning"].replace("\n", " ")), path
+    assert re.search(r"--model\.image\.drop-path NUMBER\n.*\(default: 0\.3\)", out)
+    assert re.search(r"--train\.zero-stage 0\|1\|2\|3\n.*\(default: 1\)", out)
+    assert max(map(len, out.splitlines())) <= 130
+
+
+def _settings(section, path=""):
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if hasattr(value, "model_dump"):
+            yield from _settings(value, f"{path}{name.replace('_', '-')}.")
+        else:
+            yield f"{path}{name.replace('_', '-')}"
