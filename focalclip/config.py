@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from focalclip.base.errors import UserError
 from focalclip.base.strict import Strict, from_dict, read_yaml
-from focalclip.names import image_tower_entry, text_tower_entry
+from focalclip.names import TOWER_SETTINGS, image_tower_entry, text_tower_entry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
@@ -63,8 +63,8 @@ class ImageTowerConfig(Strict):
     def _nothing_ignored(self) -> Self:
         entry = image_tower_entry(self.name)
         if entry is not None:
-            of_some = ("mixer", "activation_checkpointing")
-            self.refuse_ignored(self.name, *(setting for setting in of_some if setting not in entry.settings))
+            ignored = [setting for setting in TOWER_SETTINGS if setting not in entry.settings]
+            self.refuse_ignored(self.name, *ignored)
         return self
 
     @model_validator(mode="after")
@@ -79,8 +79,10 @@ class ImageTowerConfig(Strict):
 
     @property
     def is_as_named(self) -> bool:
-        """Whether the name tells the whole architecture, so that other libraries can build it from that alone."""
-        return not self.options and self.mixer == type(self).model_fields["mixer"].default
+        """Whether the name gives the whole architecture, so that timm and open_clip can build it from that alone."""
+        entry = image_tower_entry(self.name)
+        is_default = not self.options and self.mixer == type(self).model_fields["mixer"].default
+        return is_default and entry is not None and entry.in_timm
 
 
 class TextTowerConfig(Strict):
@@ -103,7 +105,8 @@ class TextTowerConfig(Strict):
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
-        if self.name == "open_clip" and self.width % self.heads:
+        entry = text_tower_entry(self.name)
+        if entry is not None and "heads" not in entry.ignores and self.width % self.heads:
             raise ValueError(
                 f"width={self.width} is not divisible by heads={self.heads}; use a multiple of {self.heads}"
             )

@@ -12,6 +12,9 @@ from typing import Any
 
 OPEN_CLIP, TIMM, TRANSFORMERS = "open_clip:", "timm:", "transformers:"
 
+TOWER_SETTINGS = ("drop_path", "init", "mixer", "activation_checkpointing")
+"""Settings of ``model.image`` that a tower may be built with."""
+
 
 @dataclass(frozen=True)
 class ImageTowerEntry:
@@ -19,18 +22,27 @@ class ImageTowerEntry:
 
     Attributes:
         build: ``function(name, **options)`` with the name behind the prefix; returns an
-            :class:`~focalclip.models.image.ImageTower` with fresh weights. Training passes ``drop_path``, ``init``, the
-            ``settings`` below and ``model.image.options``.
+            :class:`~focalclip.models.image.ImageTower` with fresh weights. Training passes the ``settings`` below and
+            ``model.image.options``.
         published: the same with the weights that are published under this name; None if there are none.
-        settings: settings of ``model.image`` that are passed on besides ``drop_path`` and ``init``; to change one that
-            is not listed is an error.
-        in_timm: timm builds it by this name (once focalclip is imported), and so does open_clip.
+        settings: which of :data:`TOWER_SETTINGS` it takes; to change one of the others is an error.
+        variants: the names that a pattern stands for, where it stands for more than itself.
+        to_timm: ``function(weights)``; its state dict as that of the tower that timm builds by the name (once focalclip
+            is imported). None: timm has no such tower, and neither has open_clip.
+        from_timm: the reverse of ``to_timm``.
     """
 
     build: str
     published: str | None = None
     settings: tuple[str, ...] = ()
-    in_timm: bool = False
+    variants: str | None = None
+    to_timm: str | None = None
+    from_timm: str | None = None
+
+    @property
+    def in_timm(self) -> bool:
+        """Whether timm, and so open_clip, builds it by its name."""
+        return self.to_timm is not None
 
 
 @dataclass(frozen=True)
@@ -42,11 +54,19 @@ class TextTowerEntry:
             ``tower(tokens) -> (B, embed_dim)``.
         tokenizer: ``function(config)``; returns a function from captions to int64 tokens (B, L).
         ignores: settings of ``model.text`` that it does not use; to change one is an error.
+        clip_tokens: its tokens are CLIP's byte-pair encoding, where the end of the text has the largest number.
+        write_files: ``function(model, folder)``; writes what ``build`` and ``tokenizer`` read beside the weights, so
+            that an exported folder can stand behind the prefix. None if they read no files.
+        open_clip: ``function(config)``; how open_clip builds it, as a ``text_cfg`` without ``context_length``. None if
+            open_clip cannot.
     """
 
     build: str
     tokenizer: str
     ignores: tuple[str, ...] = ()
+    clip_tokens: bool = False
+    write_files: str | None = None
+    open_clip: str | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +98,11 @@ SOURCES: dict[str, Source] = {
         "timm:NAME",
         encoder="focalclip.interop.timm:timm_encoder",
         image_tower=ImageTowerEntry(
-            "focalclip.interop.timm:create_timm_tower", "focalclip.interop.timm:published_timm_tower", in_timm=True
+            "focalclip.interop.timm:create_timm_tower",
+            "focalclip.interop.timm:published_timm_tower",
+            settings=("drop_path", "init"),
+            to_timm="focalclip.interop.timm:timm_trunk",
+            from_timm="focalclip.interop.timm:timm_tower",
         ),
     ),
     TRANSFORMERS: Source(
@@ -87,19 +111,23 @@ SOURCES: dict[str, Source] = {
         encoder="focalclip.interop.transformers:transformers_encoder",
         text_tower=TextTowerEntry(
             "focalclip.interop.transformers:HuggingFaceTextTower",
-            "focalclip.interop.transformers:HuggingFaceTokenizer",
+            "focalclip.interop.transformers:create_tokenizer",
             ignores=("width", "heads", "layers", "causal"),
+            write_files="focalclip.interop.transformers:write_text_files",
+            open_clip="focalclip.interop.transformers:open_clip_text_config",
         ),
     ),
 }
 
-# Towers without a prefix, by shell pattern.
+# Towers without a prefix, by name or shell pattern.
 IMAGE_TOWERS: dict[str, ImageTowerEntry] = {
     "focalnet_*": ImageTowerEntry(
         "focalclip.models.focalnet.variants:create_focalnet",
         "focalclip.interop.timm:published_focalnet",
-        settings=("mixer", "activation_checkpointing"),
-        in_timm=True,
+        settings=TOWER_SETTINGS,
+        variants="focalclip.models.focalnet.variants:FOCALNETS",
+        to_timm="focalclip.models.weights:to_timm",
+        from_timm="focalclip.models.weights:state_dict_from_timm",
     ),
 }
 TEXT_TOWERS: dict[str, TextTowerEntry] = {
@@ -107,6 +135,8 @@ TEXT_TOWERS: dict[str, TextTowerEntry] = {
         "focalclip.interop.open_clip:create_text_transformer",
         "focalclip.interop.open_clip:ByteLevelTokenizer",
         ignores=("pretrained",),
+        clip_tokens=True,
+        open_clip="focalclip.interop.open_clip:text_config",
     ),
 }
 
@@ -129,6 +159,31 @@ def text_tower_entry(name: str) -> TextTowerEntry | None:
     """How the text tower of this name is built; None if no table has it."""
     source = SOURCES.get(split(name)[0])
     return TEXT_TOWERS.get(name) if source is None else source.text_tower
+
+
+def forms(kind: str) -> list[str]:
+    """How the sources of one kind are written, for messages and help: ``model``, ``encoder``, ``image_tower`` ..."""
+    return [source.example for source in SOURCES.values() if getattr(source, kind) is not None]
+
+
+def sources(kind: str) -> str:
+    """What may name a trained model (``model``) or a frozen image tower (``encoder``), for messages and help."""
+    others = {"model": ["package.module:function"], "encoder": ["a file of FocalNet weights"]}[kind]
+    return ", ".join(["run directory", "exported folder", *forms(kind), *others])
+
+
+def image_tower_names() -> list[str]:
+    """All names of image towers without a prefix."""
+    return [
+        name
+        for pattern, entry in IMAGE_TOWERS.items()
+        for name in (find(entry.variants) if entry.variants else [pattern])
+    ]
+
+
+def text_tower_names() -> list[str]:
+    """All names of text towers, those with a prefix by their form."""
+    return [*TEXT_TOWERS, *forms("text_tower")]
 
 
 def find(path: str) -> Any:

@@ -1,6 +1,8 @@
-"""Compare our numbers with CLIP_benchmark's: see ``python scripts/compare_clip_benchmark.py --help``."""
+"""Compare our numbers with CLIP_benchmark's: ``python scripts/bench.py parity``, see its ``--help``."""
 
-from focalclip.cli.compare_clip_benchmark import main
+import sys
+
+from focalclip.cli.bench import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(["parity", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""Matrix products in the precision that was asked for."""
+"""The machine and the libraries that a result was computed with, and the precision of its matrix products."""
 
 import os
 import platform
@@ -16,24 +16,25 @@ import torch
 from focalclip.base import __version__
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def machine() -> dict[str, Any]:
-    """What it ran on."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"processor": models[0] if models else platform.processor(), "cores": cores, "system": platform.system()}
+    """Processor, cores available to this process, and operating system; JSON-ready."""
+    return {"processor": processor(), "cores": num_cores(), "system": platform.system()}
 
 
 def processor() -> str:
-    """The processor's model where the system tells it, else its kind, such as ``x86_64``."""
+    """The processor's model where the system reports it, else its architecture, such as ``x86_64``."""
     facts = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*:\s*(\S.*)$", facts.read_text() if facts.is_file() else "", re.MULTILINE)
     return model[1].strip() if model else platform.processor() or platform.machine()
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:
-    """The most bytes that this process has held so far: in main memory, and on its GPU."""
+    """Peak memory of this process so far in bytes: resident main memory, and what torch allocated on ``device``."""
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): kilobytes, on macOS bytes
     peak = {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if device.type == "cuda":
@@ -42,7 +43,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes the numbers."""
+    """Versions of the libraries that compute the numbers."""
     return {
         "focalclip": __version__,
         "torch": torch.__version__,
@@ -52,10 +53,13 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def whole_float32(device: torch.device | None = None) -> Iterator[None]:
-    """Products in true float32: neither autocast nor TF32 or bfloat16 behind float32's back; None: on the CPU.
+def full_float32_matmul(device: torch.device | None = None) -> Iterator[None]:
+    """Context, or decorator, in which float32 matrix products are IEEE float32: no autocast, no TF32 or bf16 products.
 
     The settings are per backend because torch's older getter raises once they have been touched.
+
+    Args:
+        device: where autocast is turned off; None: on the CPU.
     """
     backends = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # pyrefly: ignore[missing-attribute]
     before = [backend.fp32_precision for backend in backends]

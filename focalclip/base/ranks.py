@@ -13,7 +13,7 @@ from focalclip.base.errors import SharedError, UserError, first_line
 
 Group = dist.ProcessGroup | None
 
-# Ranks wait for the one that downloads, builds the corpus or indexes shards; if one dies, the launcher ends the rest.
+# Ranks wait for the one that downloads, builds the corpus or indexes shards; where one dies, the launcher ends all.
 TIMEOUT = timedelta(days=1)
 
 T = TypeVar("T")

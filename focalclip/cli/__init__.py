@@ -24,7 +24,6 @@ COMMANDS = {
     "compare-towers": ("scripts", "train image towers of equal size for equal time and compare them"),
     "bench": ("scripts", "measure speed against other libraries"),
     "check-reference": ("scripts", "compare a result with published numbers"),
-    "compare-clip-benchmark": ("scripts", "compare zero-shot numbers with clip_benchmark's"),
 }
 
 

@@ -11,7 +11,7 @@ from focalclip.base.terminal import aligned
 from focalclip.cli.command import command_parser, guarded
 
 if TYPE_CHECKING:
-    from focalclip.reports.published import Comparison
+    from focalclip.reports.published import NumberCheck, PublishedModel
 
 EXAMPLES = """\
 examples:
@@ -19,10 +19,10 @@ examples:
   python scripts/check_reference.py result.json --reference openai-vit-b-16
   python scripts/check_reference.py result.json --tasks dtd gtsrb               only these tasks must be there
 
-The result is what eval/zeroshot.py --output writes; docs/elevater.md has the commands that make it. Cells of the
-result's protocol are checked. A weak cell (recalled from a paper, or never reproduced) is shown and never fails.
+The result is what eval/zeroshot.py --output writes; docs/elevater.md has the commands that make it. Numbers of the
+result's protocol are checked. A weak number (recalled from a paper, or never reproduced) is shown and never fails.
 
-exit status: 0 every cell that was asked for passes; 1 one fails, is missing or not comparable; 2 a mistake on the
+exit status: 0 every number that was asked for passes; 1 one fails, is missing or not comparable; 2 a mistake on the
 command line
 """
 
@@ -44,40 +44,40 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.reports.published import compare, published
+    from focalclip.reports.published import check, published
 
-    known = published().references
+    known = published().models
     if args.reference not in known:
         raise UserError(f"--reference {args.reference}: not one of {', '.join(known)}")
-    reference = known[args.reference]
+    model = known[args.reference]
     result = _read(Path(args.result))
-    comparisons = compare(reference, result)
-    names = [comparison.cell.task for comparison in comparisons]
+    checks = check(model, result)
+    names = [each.number.task for each in checks]
     if unknown := [name for name in args.tasks or () if name not in names]:
         raise UserError(f"--tasks: nothing was published for {unknown[0]!r} here; known: {', '.join(names)}")
-    chosen = [c for c in comparisons if not args.tasks or c.cell.task in args.tasks]
-    print(f"{reference.title}, protocol {result['protocol']}, model {result.get('model', {}).get('source', '?')}\n")
-    print(_table(chosen, reference.source))
-    used = dict.fromkeys(comparison.cell.source or reference.source for comparison in chosen)
-    print("\n" + "\n".join(f"{key}: {published().sources[key]}" for key in used))
-    verdicts = [comparison.verdict for comparison in chosen]
+    chosen = [each for each in checks if not args.tasks or each.number.task in args.tasks]
+    print(f"{model.title}, protocol {result['protocol']}, model {result.get('model', {}).get('source', '?')}\n")
+    print(_table(chosen, model))
+    used = {each.number.source or model.source: published().source_of(model, each.number) for each in chosen}
+    print("\n" + "\n".join(f"{key}: {source.title}, {source.url}" for key, source in used.items()))
+    verdicts = [each.verdict for each in chosen]
     counts = [f"{verdicts.count(verdict)} {verdict}" for verdict in dict.fromkeys(verdicts)]
     print(f"\n{', '.join(counts)}")
     return 0 if set(verdicts) <= {"pass", "weak"} and "pass" in verdicts else 1
 
 
-def _table(comparisons: Sequence["Comparison"], source: str) -> str:
+def _table(checks: Sequence["NumberCheck"], model: "PublishedModel") -> str:
     rows = [("task", "metric", "source", "published", "tolerance", "ours", "difference", "verdict")]
-    for cell, verdict, value, remark in comparisons:
+    for number, verdict, value, remark in checks:
         rows.append(
             (
-                cell.task,
-                cell.metric,
-                cell.source or source,
-                f"{cell.value:.2f}",
-                f"{cell.tolerance:.2f}" if cell.tolerance else "",
+                number.task,
+                number.metric,
+                number.source or model.source,
+                f"{number.value:.2f}",
+                f"{number.tolerance:.2f}" if number.tolerance else "",
                 "" if value is None else f"{value:.2f}",
-                "" if value is None else f"{value - cell.value:+.2f}",
+                "" if value is None else f"{value - number.value:+.2f}",
                 f"{verdict}: {remark}" if remark else verdict,
             )
         )
@@ -88,7 +88,7 @@ def _read(path: Path) -> dict[str, Any]:
     """A result of the harness.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it is not a result.
     """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))

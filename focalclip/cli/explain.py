@@ -34,9 +34,7 @@ def _parser() -> argparse.ArgumentParser:
         "explain", "Draw what a FocalNet looks at: gates, modulators, similarity to captions.", EXAMPLES
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
-    parser.add_argument(
-        "--model", help="run directory, exported folder, timm:focalnet_..., FocalNet .pth (default: newest in runs/)"
-    )
+    parser.add_argument("--model", help=f"{names.sources('encoder')}; with a FocalNet in it (default: newest in runs/)")
     parser.add_argument("--stage", type=int, default=-1, help="from 0; negative: from the end (default: the last)")
     parser.add_argument("--block", type=int, default=-1, help="of the stage, likewise (default: the last)")
     parser.add_argument("--text", nargs="+", default=[], metavar="CAPTION", help="captions; end them with --")
@@ -74,5 +72,6 @@ def _load(source: str) -> Any:
     """Both towers where there are two: captions need the second."""
     import focalclip
 
-    is_tower = names.split(source)[0] == names.TIMM or Path(source).is_file()
+    library = names.SOURCES.get(names.split(source)[0])
+    is_tower = library.model is None if library else Path(source).is_file()
     return focalclip.load_image_encoder(source) if is_tower else focalclip.load(source)

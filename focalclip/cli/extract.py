@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from focalclip import names
 from focalclip.cli.command import check_output, command_parser, guarded, positive_int, usable_device
 
 EXAMPLES = """\
@@ -37,8 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("output", metavar="OUT", help="OUT.npz or OUT.parquet; replaced if it exists")
     parser.add_argument(
         "--model",
-        help="run directory, exported folder, timm:NAME, open_clip:NAME/TAG, transformers:NAME_OR_FOLDER or a FocalNet "
-        ".pth (default: newest in runs/)",
+        help=f"{names.sources('encoder')} (default: newest in runs/)",
     )
     parser.add_argument(
         "--batch-size", type=positive_int, default=64, metavar="N", help="pictures per step (default: 64)"

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from focalclip import names
 from focalclip.cli.command import (
     add_cache_options,
     check_output,
@@ -14,18 +15,16 @@ from focalclip.cli.command import (
     positive_int,
     usable_device,
 )
+from focalclip.evaluation.probes.result import METHODS, ProbeSettings
 
-EXAMPLES = """\
+EXAMPLES = f"""\
 examples:
   python eval/probe.py --benchmark my_tasks/                        5, 20, 50 images per class and all of them
   python eval/probe.py --benchmark elevater --data-root DATA --shots 5 full --methods ridge
   python eval/probe.py --benchmark my_tasks/ --model open_clip:ViT-B-32-quickgelu/openai --output probes.json
 
 methods:
-  ridge      ridge regression in closed form, the cheapest
-  logistic   logistic regression by L-BFGS
-  language   the same, drawn towards the zero-shot text classifier: ELEVATER's language-initialised head
-  knn        20 nearest neighbours by cosine, temperature 0.07
+{chr(10).join(f"  {name:9}  {text}" for name, text in METHODS.items())}
 
 A task needs a train split beside its test split. How strongly a probe is regularised is chosen on a fifth of the
 training images of each class, drawn at random; then it is trained on all of them and scored on the test images, once.
@@ -49,21 +48,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--benchmark", default="demo", help="elevater, demo, FOLDER or FILE.yaml (default: demo)")
     parser.add_argument(
         "--model",
-        help="run directory, exported folder, open_clip:NAME/TAG, transformers:NAME (default: newest in runs/)",
+        help=f"{names.sources('model')} (default: newest in runs/)",
     )
     parser.add_argument("--protocol", metavar="NAME", help="as of eval/zeroshot.py (default: the benchmark's own)")
     parser.add_argument("--data-root", metavar="DIR", help="folder that holds one folder per task")
     parser.add_argument("--tasks", nargs="+", metavar="ID", help="only these tasks")
     parser.add_argument(
-        "--shots", nargs="+", type=_shots, metavar="K", default=[5, 20, 50, "full"],
+        "--shots", nargs="+", type=_shots, metavar="K", default=list(ProbeSettings.shots),
         help="training images per class, or full (default: 5 20 50 full)",
     )  # fmt: skip
     parser.add_argument(
-        "--methods", nargs="+", choices=["ridge", "logistic", "language", "knn"], metavar="M",
-        default=["ridge", "logistic", "language", "knn"], help="which probes (default: all four, see below)",
+        "--methods", nargs="+", choices=list(METHODS), metavar="M", default=list(METHODS),
+        help="which probes (default: all four, see below)",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", nargs="+", type=int, metavar="N", default=[0, 1, 2],
+        "--seeds", nargs="+", type=int, metavar="N", default=list(ProbeSettings.seeds),
         help="draws of few shots (default: 0 1 2); full uses the first",
     )  # fmt: skip
     parser.add_argument(
@@ -86,8 +85,8 @@ def _shots(text: str) -> int | str:
 def _run(args: argparse.Namespace) -> int:
     import focalclip
     from focalclip.base.errors import UserError
-    from focalclip.evaluation.probes.report import table, write_plot
     from focalclip.evaluation.probes.run import probe
+    from focalclip.evaluation.probes.table_and_plot import probe_table, write_plot
     from focalclip.evaluation.task import load_benchmark
     from focalclip.interop.load import newest_run
 
@@ -102,22 +101,30 @@ def _run(args: argparse.Namespace) -> int:
     outputs = [Path(args.output)] if args.output else []
     if (Path(source) / "config.yaml").is_file():
         name = "-".join(
-            ["probe", benchmark.name, *([benchmark.protocol] if benchmark.is_departure else []), *(args.tasks or [])]
+            [
+                "probe",
+                benchmark.name,
+                *([benchmark.protocol] if benchmark.has_other_protocol else []),
+                *(args.tasks or []),
+            ]
         )
         outputs.append(Path(source) / "eval" / f"{name}.json")
-    result = probe(
-        focalclip.load(source),
-        benchmark,
+    settings = ProbeSettings(
         shots=sorted(dict.fromkeys(args.shots), key=lambda k: (k == "full", k)),
         methods=list(dict.fromkeys(args.methods)),
         seeds=list(dict.fromkeys(args.seeds)),
-        batch_size=args.batch_size,
-        device=device,
         tasks=args.tasks,
+        batch_size=args.batch_size,
+    )
+    result = probe(
+        focalclip.load(source),
+        benchmark,
+        settings,
+        device=device,
         cache_dir=feature_folder(args),
         journal=outputs[0].with_suffix(".jsonl") if outputs else None,
     ).with_source(source)
-    print("\n" + table(result))
+    print("\n" + probe_table(result))
     if not result.tasks:
         print("error: nothing could be evaluated; see above what is missing", file=sys.stderr)
         return 1

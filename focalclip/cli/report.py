@@ -61,26 +61,28 @@ def _run(args: argparse.Namespace) -> int:
 
 def write_reports(result: Any, files: Sequence[str | Path]) -> None:
     """Write each file in the format of its ending, and say so; submissions come with what to know of them."""
-    from focalclip.reports.submission import notes
-    from focalclip.reports.write import check_format, write_report
+    from focalclip.reports import check_format, write_report
 
     paths = [check_format(file) for file in files]
     for path in paths:
         check_output(path, "the report")
     for path in paths:
         print(f"written to {write_report(result, path)}")
-        for note in notes(result) if path.suffix == ".zip" else []:
-            print(f"  {note}")
+        if path.suffix == ".zip":
+            from focalclip.reports.submission import notes
+
+            print("".join(f"  {note}\n" for note in notes(result)), end="")
 
 
 def run_comparison(a: str, b: str, output: str | None) -> int:
     """Print a comparison, and write it as JSON where a file is named."""
     from focalclip.evaluation.compare import compare
+    from focalclip.reports.tables import comparison_table
 
     if output:
         check_output(Path(output))
     comparison = compare(a, b)
-    print(comparison.table())
+    print(comparison_table(comparison))
     if output:
         print(f"\nwritten to {comparison.write(output)}")
     return 0 if comparison.tasks else 1

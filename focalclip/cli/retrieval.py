@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from focalclip import names
 from focalclip.cli.command import (
     add_cache_options,
     check_output,
@@ -18,7 +19,7 @@ from focalclip.cli.command import (
 )
 
 if TYPE_CHECKING:
-    from focalclip.evaluation.retrieval import RetrievalResult
+    from focalclip.evaluation.retrieval.result import RetrievalResult
 
 EXAMPLES = """\
 examples:
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", required=True, metavar="SOURCE", help="images with captions, see below")
     parser.add_argument(
         "--model",
-        help="run directory, exported folder, open_clip:NAME/TAG, transformers:NAME (default: newest in runs/)",
+        help=f"{names.sources('model')} (default: newest in runs/)",
     )
     parser.add_argument("--split", default="test", help="of a wds folder or of Karpathy's file (default: test)")
     parser.add_argument("--image-root", metavar="DIR", help="what a table's image paths are relative to (default: it)")
@@ -100,8 +101,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     import focalclip
     from focalclip.base.ranks import is_main, main_first
     from focalclip.evaluation.features.model import to_precision
-    from focalclip.evaluation.retrieval import open_pairs
     from focalclip.evaluation.retrieval.run import evaluate
+    from focalclip.evaluation.retrieval.sources import open_pairs
     from focalclip.interop.load import newest_run
 
     device = usable_device(args.device)
@@ -125,13 +126,15 @@ def _evaluate(args: argparse.Namespace) -> int:
         cache_dir=feature_folder(args),
     )  # fmt: skip
     if is_main():
-        _tell(result, args, Path(source))
+        _report(result, args, Path(source))
     return 0
 
 
-def _tell(result: "RetrievalResult", args: argparse.Namespace, source: Path) -> None:
+def _report(result: "RetrievalResult", args: argparse.Namespace, source: Path) -> None:
     """Print the result and write its files."""
-    print("\n" + result.table())
+    from focalclip.evaluation.retrieval.result import retrieval_table
+
+    print("\n" + retrieval_table(result))
     outputs = [Path(args.output)] if args.output else []
     if (source / "config.yaml").is_file():
         outputs.append(source / "eval" / f"retrieval-{result.data.name}.json")
@@ -142,7 +145,7 @@ def _tell(result: "RetrievalResult", args: argparse.Namespace, source: Path) -> 
 
 
 def _name(args: argparse.Namespace, name: str) -> str:
-    """A part of a set, or another way to count, gets a name of its own, so that it never overwrites the full result."""
+    """A part of a set, or another way to count, gets its own name, so that it never overwrites the full result."""
     parts = [
         name,
         args.split if args.split != "test" else "",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from focalclip import names
 from focalclip.base.errors import UserError
 from focalclip.cli.command import (
     add_cache_options,
@@ -78,8 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--model",
-        help="run directory, exported folder, open_clip:NAME/TAG, open_clip:NAME/FILE, transformers:NAME, "
-        "package.module:function (default: newest in runs/)",
+        help=f"{names.sources('model')} (default: newest in runs/)",
     )
     parser.add_argument("--data-root", metavar="DIR", help="folder that holds one folder per task")
     parser.add_argument("--tasks", nargs="+", metavar="ID", help="only these tasks")
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--keep-all", action="store_true", help="keep the scores of all classes (a .zip needs them)")
     parser.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two results or runs, evaluate nothing")
-    parser.add_argument("--fresh", action="store_true", help="measure finished tasks, too, anew")
+    parser.add_argument("--fresh", action="store_true", help="re-evaluate finished tasks")
     add_cache_options(parser)
     return parser
 
@@ -127,9 +127,9 @@ def _evaluate(args: argparse.Namespace) -> int:
     from focalclip.base.ranks import is_main
     from focalclip.evaluation.features.model import to_precision
     from focalclip.evaluation.task import load_benchmark
-    from focalclip.evaluation.zeroshot import evaluate
+    from focalclip.evaluation.zeroshot import ZeroShotOptions, evaluate
     from focalclip.interop.load import newest_run
-    from focalclip.reports.write import check_format
+    from focalclip.reports import check_format
 
     device = usable_device(args.device)
     if args.output:
@@ -146,19 +146,21 @@ def _evaluate(args: argparse.Namespace) -> int:
         model = to_precision(model, args.precision)
     outputs = _outputs(args, Path(source), benchmark)
     reports += [path.with_suffix(".html") for path in outputs if path.parent == Path(source) / "eval"]
-    result = evaluate(
-        model, benchmark, batch_size=args.batch_size, device=device, tasks=args.tasks, source=source,
-        cache_dir=feature_folder(args), class_prompts=class_prompts,
-        max_images=args.max_images, outputs=outputs, fresh=args.fresh,
+    options = ZeroShotOptions(
+        tasks=args.tasks, max_images=args.max_images, class_prompts=class_prompts, batch_size=args.batch_size,
+        device=device, source=source, cache_dir=feature_folder(args), outputs=outputs, fresh=args.fresh,
         keep_all=args.keep_all or any(path.suffix == ".zip" for path in reports),
     )  # fmt: skip
+    result = evaluate(model, benchmark, options=options)
     if is_main():
         _tell(result, outputs, reports)
     return 0 if result.tasks else 1
 
 
 def _tell(result: "Result", outputs: Sequence[Path], reports: Sequence[Path]) -> None:
-    print("\n" + result.table())
+    from focalclip.reports.tables import result_table
+
+    print("\n" + result_table(result))
     if result.tasks:
         for path in outputs:
             print(f"\nwritten to {path}")
@@ -172,7 +174,7 @@ def _outputs(args: argparse.Namespace, source: Path, benchmark: "Benchmark") -> 
     outputs = [Path(args.output)] if args.output else []
     if (source / "config.yaml").is_file():
         # what is not the whole benchmark in the weights' own precision never overwrites the result that is
-        name = [benchmark.name, *([benchmark.protocol] if benchmark.is_departure else []), *(args.tasks or [])]
+        name = [benchmark.name, *([benchmark.protocol] if benchmark.has_other_protocol else []), *(args.tasks or [])]
         name += [args.precision] if args.precision not in (None, "fp32") else []
         name += [f"{args.max_images}-images"] if args.max_images else []
         name += [Path(args.class_prompts).stem] if args.class_prompts else []

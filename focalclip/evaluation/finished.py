@@ -1,7 +1,7 @@
-"""Finished tasks outlive a killed run: a repeated command takes over those that nothing has changed since.
+"""Finished tasks outlive a killed run: a repeated command reuses those for which nothing has changed.
 
 A result is written to ``FILE.part`` after each task and to ``FILE`` at the end, each whole or not at all; so what
-stands in ``FILE`` is never a part, and the result of before stays until the new one is complete.
+is in ``FILE`` is never partial, and the previous result stays until the new one is complete.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def settings_sha256(
     class_prompts: ClassPrompts | None,
     max_images: int | None,
 ) -> str:
-    """Hash of all that decides a task's numbers besides its data; only a finished task of the same is taken over."""
+    """Hash of all that decides a task's numbers besides its data; only a finished task of the same is reused."""
     prompts = class_prompts and {name: list(own) for name, own in class_prompts.items()}
     model = [__version__, weights, precision]
     parts = [model, protocol, task.model_dump(mode="json"), batch_size, prompts, max_images]
@@ -41,7 +41,7 @@ class Finished:
 
     Args:
         outputs: files that the result is written to.
-        fresh: pay no heed to what is there.
+        fresh: ignore what is there, so that finished tasks are re-evaluated.
     """
 
     def __init__(self, outputs: Sequence[Path], *, fresh: bool = False) -> None:
@@ -52,7 +52,7 @@ class Finished:
                 self._tasks[name, task.settings_sha256] = task
 
     def find(self, task_id: str, settings: str) -> TaskResult | None:
-        """The finished task with these settings; whether its data is the same, its ``task_sha256`` tells."""
+        """The finished task with these settings; its ``task_sha256`` says whether the data is the same."""
         return self._tasks.get((task_id, settings))
 
     def write_part(self, result: Result) -> None:
@@ -78,5 +78,5 @@ def _read(path: Path) -> dict[str, TaskResult]:
     try:
         return Result.read(path).tasks
     except UserError:
-        print(f"{path}: not a result of this version; its tasks are measured anew", file=sys.stderr)
+        print(f"{path}: not a result of this version; its tasks are measured again", file=sys.stderr)
         return {}

@@ -8,21 +8,13 @@ The pixels' mean and standard deviation are the model's own under every protocol
 
 import difflib
 import hashlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
 from focalclip.base.errors import UserError
 from focalclip.base.strict import Strict
-from focalclip.evaluation.shipped_names import shipped_list
-
-if TYPE_CHECKING:
-    from focalclip.evaluation.task import Task
-
-SCALE = 100.0  # ELEVATER, CLIP_benchmark and DataComp alike; it matters to the softmax alone
-
-Metric = Literal["accuracy", "mean_per_class", "map_11point", "map_11point_voc", "map", "roc_auc", "macro_f1"]
 
 Scores = Literal["softmax", "cosine"]
 
@@ -33,12 +25,66 @@ Candidates = Literal["occurring", "all"]
 DataSource = Literal["elevater", "wds"]
 
 
+def shipped_list(kind: str, reference: str) -> tuple[str, ...]:
+    """A list too long for a task file, from an installed package that has it: ``names: open_clip:imagenet``.
+
+    Args:
+        kind: ``names``, ``templates`` or ``codes``.
+        reference: such as ``open_clip:imagenet``.
+
+    Raises:
+        UserError: if there is no such list.
+    """
+    if reference not in _SHIPPED[kind]:
+        known = ", ".join(_SHIPPED[kind])
+        raise UserError(f"{kind}: {reference!r} is neither a list nor one of {known}; write [item, item ...]")
+    return _SHIPPED[kind][reference]()
+
+
+def _imagenet_names() -> tuple[str, ...]:
+    from focalclip.interop.open_clip import imagenet_names
+
+    return imagenet_names()
+
+
+def _imagenet_templates() -> tuple[str, ...]:
+    from focalclip.interop.open_clip import imagenet_templates
+
+    return imagenet_templates()
+
+
+def _unicl_imagenet_names() -> tuple[str, ...]:
+    """OpenAI's names with the second of each equal pair renamed (data/imagenet/constants.py of microsoft/UniCL)."""
+    names = list(_imagenet_names())
+    for old, new in {"missile": "projectile", "sunglasses": "dark glasses"}.items():
+        names[names.index(old, names.index(old) + 1)] = new
+    return tuple(names)
+
+
+def _unicl_imagenet_templates() -> tuple[str, ...]:
+    """OpenAI's 80 and the bare name with a full stop (data/imagenet/constants.py of microsoft/UniCL)."""
+    return ("{c}.", *_imagenet_templates())
+
+
+def _imagenet_wordnet_ids() -> tuple[str, ...]:
+    from focalclip.interop.timm import imagenet_wordnet_ids
+
+    return imagenet_wordnet_ids()
+
+
+_SHIPPED: dict[str, dict[str, Callable[[], tuple[str, ...]]]] = {
+    "names": {"open_clip:imagenet": _imagenet_names, "unicl:imagenet": _unicl_imagenet_names},
+    "templates": {"open_clip:imagenet": _imagenet_templates, "unicl:imagenet": _unicl_imagenet_templates},
+    "codes": {"timm:imagenet-1k": _imagenet_wordnet_ids},
+}
+
+
 class Override(Strict):
     """What one protocol changes in one task."""
 
     resize: Resize | None = None
     names: tuple[str, ...] | None = None
-    """Class names in label order, or a :func:`~focalclip.evaluation.shipped_names.shipped_list`."""
+    """Class names in label order, or a reference to a :func:`shipped_list`."""
     respelt: dict[str, str] = Field(default_factory=dict)
     """Names that are written otherwise: the task's spelling to the protocol's."""
     templates: tuple[str, ...] | None = None
@@ -59,8 +105,8 @@ class Protocol(Strict):
     """The code that defines it."""
     follows: str | None = None
     """Another protocol, whose exceptions hold here too."""
-    metrics: dict[Metric, Metric] = Field(default_factory=dict)
-    """Metrics that take the place of ELEVATER's."""
+    metrics: dict[str, str] = Field(default_factory=dict)
+    """Metrics that replace ELEVATER's."""
     scores: Scores | None = None
     """What ranks the images of multi-label data; null: as the task has it."""
     resize: Resize | None = None
@@ -69,23 +115,6 @@ class Protocol(Strict):
     """Null: as the task has it."""
     data: DataSource | None = None
     """Whose images it is defined on; null: as the task has it."""
-
-    def apply(self, task: "Task") -> "Task":
-        """The task with this protocol's metric, scores, resize, names and templates.
-
-        Raises:
-            UserError: if the task file renames a class that the task does not have.
-        """
-        rule: dict[str, Any] = {"metric": self.metrics.get(task.metric, task.metric)}
-        rule |= {name: value for name in ("scores", "resize", "candidates", "data") if (value := getattr(self, name))}
-        for protocol in (self.follows, self.name):
-            exception = task.protocols.get(protocol or "")
-            if exception is None:
-                continue
-            rule |= {name: value for name in ("resize", "names", "templates") if (value := getattr(exception, name))}
-            rule["names"] = _respell(task, rule.get("names", task.names), exception.respelt)
-            rule["note"] = exception.note or rule.get("note")
-        return task.model_copy(update=rule)
 
 
 PROTOCOLS = {
@@ -131,33 +160,6 @@ def load_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def statement(task: "Task", class_names: Sequence[str], templates: Sequence[str]) -> dict[str, Any]:
-    """What the protocol fixed for a task, JSON-ready, for its result.
-
-    Args:
-        task: with the protocol applied.
-        class_names: as used in prompts, in label order.
-        templates: as used.
-    """
-    return {
-        "metric": task.metric,
-        "scores": "100 x cosine" if task.scores == "cosine" else "softmax(100 x cosine)",
-        "candidates": task.candidates,
-        "resize": task.resize,
-        "names_sha256": lines_sha256(class_names),
-        "templates_sha256": lines_sha256(templates),
-    }
-
-
 def lines_sha256(lines: Sequence[str]) -> str:
     """SHA-256 of the lines joined by newlines, in UTF-8: the checksum of names and of templates."""
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _respell(task: "Task", names: tuple[str, ...] | None, respelt: dict[str, str]) -> tuple[str, ...] | None:
-    unknown = [name for name in respelt if name not in (names or ())]
-    if unknown:
-        raise UserError(
-            f"{task.id}: respelt names {unknown[0]!r}, which is none of its class names; mend the task file"
-        )
-    return names if names is None else tuple(respelt.get(name, name) for name in names)

@@ -1,4 +1,4 @@
-"""The result of an evaluation: numbers, where they come from, and the answers behind them."""
+"""The result of an evaluation: numbers, where they come from, and the answers behind them; read without torch."""
 
 import json
 from dataclasses import dataclass, field, fields, replace
@@ -7,63 +7,17 @@ from typing import Any
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import write_json
+from focalclip.evaluation.metrics import METRICS, find_metric
 from focalclip.evaluation.metrics.calibration import reliability
 from focalclip.evaluation.metrics.intervals import Interval, mean_interval
 from focalclip.evaluation.predictions import Predictions
-from focalclip.evaluation.protocols import Metric
-from focalclip.reports.tables import result_table
-
-
-def find_results(a: str | Path, b: str | Path) -> tuple[Path, Path]:
-    """The two JSON files; of run directories, those of the one benchmark that both were evaluated on.
-
-    Raises:
-        UserError: if there is none, or more than one choice.
-    """
-    choices = [result_files(source) for source in (a, b)]
-    common = [name for name in choices[0] if name in choices[1]]
-    if len(choices[0]) == len(choices[1]) == 1:
-        return next(iter(choices[0].values())), next(iter(choices[1].values()))
-    for i, j in ((0, 1), (1, 0)):
-        if len(choices[i]) == 1 and (name := next(iter(choices[i]))) in choices[j]:
-            return choices[0][name], choices[1][name]
-    if len(common) == 1:
-        return choices[0][common[0]], choices[1][common[0]]
-    names = ", ".join(common) or "none in common"
-    raise UserError(f"--compare {a} {b}: several results ({names}); name the files, such as {a}/eval/NAME.json")
-
-
-def result_files(source: str | Path) -> dict[str, Path]:
-    """The results that a path stands for, by name: the file itself, or the zero-shot ones in a run's ``eval``.
-
-    Raises:
-        UserError: if there is none.
-    """
-    source = Path(source)
-    if source.is_file():
-        return {source.stem: source}
-    paths = sorted([*source.glob("eval/*.json"), *source.glob("*.json")])
-    found = {path.stem: path for path in paths if _is_result(path)}
-    if not found:
-        raise UserError(f"{source}: neither a result's JSON nor a run directory with one in eval/; evaluate it first")
-    return found
-
-
-def _is_result(path: Path) -> bool:
-    """Whether a file in a run's folder is a zero-shot result; probes and retrieval write theirs there too."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return False
-    tasks = content.get("tasks") if isinstance(content, dict) else None
-    return isinstance(tasks, dict) and all("in_score" in task and "interval" in task for task in tasks.values())
 
 
 @dataclass(frozen=True)
 class TaskResult:
     """One task's numbers (fractions in [0, 1]) and where they come from."""
 
-    metric: Metric
+    metric: str
     value: float
     interval: Interval
     """95%: Wilson for accuracy, bootstrap over images otherwise."""
@@ -79,7 +33,7 @@ class TaskResult:
     test_set: str
     """Which known test set this is, by its size."""
     differences: tuple[str, ...]
-    """Where the data departs from the protocol."""
+    """Where the data differs from the protocol."""
     broken: tuple[str, ...]
     """Damaged images, by name; they are not in n."""
     task_sha256: str
@@ -102,7 +56,7 @@ class TaskResult:
     calibration: dict[str, float] = field(default_factory=dict)
     """See :func:`calibration_errors`; empty for multi-label data."""
     predictions: Predictions | None = field(default=None, repr=False, compare=False)
-    """The answers, in a file of their own; None where they were not kept."""
+    """The answers, in a separate file; None where they were not kept."""
 
     def __post_init__(self) -> None:
         if self.predictions is not None and not self.calibration:
@@ -115,45 +69,33 @@ class TaskResult:
 
     @property
     def guess(self) -> float:
-        """What guessing gives at best: chance, or always saying the commonest class."""
-        return max(self.chance, self.extras.get("majority", 0.0)) if self.metric == "accuracy" else self.chance
+        """What guessing gives at best: chance, or, for a share of images, always answering the commonest class."""
+        is_share = METRICS[self.metric].correct is not None
+        return max(self.chance, self.extras.get("majority", 0.0)) if is_share else self.chance
 
     @property
     def beats_guessing(self) -> bool:
-        """Whether the whole interval lies above it."""
+        """Whether the whole interval is above it."""
         return self.interval[0] > self.guess
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; the extras stand beside the metric."""
+        """JSON-ready; the extras are beside the metric."""
         names = [f.name for f in fields(self) if f.name not in ("extras", "predictions")]
         return {name: getattr(self, name) for name in names} | {"above_chance": self.above_chance} | self.extras
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TaskResult":
-        """The record that :meth:`to_json` wrote, without its predictions."""
+        """The record that :meth:`to_json` wrote, without its predictions.
+
+        Raises:
+            ValueError: if the metric is not known.
+        """
         values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         values.pop("above_chance", None)
         known = {f.name for f in fields(cls)}
         extras = {name: values.pop(name) for name in list(values) if name not in known}
+        find_metric(values["metric"])
         return cls(extras=extras, **values)
-
-
-def calibration_errors(predictions: Predictions) -> dict[str, float]:
-    """Expected calibration errors of the top answer; empty for multi-label data, whose softmax is no probability.
-
-    ``ece`` and ``ece_equal_mass`` are at ELEVATER's scale 100, ``ece_own_scale`` at the model's (``own_scale``),
-    ``ece_fitted_scale`` at the one that suits these answers best (``fitted_scale``).
-    """
-    if predictions.multilabel:
-        return {}
-    correct = predictions.top_correct()
-    errors = {"ece_equal_mass": reliability(predictions.probabilities()[:, 0], correct, equal_mass=True).ece}
-    for i, name in enumerate(("ece", "ece_own_scale", "ece_fitted_scale")):
-        scale = float(predictions.scales[i])
-        if scale == scale:  # NaN: the model has none
-            errors[name] = reliability(predictions.probabilities(i)[:, 0], correct).ece
-            errors |= {name.removeprefix("ece_"): scale} if i else {}
-    return errors
 
 
 @dataclass(frozen=True)
@@ -170,7 +112,7 @@ class Result:
     failed: dict[str, str] = field(default_factory=dict)
     """Tasks whose data is there and not right, and why."""
     model: dict[str, Any] = field(default_factory=dict)
-    """source, sha256, and what ``footprint`` tells of the model and the machine."""
+    """source, sha256, and the facts of ``describe`` about the model and the machine."""
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -186,7 +128,7 @@ class Result:
 
     @property
     def score_interval(self) -> Interval | None:
-        """95% for the sampling of images alone; see ``intervals.mean_interval``."""
+        """95% for the sampling of images only; see ``intervals.mean_interval``."""
         tasks = self.scored
         return mean_interval([task.value for task in tasks], [task.interval for task in tasks]) if tasks else None
 
@@ -244,9 +186,68 @@ class Result:
         tasks = {name: _with_predictions(task, files[name]) for name, task in tasks.items()}
         return cls(tasks=tasks, expected=expected, **values)
 
-    def table(self) -> str:
-        """The result as text: tasks, score, and what is missing with what to do."""
-        return result_table(self)
+
+def find_results(a: str | Path, b: str | Path) -> tuple[Path, Path]:
+    """The two JSON files; of run directories, those of the one benchmark that both were evaluated on.
+
+    Raises:
+        UserError: if there is none, or more than one choice.
+    """
+    choices = [result_files(source) for source in (a, b)]
+    common = [name for name in choices[0] if name in choices[1]]
+    if len(choices[0]) == len(choices[1]) == 1:
+        return next(iter(choices[0].values())), next(iter(choices[1].values()))
+    for i, j in ((0, 1), (1, 0)):
+        if len(choices[i]) == 1 and (name := next(iter(choices[i]))) in choices[j]:
+            return choices[0][name], choices[1][name]
+    if len(common) == 1:
+        return choices[0][common[0]], choices[1][common[0]]
+    names = ", ".join(common) or "none in common"
+    raise UserError(f"--compare {a} {b}: several results ({names}); name the files, such as {a}/eval/NAME.json")
+
+
+def result_files(source: str | Path) -> dict[str, Path]:
+    """The results that a path stands for, by name: the file itself, or the zero-shot ones in a run's ``eval``.
+
+    Raises:
+        UserError: if there is none.
+    """
+    source = Path(source)
+    if source.is_file():
+        return {source.stem: source}
+    paths = sorted([*source.glob("eval/*.json"), *source.glob("*.json")])
+    found = {path.stem: path for path in paths if _is_result(path)}
+    if not found:
+        raise UserError(f"{source}: neither a result's JSON nor a run directory with one in eval/; evaluate it first")
+    return found
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file in a run's folder is a zero-shot result; probes and retrieval write theirs there too."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return False
+    tasks = content.get("tasks") if isinstance(content, dict) else None
+    return isinstance(tasks, dict) and all("in_score" in task and "interval" in task for task in tasks.values())
+
+
+def calibration_errors(predictions: Predictions) -> dict[str, float]:
+    """Expected calibration errors of the top answer; empty for multi-label data, whose softmax is no probability.
+
+    ``ece`` and ``ece_equal_mass`` are at ELEVATER's scale 100, ``ece_own_scale`` at the model's (``own_scale``),
+    ``ece_fitted_scale`` at the one that suits these answers best (``fitted_scale``).
+    """
+    if predictions.multilabel:
+        return {}
+    correct = predictions.top_correct()
+    errors = {"ece_equal_mass": reliability(predictions.probabilities()[:, 0], correct, equal_mass=True).ece}
+    for i, name in enumerate(("ece", "ece_own_scale", "ece_fitted_scale")):
+        scale = float(predictions.scales[i])
+        if scale == scale:  # NaN: the model has none
+            errors[name] = reliability(predictions.probabilities(i)[:, 0], correct).ece
+            errors |= {name.removeprefix("ece_"): scale} if i else {}
+    return errors
 
 
 def predictions_folder(path: Path) -> Path:

@@ -1,166 +1,225 @@
-"""From image and class vectors to one number with its interval and its chance level."""
+"""From image and class vectors, or a classifier's scores, to predictions and one number with interval and chance level.
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import partial
+The score matrix is computed once, a block of images at a time: answers, score and predictions all come from it.
+"""
+
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from focalclip.base.errors import UserError
-from focalclip.base.machine import whole_float32
+from focalclip.base.machine import full_float32_matmul
+from focalclip.evaluation.data import TaskData
+from focalclip.evaluation.features.images import ImageFeatures
+from focalclip.evaluation.metrics import METRICS, Metric
 from focalclip.evaluation.metrics import definitions as metrics
-from focalclip.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
-from focalclip.evaluation.protocols import SCALE, Metric, Scores
-from focalclip.evaluation.task import MULTILABEL_METRICS, Task
-
-TOP_K = 5
+from focalclip.evaluation.metrics.calibration import FIT_IMAGES, fit_scale
+from focalclip.evaluation.metrics.definitions import Floats
+from focalclip.evaluation.metrics.metric import SCALE, Answers, Score, score_answers
+from focalclip.evaluation.mistakes import mistakes, thumbnails
+from focalclip.evaluation.predictions import TOP, Predictions
+from focalclip.evaluation.task import Task
 
 _CHUNK = 8192  # images per block of the score matrix
 
-_RANDOM_DRAWS = 20
+Columns = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Score:
-    """A metric's value in [0, 1]."""
+@full_float32_matmul()
+def predict(
+    task: Task,
+    data: TaskData,
+    images: ImageFeatures,
+    classes: Tensor,
+    own_scale: float | None = None,
+    keep_all: bool = False,
+) -> tuple[Predictions, Score]:
+    """A model's answers for a task, and their score.
 
-    value: float
-    interval: tuple[float, float]
-    chance: float
-    extras: dict[str, float] = field(default_factory=dict)
-    """Further numbers: accuracy, mean_per_class, top5, majority (always saying the commonest class), or every mAP."""
+    Args:
+        task: with its protocol applied.
+        data: its data; a few pictures are read from it.
+        images: unit vectors (N, D).
+        classes: unit vectors (C, D).
+        own_scale: what the model multiplies cosines with.
+        keep_all: keep all N x C cosines, as a submission to ELEVATER's server needs them.
+
+    Raises:
+        UserError: if the labels cannot be scored by the task's metric.
+    """
+    metric, labels = METRICS[task.metric], data.labels[images.readable]
+    scales = np.array([SCALE, own_scale or np.nan, np.nan])
+    if not data.multilabel:
+        every = -(-len(labels) // FIT_IMAGES)
+        scales[2] = fit_scale(images.embeds[::every] @ classes.T, labels[::every])
+    candidates = _candidates(task.candidates, labels, len(data.class_names))
+    keep = keep_all or metric.reads_scores
+    blocks = []
+    for rows in _blocks(len(labels)):
+        cosines = images.embeds[rows] @ classes.T
+        scores = cosines.numpy()
+        block = _answers(scores, labels[rows], candidates) | _details(cosines, labels[rows], scales)
+        blocks.append(block | {"scores": scores if keep else _none(scores)})
+    columns = _joined(blocks)
+    answers = _collect(metric, columns, labels, candidates, len(data.class_names), task.scores)
+    result = score_answers(metric, answers, task.chance)
+    places = np.flatnonzero(images.readable).astype(np.int32)
+    official = data.official_order
+    shown = mistakes(columns["top_classes"][:, 0], columns["top_cosines"][:, 0], labels, columns["true_cosine"])
+    predictions = Predictions(
+        task=task.id,
+        metric=task.metric,
+        ranking=task.scores,
+        task_sha256=data.digest(images.sha256),
+        images_sha256=images.sha256,
+        class_names=data.class_names,
+        entries=len(data.entries),
+        keys=np.array([data.entries[i].key for i in places]),
+        places=places,
+        labels=labels,
+        predicted=answers.predicted.astype(np.uint16),
+        top_classes=columns["top_classes"],
+        top_cosines=columns["top_cosines"],
+        true_rank=answers.true_rank.astype(np.uint16),
+        true_cosine=columns["true_cosine"],
+        scales=scales,
+        log_partition=columns["log_partition"],
+        cosines=columns["scores"],
+        official=np.array([] if official is None else official, dtype=np.int64),
+        pictures=thumbnails(shown, [data.entries[places[i]] for i in shown]),
+    )
+    return predictions, result
 
 
-@whole_float32()
-def score(task: Task, images: Tensor, classes: Tensor, labels: np.ndarray) -> Score:
+@full_float32_matmul()
+def score(task: Task, images: Tensor, classes: Tensor, labels: NDArray[Any]) -> Score:
     """Score unit-length image vectors (N, D) against unit-length class vectors (C, D), all float32.
 
     Args:
         task: says which metric, what ranks, and which classes compete; a protocol has set them.
         images: (N, D).
         classes: (C, D).
-        labels: int64 (N,), or bool (N, C) for the three mAP.
+        labels: int64 (N,), or bool (N, C) for multi-label metrics.
+
+    Raises:
+        UserError: if the labels cannot be scored by the task's metric.
     """
-    if task.metric in MULTILABEL_METRICS:
-        cosines = (images @ classes.T).double().numpy()
-        return _score_map(task, {"softmax": metrics.softmax(SCALE * cosines), "cosine": cosines}, labels)
-    return _score_blocks(task, lambda rows: (images[rows] @ classes.T).numpy(), labels)
+    blocks = ((images[rows] @ classes.T).numpy() for rows in _blocks(len(labels)))
+    candidates = _candidates(task.candidates, labels, len(classes))
+    return _score_blocks(task, blocks, labels, candidates, len(classes), are_cosines=True)
 
 
-def score_matrix(task: Task, scores: np.ndarray, labels: np.ndarray) -> Score:
+def score_matrix(task: Task, scores: NDArray[np.floating], labels: NDArray[Any]) -> Score:
     """Score a matrix of class scores, such as a probe's; images are ranked by them as they are.
 
     Args:
         task: says which metric, and which classes compete.
         scores: (N, C), the higher the likelier.
-        labels: int64 (N,), or bool (N, C) for the three mAP.
+        labels: int64 (N,), or bool (N, C) for multi-label metrics.
+
+    Raises:
+        UserError: if the labels cannot be scored by the task's metric.
     """
-    if task.metric in MULTILABEL_METRICS:
-        return _score_map(task, {task.scores: scores}, labels)
-    return _score_blocks(task, lambda rows: scores[rows], labels)
+    candidates = _candidates(task.candidates, labels, scores.shape[1])
+    blocks = (scores[rows] for rows in _blocks(len(labels)))
+    return _score_blocks(task, blocks, labels, candidates, scores.shape[1], are_cosines=False)
 
 
-def metric_value(metric: Metric, scores: np.ndarray, labels: np.ndarray) -> float:
-    """A metric alone, without interval and chance level, of a matrix of class scores (N, C)."""
-    if metric in MULTILABEL_METRICS:
-        return float(MAP[metric](scores, labels)[0])
-    if metric == "roc_auc":
-        return float(metrics.roc_auc(scores[:, 1].astype(np.float64) - scores[:, 0], labels == 1)[0])
-    if metric == "macro_f1":
-        return float(metrics.macro_f1(scores.argmax(axis=1), labels)[0])
-    if metric == "accuracy":
-        return float((scores.argmax(axis=1) == labels).mean())
-    present, index = metrics.occurring_classes(labels)
-    return float(metrics.mean_per_class(scores[:, present].argmax(axis=1) == index, labels)[0])
+def metric_value(name: str, scores: NDArray[np.floating], labels: NDArray[Any]) -> float:
+    """Only the metric, without interval and chance level, of a matrix of class scores (N, C)."""
+    metric, candidates = METRICS[name], _candidates("occurring", labels, scores.shape[1])
+    columns = _answers(scores, labels, candidates) | {"scores": scores}
+    return metric.value(_collect(metric, columns, labels, candidates, scores.shape[1], are_cosines=False))
 
 
-Blocks = Callable[[slice], np.ndarray]  # the scores (rows, C) of some images
+def _score_blocks(
+    task: Task,
+    blocks: Iterable[NDArray[np.floating]],
+    labels: NDArray[Any],
+    candidates: NDArray[np.int64],
+    num_classes: int,
+    *,
+    are_cosines: bool,
+) -> Score:
+    metric = METRICS[task.metric]
+    columns = _joined(
+        _answers(scores, labels[rows], candidates) | {"scores": scores if metric.reads_scores else _none(scores)}
+        for rows, scores in zip(_blocks(len(labels)), blocks, strict=True)
+    )
+    answers = _collect(metric, columns, labels, candidates, num_classes, task.scores, are_cosines=are_cosines)
+    return score_answers(metric, answers, task.chance)
 
-MAP = {
-    "map_11point": metrics.map_11point,
-    "map_11point_voc": partial(metrics.map_11point, end_point=False),
-    "map": metrics.mean_average_precision,
-}
+
+def _blocks(n: int) -> list[slice]:
+    """Rows of the score matrix that are computed at once, so that all scores are never held unless they are kept."""
+    return [slice(start, start + _CHUNK) for start in range(0, n, _CHUNK)]
 
 
-def _score_blocks(task: Task, blocks: Blocks, labels: np.ndarray) -> Score:
-    result = _score_auc(blocks(slice(None)), labels) if task.metric == "roc_auc" else _score_top1(task, blocks, labels)
-    return _with_chance(task, result)
+def _none(scores: NDArray[np.floating]) -> NDArray[np.floating]:
+    """No scores, (rows, 0); a slice would keep the whole block in memory."""
+    return np.empty((len(scores), 0), scores.dtype)
 
 
-def _with_chance(task: Task, result: Score) -> Score:
-    return result if task.chance is None else replace(result, chance=task.chance)
+def _joined(blocks: Iterable[Columns]) -> Columns:
+    blocks = list(blocks)
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def _score_top1(task: Task, blocks: Blocks, labels: np.ndarray) -> Score:
-    """Accuracy, mean-per-class or macro-F1; accuracy, mean-per-class and top-5 come along."""
-    num_classes, n = blocks(slice(1)).shape[1], len(labels)
-    answers, ranks = _answers(blocks, labels)
-    correct = ranks == 0
-    top1 = float(metrics.accuracy(correct)[0])
-    among = _correct_among_candidates(task, blocks, labels, correct)
-    extras = {
-        "accuracy": top1,
-        "mean_per_class": float(metrics.mean_per_class(among, labels)[0]),
-        "majority": float(np.bincount(labels).max() / n),
+def _candidates(rule: str, labels: NDArray[Any], num_classes: int) -> NDArray[np.int64]:
+    """The classes that compete where a metric has candidates: all, or, as in ELEVATER, those with an image."""
+    if rule == "all" or labels.ndim == 2:
+        return np.arange(num_classes)
+    return metrics.occurring_classes(labels)[0]
+
+
+def _answers(scores: NDArray[np.floating], labels: NDArray[Any], candidates: NDArray[np.int64]) -> Columns:
+    """One block's answers, which every metric but the ranking ones is computed from."""
+    best = scores.argmax(axis=1)
+    few = len(candidates) < scores.shape[1]
+    return {
+        "best": best,
+        "best_candidate": candidates[scores[:, candidates].argmax(axis=1)] if few else best,
+        "true_rank": metrics.true_class_ranks(scores, labels) if labels.ndim == 1 else np.empty(0, np.int64),
     }
-    if num_classes > TOP_K:
-        extras["top5"] = float(metrics.accuracy(ranks < TOP_K)[0])
-    if task.metric == "accuracy":
-        return Score(top1, wilson_interval(int(correct.sum()), n), 1 / num_classes, extras)
-    if task.metric == "macro_f1":
-        value = float(metrics.macro_f1(answers, labels)[0])
-        interval = bootstrap_interval(lambda weights: metrics.macro_f1(answers, labels, weights), n)
-        rng = np.random.default_rng(0)
-        guesses = [metrics.macro_f1(rng.integers(num_classes, size=n), labels)[0] for _ in range(_RANDOM_DRAWS)]
-        return Score(value, interval, float(np.mean(guesses)), extras)
-    interval = bootstrap_interval(lambda weights: metrics.mean_per_class(among, labels, weights), n)
-    competing = num_classes if task.candidates == "all" else len(np.unique(labels))
-    return Score(extras["mean_per_class"], interval, 1 / competing, extras)
 
 
-def _correct_among_candidates(task: Task, blocks: Blocks, labels: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """Which images (N,) are right where, as in ELEVATER, classes without images cannot win."""
-    present, index = metrics.occurring_classes(labels)
-    if task.candidates == "all" or len(present) == blocks(slice(1)).shape[1]:
-        return correct
-    return _answers(lambda rows: blocks(rows)[:, present], index)[1] == 0
+def _collect(
+    metric: Metric,
+    columns: Columns,
+    labels: NDArray[Any],
+    candidates: NDArray[np.int64],
+    num_classes: int,
+    ranking: str = "softmax",
+    *,
+    are_cosines: bool = True,
+) -> Answers:
+    return Answers(
+        labels=labels,
+        num_classes=num_classes,
+        predicted=columns["best_candidate" if metric.among_candidates else "best"],
+        true_rank=columns["true_rank"],
+        scores=columns["scores"],
+        ranking=ranking,
+        are_cosines=are_cosines,
+        best_candidate=columns["best_candidate"],
+        num_candidates=len(candidates),
+    )
 
 
-def _score_auc(scores: np.ndarray, labels: np.ndarray) -> Score:
-    """Class 1 is the positive one; with two classes the softmax ranks as the difference of the scores does."""
-    margin, positives = scores[:, 1].astype(np.float64) - scores[:, 0], labels == 1
-    if positives.all() or not positives.any():
-        raise UserError("roc_auc needs images of both classes, the readable ones have only one; complete the data")
-    value = float(metrics.roc_auc(margin, positives)[0])
-    interval = bootstrap_interval(lambda weights: metrics.roc_auc(margin, positives, weights), len(labels))
-    return Score(value, interval, 0.5, {"accuracy": float(((margin > 0) == positives).mean())})
-
-
-def _score_map(task: Task, ranked: dict[Scores, np.ndarray], labels: np.ndarray) -> Score:
-    """One of three mAP on what ranks the task's images; every kind comes along, since published numbers mix them."""
-    if not labels.any():
-        raise UserError(f"{task.metric} needs positive labels, the data has none; wrong folder?")
-    extras = {
-        f"{metric}_{scores}": float(function(matrix, labels)[0])
-        for metric, function in MAP.items()
-        for scores, matrix in ranked.items()
+def _details(cosines: Tensor, labels: NDArray[Any], scales: Floats) -> Columns:
+    """One block's best classes with their cosines, and what turns cosines into probabilities."""
+    scores, rows = cosines.numpy(), np.arange(len(labels))
+    values, best = (x.numpy() for x in cosines.topk(min(TOP, scores.shape[1]), dim=1))
+    order = np.lexsort((best, -values), axis=-1)  # of equal scores the lower class comes first, as for the metrics
+    best, values = np.take_along_axis(best, order, 1), np.take_along_axis(values, order, 1)
+    best[:, 0] = scores.argmax(axis=1)
+    log_partition = [torch.logsumexp(float(scale) * cosines, dim=1).numpy() for scale in scales]
+    return {
+        "top_classes": best.astype(np.uint16),
+        "top_cosines": values,
+        "true_cosine": scores[rows, labels] if labels.ndim == 1 else np.empty(0, np.float32),
+        "log_partition": np.stack(log_partition, axis=1).astype(np.float32),
     }
-    function, matrix = MAP[task.metric], ranked[task.scores]
-    interval = bootstrap_interval(lambda weights: function(matrix, labels, weights), len(labels))
-    rng = np.random.default_rng(0)
-    guesses = [function(rng.random(labels.shape), labels)[0] for _ in range(_RANDOM_DRAWS)]
-    value = extras[f"{task.metric}_{task.scores}"]
-    return _with_chance(task, Score(value, interval, float(np.mean(guesses)), extras))
-
-
-def _answers(blocks: Blocks, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The class said and the rank of the true class per image, in blocks so that all scores are never held at once."""
-    said, ranks = [], []
-    for start in range(0, len(labels), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        scores = blocks(rows)
-        said.append(scores.argmax(axis=1))
-        ranks.append(metrics.true_class_ranks(scores, labels[rows]))
-    return np.concatenate(said), np.concatenate(ranks)

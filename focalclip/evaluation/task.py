@@ -23,29 +23,19 @@ from pydantic import Field, field_validator, model_validator
 
 from focalclip.base.errors import UserError
 from focalclip.base.strict import Strict, from_dict, load_yaml
+from focalclip.evaluation.metrics import find_metric
 from focalclip.evaluation.protocols import (
     PROTOCOLS,
     Candidates,
     DataSource,
-    Metric,
     Override,
+    Protocol,
     Resize,
     Scores,
+    lines_sha256,
     load_protocol,
+    shipped_list,
 )
-from focalclip.evaluation.shipped_names import shipped_list
-
-METRIC_TITLES: dict[Metric, str] = {
-    "accuracy": "accuracy",
-    "mean_per_class": "mean per class",
-    "map_11point": "11-point mAP",
-    "map_11point_voc": "11-point mAP, VOC's",
-    "map": "mAP",
-    "roc_auc": "ROC AUC",
-    "macro_f1": "macro F1",
-}
-
-MULTILABEL_METRICS: tuple[Metric, ...] = ("map_11point", "map_11point_voc", "map")
 
 
 class Task(Strict):
@@ -57,8 +47,8 @@ class Task(Strict):
     """Name in prose."""
     version: int = Field(1, ge=1)
     """Raised whenever a change here could change a number."""
-    metric: Metric = "accuracy"
-    """The three mAP need multi-label data, the others need one label per image; ``roc_auc`` needs two classes."""
+    metric: str = "accuracy"
+    """One of :data:`focalclip.evaluation.metrics.METRICS`, which also says what kind of labels it needs."""
     scores: Scores = "softmax"
     """What ranks the images for mAP: ``softmax`` over the classes of 100 x cosine, or the ``cosine`` itself."""
     candidates: Candidates = "occurring"
@@ -76,7 +66,7 @@ class Task(Strict):
     chance: float | None = Field(None, ge=0, le=1)
     """Score of guessing; null: 1 / classes, one half for ``roc_auc``, or random scores on the labels for mAP and F1."""
     names: tuple[str, ...] | None = None
-    """Class names in label order, or a shipped list (see ``shipped_names``); null: the data's."""
+    """Class names in label order, or a shipped list (see ``protocols.shipped_list``); null: the data's."""
     templates: tuple[str, ...] | None = None
     """Prompts with ``{c}`` where the name goes, or a shipped list; null: the data's."""
     codes: tuple[str, ...] | None = None
@@ -106,6 +96,11 @@ class Task(Strict):
     def _look_up(cls, value: Any, info: Any) -> Any:
         return shipped_list(info.field_name, value) if isinstance(value, str) else value
 
+    @field_validator("metric")
+    @classmethod
+    def _metric_is_known(cls, value: str) -> str:
+        return find_metric(value).name
+
     @model_validator(mode="after")
     def _lists_fit(self) -> Self:
         for field_name in ("names", "codes"):
@@ -131,10 +126,10 @@ class Task(Strict):
         return tuple(form.format(name) for form in ("wds_{}", "{}", "wds_{}_test") for name in names)
 
     def which_set(self, size: int, split: str = "test") -> str:
-        """The known data of this split and size, such as ``elevater, wds``; ``unchecked`` where none can be told.
+        """The known data of this split and size, such as ``elevater, wds``; ``unchecked`` where it is unknown.
 
         Raises:
-            UserError: if the sizes of all sources are known and this is none of them.
+            UserError: if the sizes of all sources are known and this is not one of them.
         """
         known = self.sizes.get(split, {})
         matches = [source for source, images in known.items() if images == size]
@@ -144,6 +139,48 @@ class Task(Strict):
         raise UserError(
             f"the data has {size:,} {split} images, expected {expected}; download it again or mend the split"
         )
+
+    def under(self, protocol: Protocol) -> Self:
+        """The task with a protocol's metric, scores, resize, names and templates.
+
+        Raises:
+            UserError: if the task file renames a class that the task does not have.
+        """
+        rule: dict[str, Any] = {"metric": protocol.metrics.get(self.metric, self.metric)}
+        fixed = ("scores", "resize", "candidates", "data")
+        rule |= {name: value for name in fixed if (value := getattr(protocol, name))}
+        for name in (protocol.follows, protocol.name):
+            override = self.protocols.get(name or "")
+            if override is None:
+                continue
+            rule |= {name: value for name in ("resize", "names", "templates") if (value := getattr(override, name))}
+            rule["names"] = self._respelt(rule.get("names", self.names), override.respelt)
+            rule["note"] = override.note or rule.get("note")
+        return self.model_copy(update=rule)
+
+    def statement(self, class_names: Sequence[str], templates: Sequence[str]) -> dict[str, Any]:
+        """What the protocol fixed, JSON-ready, for the result.
+
+        Args:
+            class_names: as used in prompts, in label order.
+            templates: as used.
+        """
+        return {
+            "metric": self.metric,
+            "scores": "100 x cosine" if self.scores == "cosine" else "softmax(100 x cosine)",
+            "candidates": self.candidates,
+            "resize": self.resize,
+            "names_sha256": lines_sha256(class_names),
+            "templates_sha256": lines_sha256(templates),
+        }
+
+    def _respelt(self, names: tuple[str, ...] | None, respelt: dict[str, str]) -> tuple[str, ...] | None:
+        unknown = [name for name in respelt if name not in (names or ())]
+        if unknown:
+            raise UserError(
+                f"{self.id}: respelt names {unknown[0]!r}, which is not one of its class names; mend the task file"
+            )
+        return names if names is None else tuple(respelt.get(name, name) for name in names)
 
 
 @dataclass(frozen=True)
@@ -160,7 +197,7 @@ class Benchmark:
     """Tasks known to be absent, and why."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Tasks of the published score that cannot be measured here, and why: the mean is not of them."""
-    is_departure: bool = False
+    has_other_protocol: bool = False
     """Whether the protocol is another than the benchmark's own."""
 
     @property
@@ -252,8 +289,8 @@ def load_benchmark(source: str | Path, data_root: str | Path | None = None, prot
     return replace(
         benchmark,
         protocol=chosen.name,
-        is_departure=chosen.name != benchmark.protocol,
-        tasks=tuple(chosen.apply(task) for task in benchmark.tasks),
+        has_other_protocol=chosen.name != benchmark.protocol,
+        tasks=tuple(task.under(chosen) for task in benchmark.tasks),
     )
 
 
@@ -307,7 +344,7 @@ def _from_folder(path: Path, root: Path | None) -> Benchmark:
     return Benchmark(path.resolve().name, "wds", tuple(tasks), path.resolve().parent if alone else path)
 
 
-def _metric_of(folder: Path) -> Metric:
+def _metric_of(folder: Path) -> str:
     return "map_11point" if _type_of(folder) == "multilabel" else "accuracy"
 
 

@@ -1,9 +1,9 @@
-"""Zero-shot classification over the tasks of a benchmark (ELEVATER's protocol, see ``scoring`` and ``classifier``)."""
+"""Zero-shot classification over the tasks of a benchmark under a protocol (see ``protocols`` and ``scoring``)."""
 
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +14,7 @@ from focalclip.base.errors import UserError, first_line
 from focalclip.base.machine import peak_memory, versions
 from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only
 from focalclip.evaluation.data import TaskData, Unavailable
-from focalclip.evaluation.features.cache import FeatureCache, open_cache
+from focalclip.evaluation.features.cache import open_cache
 from focalclip.evaluation.features.images import encode_images, images_sha256
 from focalclip.evaluation.features.model import DualEncoder, describe, device_and_dtype, evaluating, known_weights
 from focalclip.evaluation.features.texts import ClassPrompts, class_matrix
@@ -22,32 +22,48 @@ from focalclip.evaluation.finished import Finished, settings_sha256
 from focalclip.evaluation.metrics.calibration import learned_scale
 from focalclip.evaluation.metrics.label_check import check_labels
 from focalclip.evaluation.opened import Opened, open_checked
-from focalclip.evaluation.predictions import Predictions
-from focalclip.evaluation.protocols import statement
 from focalclip.evaluation.result import Result, TaskResult
-from focalclip.evaluation.scoring import score
+from focalclip.evaluation.scoring import predict
 from focalclip.evaluation.task import Benchmark, Task, load_benchmark
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ZeroShotOptions:
+    """What to measure of a benchmark, how, and where to keep it."""
+
+    tasks: Sequence[str] | None = None
+    """Ids of the tasks to run; None for all."""
+    max_images: int | None = None
+    """Only this many images of each task, evenly spaced; the result says so. None for all."""
+    class_prompts: ClassPrompts | None = None
+    """Whole prompts by class name instead of templates; the result's protocol says so."""
+    batch_size: int = 256
+    """Images, and prompts, per forward pass."""
+    device: str | torch.device | None = None
+    """Where to move the model first; None leaves it where it is."""
+    source: str = ""
+    """The model's name in the result."""
+    progress: bool = True
+    """Show a bar and one line per finished task, on stderr."""
+    cache_dir: str | Path | None = None
+    """Where features are kept by content (see ``features.cache``); None: nowhere."""
+    outputs: Sequence[Path] = ()
+    """Files that the result is written to, and whose finished tasks are reused if nothing has changed."""
+    fresh: bool = False
+    """Re-evaluate finished tasks."""
+    keep_all: bool = False
+    """Keep the scores of all classes for every image, as a submission to ELEVATER's server needs them."""
 
 
 def evaluate(
     model: DualEncoder,
     benchmark: str | Path | Benchmark,
     data_root: str | Path | None = None,
-    batch_size: int = 256,
-    device: str | torch.device | None = None,
-    tasks: Sequence[str] | None = None,
-    progress: bool = True,
+    options: ZeroShotOptions = ZeroShotOptions(),
     *,
-    source: str = "",
-    cache_dir: str | Path | None = None,
-    class_prompts: ClassPrompts | None = None,
-    max_images: int | None = None,
-    outputs: Sequence[Path] = (),
-    fresh: bool = False,
     opened: dict[str, Opened] | None = None,
-    keep_all: bool = False,
 ) -> Result:
     """Measure a model zero-shot; its modes are as before afterwards, so that training can go on.
 
@@ -58,18 +74,8 @@ def evaluate(
         model: anything with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
         benchmark: ``elevater``, ``demo``, a folder of wds tasks, a YAML file of tasks, or a :class:`Benchmark`.
         data_root: where the data is; see :func:`~focalclip.evaluation.task.load_benchmark`.
-        batch_size: images, and prompts, per forward pass.
-        device: where to move the model first; None leaves it where it is.
-        tasks: ids of the tasks to run; None for all.
-        progress: show a bar and one line per finished task, on stderr.
-        source: the model's name in the result.
-        cache_dir: where features are kept by content (see ``features.cache``); None: nowhere.
-        class_prompts: whole prompts by class name instead of templates; the result's protocol says so.
-        max_images: so many of each task's images alone, evenly spaced; the result says so.
-        outputs: files that the result is written to, and whose finished tasks are taken over if nothing has changed.
-        fresh: measure those, too, anew.
+        options: what to measure, how, and where to keep it.
         opened: keeps what was read of each task's data for the next call; for evaluations during training.
-        keep_all: keep the scores of all classes for every image, as a submission to ELEVATER's server needs them.
 
     Returns:
         What was measured, what is missing (with what to do) and what failed (with why). One task's faulty data never
@@ -79,84 +85,79 @@ def evaluate(
         UserError: if there is no such benchmark, task or data folder.
     """
     full = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark, data_root)
-    chosen = full.select(tasks)
-    if device is not None and hasattr(model, "to"):
-        model.to(device)
-    weights = known_weights(model)
-    run = _Run(
-        model=model, benchmark=chosen, weights=weights, batch_size=batch_size, class_prompts=class_prompts,
-        max_images=max_images, progress=progress and is_main(), opened={} if opened is None else opened,
-        missing=dict(full.left_out) if tasks is None else {}, cache=open_cache(model, cache_dir, weights),
-        finished=Finished(outputs, fresh=fresh),
-        keep_all=keep_all, protocol=full.protocol if class_prompts is None else f"{full.protocol}, class prompts",
-    )  # fmt: skip
-    start = Result(
-        benchmark=full.name,
-        protocol=run.protocol,
-        expected=full.expected,
-        model=({"source": source} if source else {}) | {"sha256": weights or "unknown"} | describe(model),
-        versions=versions(),
-    )
-    return run.all_tasks(start)
+    if options.device is not None and hasattr(model, "to"):
+        model.to(options.device)
+    return _Run(model, full, options, {} if opened is None else opened).all_tasks()
 
 
-@dataclass(frozen=True)
 class _Run:
-    """One model's way through a benchmark."""
+    """One model's way through a benchmark.
 
-    model: Any
-    benchmark: Benchmark
-    weights: str | None
-    batch_size: int
-    class_prompts: ClassPrompts | None
-    max_images: int | None
-    progress: bool
-    opened: dict[str, Opened]
-    cache: FeatureCache | None
-    finished: Finished
-    protocol: str
-    missing: dict[str, str]
-    keep_all: bool = False
-    failed: dict[str, str] = field(default_factory=dict)
+    What is set in the constructor stays; ``result`` grows by a task at a time, and so does ``opened``.
+    """
 
-    def all_tasks(self, result: Result) -> Result:
-        """``result`` with every task in its place; what is done is kept after each."""
+    def __init__(self, model: Any, benchmark: Benchmark, options: ZeroShotOptions, opened: dict[str, Opened]) -> None:
+        self.model, self.options, self.opened = model, options, opened
+        self.benchmark = benchmark.select(options.tasks)
+        self.weights = known_weights(model)
+        self.cache = open_cache(model, options.cache_dir, self.weights)
+        self.finished = Finished(options.outputs, fresh=options.fresh)
+        self.progress = options.progress and is_main()
+        protocol = benchmark.protocol
+        self.result = Result(
+            benchmark=benchmark.name,
+            protocol=protocol if options.class_prompts is None else f"{protocol}, class prompts",
+            expected=benchmark.expected,
+            missing=dict(benchmark.left_out) if options.tasks is None else {},
+            model=({"source": options.source} if options.source else {})
+            | {"sha256": self.weights or "unknown"}
+            | describe(model),
+            versions=versions(),
+        )
+
+    def all_tasks(self) -> Result:
+        """Every task in its place; what is done is written after each."""
         start, count = time.perf_counter(), len(self.benchmark.tasks)
         for i, task in enumerate(self.benchmark.tasks, start=1):
-            label = f"{task.id} ({i} of {count})"
-            done = self._task(task, label)
-            if done is not None:
-                result = replace(result, tasks=result.tasks | {task.id: done})
-            result = replace(
-                result,
-                missing=dict(self.missing),
-                failed=dict(self.failed),
-                model=result.model | peak_memory(device_and_dtype(self.model)[0]),
+            self._add(task, f"{task.id} ({i} of {count})")
+            self.result = replace(
+                self.result,
+                model=self.result.model | peak_memory(device_and_dtype(self.model)[0]),
                 seconds=round(time.perf_counter() - start, 3),
             )
-            main_only(partial(self.finished.write_part, result))
-        main_only(partial(self.finished.write, result))
-        return result
+            main_only(partial(self.finished.write_part, self.result))
+        main_only(partial(self.finished.write, self.result))
+        return self.result
 
-    def _task(self, task: Task, label: str) -> TaskResult | None:
-        """The task's result, measured or taken over; None if it is missing or failed."""
+    def _add(self, task: Task, label: str) -> None:
+        """Add the task to the result: measured, reused, missing or failed."""
+        result = self.result
         try:
-            opened = self.opened.get(task.id) or self._open(task)
-            self.opened[task.id] = opened
-            settings = self._settings(task)
-            done = _from_main(lambda: self._take_over(opened, settings))
-            if done is not None:
-                self._say(f"{label}: {100 * done.value:.1f}% (measured before; --fresh measures it anew)")
-                return done
-            with evaluating(self.model):
-                done = self._measure(opened, settings, label)
+            done = self._task(task, label)
         except Unavailable as reason:
-            self.missing[task.id] = str(reason)
-            return None
+            self.result = replace(result, missing=result.missing | {task.id: str(reason)})
         except UserError as error:
-            self.failed[task.id] = str(error)
+            self.result = replace(result, failed=result.failed | {task.id: str(error)})
             self._say(f"{label}: failed, see below")
-            return None
+        else:
+            self.result = replace(result, tasks=result.tasks | {task.id: done})
+
+    def _task(self, task: Task, label: str) -> TaskResult:
+        """The task's result, measured or reused.
+
+        Raises:
+            Unavailable: if its data is missing.
+            UserError: if its data is faulty.
+        """
+        opened = self.opened.get(task.id) or self._open(task)
+        self.opened[task.id] = opened
+        settings = self._settings(task)
+        done = _from_main(lambda: self._reusable(opened, settings))
+        if done is not None:
+            self._say(f"{label}: {100 * done.value:.1f}% (measured before; --fresh measures it again)")
+            return done
+        with evaluating(self.model):
+            done = self._measure(opened, settings, label)
         self._say(f"{label}: {_outcome(done)}")
         return done
 
@@ -165,7 +166,7 @@ class _Run:
 
         Files that are damaged on the way are removed, so a second process must not be reading them meanwhile.
         """
-        work = partial(open_checked, task, self.benchmark, self.max_images)
+        work = partial(open_checked, task, self.benchmark, self.options.max_images)
         if self.benchmark.data_root is not None and task.source is None:
             return _agreed(work)  # nothing is downloaded
         opened: Opened | None = None
@@ -177,26 +178,26 @@ class _Run:
     def _measure(self, opened: Opened, settings: str, label: str) -> TaskResult:
         task, data, start = opened.task, opened.data, time.perf_counter()
         classes = class_matrix(
-            self.model, data.class_names, data.templates, self.batch_size,
-            class_prompts=self.class_prompts, cache=self.cache, label=f"{label}, prompts" if self.progress else "",
+            self.model, data.class_names, data.templates, self.options.batch_size,
+            class_prompts=self.options.class_prompts, cache=self.cache,
+            label=f"{label}, prompts" if self.progress else "",
         )  # fmt: skip
         text_seconds = time.perf_counter() - start
         images = encode_images(
-            self.model, data.entries, batch_size=self.batch_size, resize=task.resize, label=label,
+            self.model, data.entries, batch_size=self.options.batch_size, resize=task.resize, label=label,
             progress=self.progress, cache=self.cache,
         )  # fmt: skip
-        labels = data.labels[images.readable]
-        result = score(task, images.embeds, classes, labels)
-        predictions = Predictions.of(task, data, images, classes, learned_scale(self.model), self.keep_all)
+        own_scale = learned_scale(self.model)
+        predictions, result = predict(task, data, images, classes, own_scale, self.options.keep_all)
         encoded = len(data.entries) - images.num_cached
         return TaskResult(
             metric=task.metric,
             value=result.value,
             interval=result.interval,
-            n=len(labels),
+            n=predictions.n,
             chance=result.chance,
             classes=len(data.class_names),
-            templates=0 if self.class_prompts else len(data.templates),
+            templates=0 if self.options.class_prompts else len(data.templates),
             extras=result.extras,
             in_score=task.in_score,
             version=task.version,
@@ -212,36 +213,37 @@ class _Run:
             image_seconds=round(images.seconds, 3),
             prompts=self._num_prompts(data),
             settings_sha256=settings,
-            stated=statement(task, data.class_names, data.templates),
-            label_warning=check_labels(predictions.best, labels, data.class_names).warning,
+            stated=task.statement(data.class_names, data.templates),
+            label_warning=check_labels(predictions.best, predictions.labels, data.class_names).warning,
             predictions=predictions,
         )
 
     def _settings(self, task: Task) -> str:
-        """Empty where the model cannot tell its weights, so that nothing is taken over."""
+        """Empty where the model has no digest of its weights, so that nothing is reused."""
         if self.weights is None:
             return ""
         precision = str(device_and_dtype(self.model)[1])
         return settings_sha256(
-            self.weights, precision, self.protocol, task,
-            batch_size=self.batch_size, class_prompts=self.class_prompts, max_images=self.max_images,
+            self.weights, precision, self.result.protocol, task, batch_size=self.options.batch_size,
+            class_prompts=self.options.class_prompts, max_images=self.options.max_images,
         )  # fmt: skip
 
-    def _take_over(self, opened: Opened, settings: str) -> TaskResult | None:
+    def _reusable(self, opened: Opened, settings: str) -> TaskResult | None:
         """The finished task, if its data, images included, is the same."""
         done = self.finished.find(opened.task.id, settings) if settings else None
         if done is None:
             return None
-        if self.keep_all and (done.predictions is None or not done.predictions.has_all):
+        if self.options.keep_all and (done.predictions is None or not done.predictions.has_all):
             return None
         label = f"{opened.task.id}, reading" if self.progress else ""
         digest = images_sha256(opened.data.entries, self.cache, label)
         return done if done.task_sha256 == opened.data.digest(digest) else None
 
     def _num_prompts(self, data: TaskData) -> int:
-        if self.class_prompts is None:
+        prompts = self.options.class_prompts
+        if prompts is None:
             return len(data.class_names) * len(data.templates)
-        return sum(len(self.class_prompts[name]) for name in data.class_names)
+        return sum(len(prompts[name]) for name in data.class_names)
 
     def _say(self, message: str) -> None:
         if self.progress:
@@ -301,9 +303,9 @@ class Evaluator:
         tasks: Sequence[str] | None = None,
     ) -> None:
         self._benchmark = load_benchmark(benchmark, data_root)
-        self._options: dict[str, Any] = {"max_images": max_images, "batch_size": batch_size, "tasks": tasks}
+        self._options = ZeroShotOptions(tasks=tasks, max_images=max_images, batch_size=batch_size, progress=False)
         self._opened: dict[str, Opened] = {}
 
     def __call__(self, model: Any) -> Result:
         """Measure; all ranks call this together. Modes and random generators are as before afterwards."""
-        return evaluate(model, self._benchmark, progress=False, opened=self._opened, **self._options)
+        return evaluate(model, self._benchmark, options=self._options, opened=self._opened)

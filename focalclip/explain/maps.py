@@ -1,8 +1,8 @@
 """What a FocalNet looks at: gates, modulators and, with a text tower, the similarity of every position to a caption.
 
 Which tensors, and how they are reduced, follows figures 5, 6 and 10 of https://arxiv.org/abs/2203.11926. Our towers and
-timm's serve alike: both call the operator ``layers.STAGE.blocks.BLOCK.modulation`` and its parts ``f``, ``h`` and
-``focal_layers``.
+timm's both call the operator ``layers.STAGE.blocks.BLOCK.modulation``. One forward pass records its input, from which
+the operator then returns its parts.
 """
 
 import re
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from focalclip.base.errors import UserError
 from focalclip.models.clip import FocalCLIP
+from focalclip.models.focalnet.modulation import FocalModulation, ModulationParts
 
 _MODULATION = re.compile(r"(?P<trunk>.*?)\.?layers\.(?P<stage>\d+)\.blocks\.(?P<block>\d+)\.modulation")
 
@@ -56,7 +57,7 @@ def explain(
         text: captions to compare every position of the last map with, whatever the block; two-tower models only.
 
     Returns:
-        The maps. No hook stays on the model, and its modules keep their modes.
+        The maps. The model is left as it was: no hooks, and every module in its mode.
 
     Raises:
         UserError: if the model has no focal modulation, there is no such stage or block, the block has no gates, or
@@ -69,17 +70,19 @@ def explain(
         )
     stage, block, trunk, modulation = _find(model, stage, block)
     weight = next(model.parameters())
-    with torch.no_grad(), _evaluation_mode(model), _outputs_of(modulation.f, modulation.h) as outputs:
-        last_map = trunk.forward_features(images.to(weight.device, weight.dtype))
+    with torch.no_grad(), _evaluation_mode(model):
+        with _input_of(modulation) as inputs:
+            last_map = trunk.forward_features(images.to(weight.device, weight.dtype))
+        parts = _parts(modulation, inputs[0])
         similarity = _similarity(model, last_map, captions)
-    f, h = (_channels_first(module, x) for module, x in zip((modulation.f, modulation.h), outputs, strict=True))
-    gates = f[:, 2 * h.shape[1] :]  # f gives query, context and gates, in this order
+    gates, modulator = (x.permute(0, 3, 1, 2) for x in (parts.gates, parts.modulator))  # B h w C -> B C h w
     if gates.shape[1] == 0:
         raise UserError(f"stage {stage}, block {block}: this kind of modulation has no gates to show")
     weights = [weight for level in modulation.focal_layers for weight in level.parameters()]
     kernels = [weight.detach().float().mean((0, 1)).cpu() for weight in weights]
     names = _gate_names(gates.shape[1], len(modulation.focal_layers), kernels)
-    return Explanation(stage, block, gates.float().cpu(), names, h.float().norm(dim=1).cpu(), kernels, similarity)
+    lengths = modulator.float().norm(dim=1).cpu()
+    return Explanation(stage, block, gates.float().cpu(), names, lengths, kernels, similarity)
 
 
 def _gate_names(num_gates: int, num_levels: int, kernels: list[Tensor]) -> list[str]:
@@ -124,26 +127,23 @@ def _evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _outputs_of(*modules: nn.Module) -> Iterator[list[Tensor]]:
-    """What each module returns while the context lasts, in their order; the hooks go whatever happens."""
-    outputs: dict[nn.Module, Tensor] = {}
-    result: list[Tensor] = []
-
-    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:  # noqa: ARG001
-        outputs[module] = output
-
-    handles = [module.register_forward_hook(keep) for module in modules]
+def _input_of(module: nn.Module) -> Iterator[list[Tensor]]:
+    """What the module is called with inside the context; the hook is removed in every case."""
+    inputs: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     try:
-        yield result
-        result += [outputs[module] for module in modules]
+        yield inputs
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
 
 
-def _channels_first(module: nn.Module, x: Tensor) -> Tensor:
-    """(B, C, H, W) from either layout: timm's operator is made of 1x1 convolutions, ours of linear layers."""
-    return x if isinstance(module, nn.Conv2d) else x.permute(0, 3, 1, 2)
+def _parts(modulation: Any, x: Tensor) -> ModulationParts:
+    """The parts of our operator or timm's for its input ``x``."""
+    if isinstance(modulation, FocalModulation):
+        return modulation.parts(x)
+    from focalclip.interop.timm import modulation_parts  # timm is slow to import
+
+    return modulation_parts(modulation, x)
 
 
 def _similarity(model: Any, last_map: Tensor, captions: list[str]) -> Tensor:

@@ -11,7 +11,6 @@ from focalclip.base.errors import UserError
 from focalclip.interop import folder as store
 from focalclip.interop import load as loading
 from focalclip.models.clip import FocalCLIP
-from focalclip.names import TRANSFORMERS
 
 
 @dataclass(frozen=True)
@@ -105,8 +104,8 @@ def model_card(trained: Trained, usage: str, *, library: str, license_id: str, n
 def _summary(trained: Trained) -> str:
     model, version = trained.model, trained.provenance.get("focalclip")
     image, text = model.config.image, model.config.text
-    is_hugging_face = text.name.startswith(TRANSFORMERS)
-    encoder = f"{model.text.config.model_type} of transformers" if is_hugging_face else "open_clip's transformer"  # pyrefly: ignore
+    kind = getattr(getattr(model.text, "config", None), "model_type", None)  # of a Hugging Face encoder
+    encoder = f"{kind} of transformers" if kind else f"`{text.name}`"
     return (
         f"A contrastive language-image model: image tower `{image.name}` ({_millions(model.visual)} parameters, "
         f"{image.image_size} pixels), text tower {encoder} ({_millions(model.text)}, at most {text.context_length} "

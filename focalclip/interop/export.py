@@ -1,6 +1,5 @@
 """From a run to a folder that another library loads: weights, configuration, model card; whole or not at all."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,50 +7,8 @@ from typing import NamedTuple
 
 from focalclip import names
 from focalclip.base.errors import UserError, first_line
+from focalclip.base.files import whole_folder
 from focalclip.interop.card import Trained, model_card
-
-
-def check_can_push(repo: str) -> None:
-    """Find out before the work that the upload cannot succeed.
-
-    Raises:
-        UserError: if the name is none of the hub's, the hub cannot be reached, or nobody is logged in.
-    """
-    from huggingface_hub import HfApi
-    from huggingface_hub.utils import validate_repo_id
-
-    with _one_sentence(repo):
-        validate_repo_id(repo)
-        HfApi().whoami()
-
-
-def push_to_hub(folder: str | Path, repo: str, *, private: bool = False) -> str:
-    """Upload a folder as a model repository, made if need be; returns its address.
-
-    Raises:
-        UserError: if the hub refuses or cannot be reached.
-    """
-    from huggingface_hub import HfApi
-
-    with _one_sentence(repo):
-        api = HfApi()
-        address = api.create_repo(repo, private=private, exist_ok=True)
-        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Export of focalclip")
-        return str(address)
-
-
-@contextmanager
-def _one_sentence(repo: str) -> Iterator[None]:
-    """The hub's many failures as one."""
-    from huggingface_hub.errors import HTTPError  # of whichever client the hub library uses
-
-    try:
-        yield
-    except (OSError, ValueError, HTTPError) as error:
-        raise UserError(
-            f"--push-to-hub {repo}: the hub does not take it: {first_line(error)} "
-            "Log in with `hf auth login` on a machine that reaches the hub; the export itself needs no connection."
-        ) from None
 
 
 class Format(NamedTuple):
@@ -99,19 +56,52 @@ def export(source: str | Path, folder: str | Path, kind: str, *, license_id: str
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; remove it or choose another folder")
     trained = Trained.read(source)
-    if kind in ("open_clip", "timm") and not trained.model.config.image.is_as_named:
-        raise UserError(f"--format {kind}: {kind} cannot build a tower with options or another mixer; use onnx")
-    new = folder.with_name(f".{folder.name}.new.tmp")
-    shutil.rmtree(new, ignore_errors=True)  # of a process that was killed in here
-    new.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as new:
         notes = names.find(FORMATS[kind].write)(trained, new)
         usage = names.find(FORMATS[kind].usage)(trained, folder.name)
         card = model_card(trained, usage, library=FORMATS[kind].library, license_id=license_id, notes=notes)
         (new / "README.md").write_text(card, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()
-        new.rename(folder)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
     return notes
+
+
+def check_can_push(repo: str) -> None:
+    """Find out before the work whether an upload can succeed.
+
+    Raises:
+        UserError: if the name is not valid on the hub, the hub cannot be reached, or nobody is logged in.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.utils import validate_repo_id
+
+    with _as_user_error(repo):
+        validate_repo_id(repo)
+        HfApi().whoami()
+
+
+def push_to_hub(folder: str | Path, repo: str, *, private: bool = False) -> str:
+    """Upload a folder as a model repository, created if it does not exist; returns its address.
+
+    Raises:
+        UserError: if the hub refuses or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+
+    with _as_user_error(repo):
+        api = HfApi()
+        address = api.create_repo(repo, private=private, exist_ok=True)
+        api.upload_folder(repo_id=address.repo_id, folder_path=folder, commit_message="Export of focalclip")
+        return str(address)
+
+
+@contextmanager
+def _as_user_error(repo: str) -> Iterator[None]:
+    """Turn any failure of the hub into a UserError."""
+    from huggingface_hub.errors import HTTPError  # of whichever client the hub library uses
+
+    try:
+        yield
+    except (OSError, ValueError, HTTPError) as error:
+        raise UserError(
+            f"--push-to-hub {repo}: the hub refuses it: {first_line(error)} "
+            "Log in with `hf auth login` on a machine that reaches the hub; the export itself needs no connection."
+        ) from None

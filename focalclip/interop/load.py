@@ -1,4 +1,4 @@
-"""Trained models by source: a run directory, an exported folder, a file, or another library's model."""
+"""Trained models by source: a run directory, an exported folder, a file, another library's model, or a function."""
 
 import importlib
 import re
@@ -15,28 +15,131 @@ from focalclip.config import ImageTowerConfig
 from focalclip.interop import folder as store
 from focalclip.interop.encoder import ImageEncoder
 from focalclip.models.preprocess import eval_transform
-from focalclip.models.weights import load_focalnet
-from focalclip.models.weights.architecture import variant_of
+from focalclip.models.weights.convert import load_variant
 
-_NAME = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
+FILES = (".pth", ".pt", ".safetensors")
+
+Device = str | torch.device | None
+
+_FUNCTION = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)")
 
 _NEEDED = ("encode_image", "encode_text", "tokenizer", "preprocess")
 
 
-def is_function(source: str) -> bool:
-    """Whether ``source`` is written as a function's name."""
-    return _NAME.fullmatch(source) is not None
+def load(source: str | Path, device: Device = None) -> Any:
+    """Load a trained two-tower model in evaluation mode.
+
+    Args:
+        source: a run directory, an exported folder, a name with a prefix of :data:`focalclip.names.SOURCES`
+            (``open_clip:NAME/PRETRAINED`` with a tag or the path of a checkpoint, ``open_clip:hf-hub:ORG/NAME``,
+            ``open_clip:local-dir:FOLDER``; CLIP, SigLIP or an export of ours as ``transformers:NAME_OR_FOLDER``), or
+            ``package.module:function``, a function without arguments that returns any object with ``encode_image``,
+            ``encode_text``, ``tokenizer`` and ``preprocess``.
+        device: where to put it; None for the CPU.
+
+    Returns:
+        A model with ``encode_image``, ``encode_text``, ``preprocess`` and ``tokenizer``.
+
+    Raises:
+        UserError: if there is no trained two-tower model at ``source``, or it cannot be read whole.
+    """
+    name = str(source)
+    prefix, rest = names.split(name)
+    library = names.SOURCES.get(prefix)
+    if library is not None and library.model is not None:
+        return names.find(library.model)(rest).to(device).eval()
+    if library is not None or name.endswith(FILES):
+        raise UserError(
+            f"{name}: an image tower without a text tower; load it with focalclip.load_image_encoder, "
+            f"or give one of: {names.sources('model')}"
+        )
+    if _FUNCTION.fullmatch(name) and not Path(name).exists():
+        model = _load_function(name)
+        return model.to(device).eval() if isinstance(model, torch.nn.Module) else model
+    return store.read(_exported_folder(name, "model")).to(device)
 
 
-def load_function(source: str) -> Any:
+def load_image_encoder(
+    source: str | Path, device: Device = None, dtype: torch.dtype | None = None, **flags: Any
+) -> ImageEncoder:
+    """Load an image tower, frozen: evaluation mode, no gradients, no activations kept.
+
+    Args:
+        source: a run directory, an exported folder, a name with a prefix of :data:`focalclip.names.SOURCES`
+            (``timm:NAME`` with timm's published weights, ``open_clip:NAME/PRETRAINED``,
+            ``transformers:NAME_OR_FOLDER``), or a FocalNet file (``.pth``, ``.pt`` or ``.safetensors``) with the names
+            of the authors, K-LITE, timm or transformers.
+        device: where to put it; None for the CPU.
+        dtype: of its parameters; None for float32.
+        **flags: for a file what its weights do not imply, such as ``normalize_modulator``; see
+            :func:`~focalclip.models.weights.from_official`.
+
+    Returns:
+        ``encoder(images) -> (B, D)``, also ``.feature_maps(images)``, ``.strides`` and ``.preprocess(picture)``.
+
+    Raises:
+        UserError: if there is no trained image tower at ``source``, or a flag is not for it.
+    """
+    name = str(source)
+    if flags and not name.endswith(FILES):
+        raise UserError(f"{name}: {', '.join(flags)} is for files of FocalNet weights alone; leave it out")
+    return _encoder(name, flags).to(device=device, dtype=dtype)
+
+
+def newest_run(runs_dir: str | Path = "runs") -> Path:
+    """The run directory whose exported model was written last.
+
+    Raises:
+        UserError: if there is none.
+    """
+    models = sorted(Path(runs_dir).glob(f"*/model/{store.OURS}"), key=lambda path: path.stat().st_mtime)
+    if not models:
+        raise UserError(
+            f"{runs_dir}: no trained run here; train one with scripts/pretrain.py or name a model with --model"
+        )
+    return models[-1].parents[1]
+
+
+def _encoder(name: str, flags: dict[str, Any]) -> ImageEncoder:
+    prefix, rest = names.split(name)
+    if prefix:
+        library = names.SOURCES[prefix]
+        if library.encoder is None:
+            raise UserError(f"{name}: {prefix} has no image encoders; give one of: {names.sources('encoder')}")
+        return names.find(library.encoder)(rest)
+    if name.endswith(FILES):
+        return _file_encoder(name, flags)
+    model = store.read(_exported_folder(name, "encoder"))
+    return ImageEncoder(model.visual.trunk, partial(eval_transform, model.config.image))
+
+
+def _file_encoder(path: str, flags: dict[str, Any]) -> ImageEncoder:
+    """The FocalNet of a file; preprocessed as timm does for its variant, else at 224 pixels."""
+    tower, variant = load_variant(path, **flags)
+    if variant is None:
+        return ImageEncoder(tower, partial(eval_transform, ImageTowerConfig(image_size=224)))
+    return ImageEncoder(tower, partial(names.find("focalclip.interop.timm:timm_preprocess"), variant))
+
+
+def _exported_folder(source: str, kind: str) -> Path:
+    """``source`` itself, or the ``model`` folder of the run directory that it is."""
+    folder = Path(source)
+    if not folder.is_dir():
+        raise UserError(f"{source}: no such folder; give one of: {names.sources(kind)}")
+    if (folder / "model").is_dir():
+        return folder / "model"
+    if (folder / "config.yaml").is_file():
+        raise UserError(f"{source}: this run has no model yet; train it further with scripts/pretrain.py --resume")
+    return folder
+
+
+def _load_function(source: str) -> Any:
     """Call the function; its module is looked for in the working directory too, as ``python -m`` does.
 
     Raises:
         UserError: if there is no such module or function, or what it returns lacks one of the four attributes.
     """
-    match = _NAME.fullmatch(source)
-    assert match is not None
-    module_name, function_name = match.groups()
+    module_name, _, function_name = source.partition(":")
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
@@ -55,114 +158,3 @@ def load_function(source: str) -> Any:
             f"{source}: what it returns has no {', '.join(missing)}; see focalclip.evaluation.features.model"
         )
     return model
-
-
-FILES = (".pth", ".pt", ".safetensors")
-
-Device = str | torch.device | None
-
-
-def load(source: str | Path, device: Device = None) -> Any:
-    """Load a trained two-tower model in evaluation mode.
-
-    Args:
-        source: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED`` (a tag, or the path of a checkpoint),
-            ``open_clip:hf-hub:ORG/NAME``, ``open_clip:local-dir:FOLDER``, CLIP, SigLIP or an export of ours as
-            ``transformers:NAME_OR_FOLDER``, or ``package.module:function``, a function without arguments that returns
-            any object with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
-        device: where to put it; None for the CPU.
-
-    Returns:
-        A model with ``encode_image``, ``encode_text``, ``preprocess`` and ``tokenizer``.
-
-    Raises:
-        UserError: if there is no trained two-tower model at ``source``, or it cannot be read whole.
-    """
-    name = str(source)
-    prefix, rest = names.split(name)
-    library = names.SOURCES.get(prefix)
-    if library is not None and library.model is not None:
-        return names.find(library.model)(rest).to(device).eval()
-    if library is not None or name.endswith(FILES):
-        raise UserError(
-            f"{name}: an image tower without a text tower; load it with focalclip.load_image_encoder, "
-            "or name a run directory, an exported folder or open_clip:NAME/PRETRAINED"
-        )
-    if is_function(name) and not Path(name).exists():
-        model = load_function(name)
-        return model.to(device).eval() if isinstance(model, torch.nn.Module) else model
-    return store.read(_exported_folder(name, "open_clip:NAME/PRETRAINED")).to(device)
-
-
-def load_image_encoder(
-    source: str | Path, device: Device = None, dtype: torch.dtype | None = None, **flags: Any
-) -> ImageEncoder:
-    """Load an image tower, frozen: evaluation mode, no gradients, no activations kept.
-
-    Args:
-        source: a run directory, an exported folder, ``timm:NAME`` (with timm's published weights),
-            ``open_clip:NAME/PRETRAINED``, ``transformers:NAME_OR_FOLDER``, or a FocalNet file (``.pth``, ``.pt`` or
-            ``.safetensors``) of the authors or of timm.
-        device: where to put it; None for the CPU.
-        dtype: of its parameters; None for float32.
-        **flags: for a file what its weights do not tell, such as ``normalize_modulator``; see
-            :func:`~focalclip.models.weights.from_official`.
-
-    Returns:
-        ``encoder(images) -> (B, D)``, also ``.feature_maps(images)``, ``.strides`` and ``.preprocess(picture)``.
-
-    Raises:
-        UserError: if there is no trained image tower at ``source``, or a flag is not for it.
-    """
-    name = str(source)
-    if flags and not name.endswith(FILES):
-        raise UserError(f"{name}: {', '.join(flags)} is for files of FocalNet weights alone; leave it out")
-    return _encoder(name, flags).to(device=device, dtype=dtype)
-
-
-def _encoder(name: str, flags: dict[str, Any]) -> ImageEncoder:
-    prefix, rest = names.split(name)
-    if prefix:
-        library = names.SOURCES[prefix]
-        if library.encoder is None:
-            raise UserError(f"{name}: {prefix} has no image encoders; give a run directory or an exported folder")
-        return names.find(library.encoder)(rest)
-    if name.endswith(FILES):
-        return _file_encoder(name, flags)
-    model = store.read(_exported_folder(name, "timm:NAME, a FocalNet .pth"))
-    return ImageEncoder(model.visual.trunk, partial(eval_transform, model.config.image))
-
-
-def _file_encoder(path: str, flags: dict[str, Any]) -> ImageEncoder:
-    """The FocalNet of a file; preprocessed as timm does for its variant, else at 224 pixels."""
-    tower = load_focalnet(path, **flags)
-    variant = variant_of(tower.config)
-    if variant is None:
-        return ImageEncoder(tower, partial(eval_transform, ImageTowerConfig(image_size=224)))
-    return ImageEncoder(tower, partial(names.find("focalclip.interop.timm:timm_preprocess"), variant))
-
-
-def newest_run(runs_dir: str | Path = "runs") -> Path:
-    """The run directory whose exported model was written last.
-
-    Raises:
-        UserError: if there is none.
-    """
-    models = sorted(Path(runs_dir).glob(f"*/model/{store.OURS}"), key=lambda path: path.stat().st_mtime)
-    if not models:
-        raise UserError(
-            f"{runs_dir}: no trained run here; train one with scripts/pretrain.py or name a model with --model"
-        )
-    return models[-1].parents[1]
-
-
-def _exported_folder(source: str, others: str) -> Path:
-    """``source`` itself, or the ``model`` folder of the run directory that it is."""
-    folder = Path(source)
-    if not folder.is_dir():
-        raise UserError(f"{source}: no such folder; give a run directory, an exported folder or {others}")
-    if (folder / "model").is_dir():
-        return folder / "model"
-    if (folder / "config.yaml").is_file():
-        raise UserError(f"{source}: this run has no model yet; train it further with scripts/pretrain.py --resume")
-    return folder

@@ -1,4 +1,4 @@
-"""Models of open_clip behind our interface: both towers, or the image tower alone."""
+"""Everything about open_clip: its text tower and tokenizer, its trained models behind our interface, the export."""
 
 import textwrap
 import warnings
@@ -18,14 +18,9 @@ from focalclip.interop.card import Trained
 from focalclip.interop.encoder import ForeignTower, ImageEncoder
 from focalclip.interop.register import needs_focalclip
 from focalclip.models.text import lengths_to_the_end
-from focalclip.names import OPEN_CLIP, TIMM, TRANSFORMERS
+from focalclip.names import OPEN_CLIP, split
 
-
-def _cut_mask(transformer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
-    """Fit the causal mask to captions shorter than the context (open_clip 3.3 always passes the whole one)."""
-    length = args[0].shape[1]
-    mask = kwargs["attn_mask"]
-    return args, kwargs | {"attn_mask": mask if mask is None else mask[:length, :length]}
+_SCHEMES = ("hf-hub:", "local-dir:")
 
 
 def create_text_transformer(config: TextTowerConfig, embed_dim: int) -> nn.Module:
@@ -42,6 +37,13 @@ def create_text_transformer(config: TextTowerConfig, embed_dim: int) -> nn.Modul
     )
     tower.transformer.register_forward_pre_hook(_cut_mask, with_kwargs=True)
     return tower
+
+
+def _cut_mask(transformer: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:  # noqa: ARG001
+    """Fit the causal mask to captions shorter than the context (open_clip 3.3 always passes the whole one)."""
+    length = args[0].shape[1]
+    mask = kwargs["attn_mask"]
+    return args, kwargs | {"attn_mask": mask if mask is None else mask[:length, :length]}
 
 
 class ByteLevelTokenizer:
@@ -65,32 +67,11 @@ class ByteLevelTokenizer:
         return tokens[:, : int(lengths_to_the_end(tokens).max())].contiguous()
 
 
-def write_open_clip(trained: Trained, folder: Path) -> list[str]:
-    """Write an exported folder (see :mod:`focalclip.interop.folder`)."""
-    store.write_files(trained.model, folder, trained.provenance)
-    config = store.exported_config(trained.model.config)
-    name = config.image.name.removeprefix(TIMM)
-    notes = [f"open_clip builds {name} only after `import focalclip`."] if needs_focalclip(name) else []
-    if config.text.name == f"{TRANSFORMERS}.":
-        notes.append("open_clip looks for the text encoder in the working directory: start it inside the folder.")
-    return notes
-
-
-def open_clip_usage(trained: Trained, folder: str) -> str:
-    """Python that loads both towers."""
-    name = trained.model.config.image.name.removeprefix(TIMM)
-    ours = "import focalclip  # registers the image tower with timm\n" if needs_focalclip(name) else ""
-    return f"""{ours}import open_clip
-
-name = "local-dir:{folder}"  # hf-hub:ORG/NAME from the hub
-model, _, preprocess = open_clip.create_model_and_transforms(name)
-tokenizer = open_clip.get_tokenizer(name)
-image = model.eval().encode_image(preprocess(picture)[None], normalize=True)
-text = model.encode_text(tokenizer(["a dog", "a cat"]), normalize=True)
-probabilities = (model.logit_scale.exp() * image @ text.T).softmax(-1)"""
-
-
-_SCHEMES = ("hf-hub:", "local-dir:")
+def text_config(config: TextTowerConfig) -> dict[str, Any]:
+    """The text tower in open_clip's ``text_cfg``."""
+    return {
+        "width": config.width, "heads": config.heads, "layers": config.layers, "no_causal_mask": not config.causal,
+    }  # fmt: skip
 
 
 class OpenClipModel(nn.Module):
@@ -110,14 +91,14 @@ class OpenClipModel(nn.Module):
 
         self.model, self.preprocess = _create(name)
         architecture = name if name.startswith(_SCHEMES) else name.partition("/")[0]
-        self.tokenizer = _told(name, partial(open_clip.get_tokenizer, architecture))
+        self.tokenizer = _call(name, partial(open_clip.get_tokenizer, architecture))
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Embed normalised images (B, 3, H, W) as (B, D)."""
         return self.model.encode_image(images, normalize=normalize)
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
-        """Embed tokens (B, L) as (B, D); L may be less than the context where :meth:`text_lengths` tells lengths."""
+        """Embed tokens (B, L) as (B, D); L may be less than the context where :meth:`text_lengths` gives lengths."""
         length, context = tokens.shape[1], self.model.context_length
         if length == context or self.text_lengths(tokens) is None:
             return self.model.encode_text(tokens, normalize=normalize)
@@ -129,9 +110,9 @@ class OpenClipModel(nn.Module):
             hook.remove()
 
     def text_lengths(self, tokens: Tensor) -> Tensor | None:
-        """How many tokens of each row (B, L) decide its embedding: (B,); None where all do.
+        """Number of leading tokens of each row (B, L) that its embedding depends on: (B,); None where all count.
 
-        Those up to the end of the text, where no token sees those behind it and the embedding is taken there.
+        Those up to the end of the text, if attention is causal and the embedding is taken there.
         """
         text = self._text
         pool = getattr(text, "text_pool_type", getattr(text, "pool_type", None))
@@ -222,10 +203,10 @@ def _create(name: str) -> tuple[Any, Any]:
                 f"checkpoint as open_clip:{architecture}/PATH"
             )
         if _is_torchscript(Path(pretrained)):
-            return _told(name, partial(_from_openai, architecture, pretrained))
+            return _call(name, partial(_from_openai, architecture, pretrained))
         if Path(pretrained).is_file():
             _warn_of_activation(architecture, pretrained)
-    made: Any = _told(name, partial(open_clip.create_model_from_pretrained, architecture, pretrained=pretrained))
+    made: Any = _call(name, partial(open_clip.create_model_from_pretrained, architecture, pretrained=pretrained))
     return made
 
 
@@ -256,7 +237,7 @@ def _from_openai(architecture: str, path: str) -> tuple[Any, Any]:
 
 
 def _warn_of_activation(architecture: str, path: str) -> None:
-    """A file does not tell its activation; the wrong one costs points (B/32 on LAION-400M: 60.2 instead of 62.9)."""
+    """Warn that a file does not record its activation; the wrong one costs points (B/32, LAION-400M: 60.2, not 62.9)."""
     import open_clip
 
     twin = f"{architecture}-quickgelu"
@@ -268,13 +249,61 @@ def _warn_of_activation(architecture: str, path: str) -> None:
         )
 
 
-def _told(name: str, create: partial[Any]) -> Any:
-    """What ``create`` makes, its failures told in one sentence."""
+def _call(name: str, create: partial[Any]) -> Any:
+    """Call ``create`` and turn any exception into a UserError."""
     try:
         return create()
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # noqa: BLE001 - what is no checkpoint fails to be read in every way there is
+    except Exception as error:  # noqa: BLE001 - broken checkpoints raise exceptions of any type
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         what = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         raise UserError(f"open_clip:{name}: open_clip cannot load it: {textwrap.shorten(what, 300)}") from None
+
+
+def imagenet_names() -> tuple[str, ...]:
+    """OpenAI's 1,000 class names of ImageNet, of which 998 are distinct."""
+    from open_clip.zero_shot_metadata import IMAGENET_CLASSNAMES
+
+    return tuple(IMAGENET_CLASSNAMES)
+
+
+def imagenet_templates() -> tuple[str, ...]:
+    """OpenAI's 80 prompt templates for ImageNet, with ``{c}`` for the class name."""
+    from open_clip.zero_shot_metadata import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{c}") for template in OPENAI_IMAGENET_TEMPLATES)
+
+
+def write_open_clip(trained: Trained, folder: Path) -> list[str]:
+    """Write an exported folder (see :mod:`focalclip.interop.folder`).
+
+    Raises:
+        UserError: if open_clip cannot build the model.
+    """
+    config = store.exported_config(trained.model.config)
+    if not store.open_clip_builds(config):
+        raise UserError(
+            "--format open_clip: open_clip cannot build a tower with options, another mixer, or one that timm does not "
+            "have; use onnx"
+        )
+    store.write_files(trained.model, folder, trained.provenance)
+    name = split(config.image.name)[1]
+    notes = [f"open_clip builds {name} only after `import focalclip`."] if needs_focalclip(name) else []
+    if split(config.text.name)[1] == ".":
+        notes.append("open_clip looks for the text encoder in the working directory: start it inside the folder.")
+    return notes
+
+
+def open_clip_usage(trained: Trained, folder: str) -> str:
+    """Python that loads both towers."""
+    name = split(trained.model.config.image.name)[1]
+    ours = "import focalclip  # registers the image tower with timm\n" if needs_focalclip(name) else ""
+    return f"""{ours}import open_clip
+
+name = "local-dir:{folder}"  # hf-hub:ORG/NAME from the hub
+model, _, preprocess = open_clip.create_model_and_transforms(name)
+tokenizer = open_clip.get_tokenizer(name)
+image = model.eval().encode_image(preprocess(picture)[None], normalize=True)
+text = model.encode_text(tokenizer(["a dog", "a cat"]), normalize=True)
+probabilities = (model.logit_scale.exp() * image @ text.T).softmax(-1)"""

@@ -18,6 +18,36 @@ from focalclip.names import find
 Action = Callable[[ModuleType], None]
 
 
+TIMM_MODULE = "timm.models.focalnet"
+
+
+PATCH2_NEEDS = "timm.models.metaformer"  # the last of the modules that ours builds on
+
+
+ADDED: set[str] = set()
+"""Names that timm builds only where focalclip is imported."""
+
+
+MODEL_TYPE = "focalclip"
+
+
+def register_with_timm() -> None:
+    """Add the FocalNets, and rivals of the small ones, that timm does not name: now, or once its own are loaded."""
+    after_import(TIMM_MODULE, _register_focalnets)
+    after_import(PATCH2_NEEDS, _register_patch2)
+
+
+def register_with_transformers() -> None:
+    """Register our model, now or as soon as transformers' automatic classes are loaded."""
+    after_import("transformers.models.auto.modeling_auto", _register_transformers)
+
+
+def needs_focalclip(name: str) -> bool:
+    """Whether timm can build ``name`` only where focalclip is imported too."""
+    importlib.import_module(TIMM_MODULE)
+    return name in ADDED
+
+
 def after_import(name: str, action: Action) -> None:
     """Call ``action(module)`` now if the module is loaded already, else right after it is loaded."""
     if name in sys.modules:
@@ -48,26 +78,6 @@ class _After(MetaPathFinder):
 
         loader.exec_module = execute_then_act
         return spec
-
-
-TIMM_MODULE = "timm.models.focalnet"
-
-PATCH2_NEEDS = "timm.models.metaformer"  # the last of the modules that ours builds on
-
-ADDED: set[str] = set()
-"""Names that timm builds only where focalclip is imported."""
-
-
-def register_with_timm() -> None:
-    """Add the FocalNets, and rivals of the small ones, that timm does not name: now, or once its own are loaded."""
-    after_import(TIMM_MODULE, _register_focalnets)
-    after_import(PATCH2_NEEDS, _register_patch2)
-
-
-def needs_focalclip(name: str) -> bool:
-    """Whether timm can build ``name`` only where focalclip is imported too."""
-    importlib.import_module(TIMM_MODULE)
-    return name in ADDED
 
 
 def _register_focalnets(timm_focalnet: Any) -> None:
@@ -119,14 +129,6 @@ def _entry_point(name: str) -> Any:
 
     create.__name__, create.__module__ = name, TIMM_MODULE  # timm files a model under the module of its function
     return create
-
-
-MODEL_TYPE = "focalclip"
-
-
-def register_with_transformers() -> None:
-    """Register our model, now or as soon as transformers' automatic classes are loaded."""
-    after_import("transformers.models.auto.modeling_auto", _register_transformers)
 
 
 def _register_transformers(modeling_auto: Any) -> None:

@@ -1,10 +1,12 @@
-"""ConvNeXt and PoolFormer of timm on patches of 2 pixels instead of 4, registered with timm under names of our own.
+"""Everything about timm: its towers behind our interface, ours behind its, and the export.
 
-Timm's options cannot say it, and of a picture of 32 pixels a first stage of stride 4 leaves one position to the last,
-where nothing is left to mix. Widths are those of ``focalnet_pico``, depths give as many parameters.
+Two towers are added to timm: ConvNeXt and PoolFormer on patches of 2 pixels instead of 4, which timm's options cannot
+express. With a first stage of stride 4, a picture of 32 pixels leaves the last stage one position, and nothing to mix.
+Their widths are those of ``focalnet_pico``, and their depths give as many parameters.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,121 +30,43 @@ from focalclip.interop.encoder import ImageEncoder, Preprocess
 from focalclip.interop.folder import TOWER_WEIGHTS, write_weights
 from focalclip.interop.register import ADDED, needs_focalclip
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
+from focalclip.models.focalnet.modulation import ModulationParts
 from focalclip.models.focalnet.network import init_affine
 from focalclip.models.focalnet.variants import FOCALNETS, create_focalnet
-from focalclip.models.weights import from_timm, load_strictly, to_timm
+from focalclip.models.weights import load_strictly, state_dict_from_timm
 from focalclip.models.weights.architecture import check_published
 from focalclip.models.weights.dialects import MATRIX
-from focalclip.names import TIMM
+from focalclip.names import find, image_tower_entry, split
 
 _WIDTHS, _DEPTHS = (24, 48, 96, 192), (1, 1, 4, 6)
+
 
 default_cfgs = generate_default_cfgs(
     {"convnext_pico_patch2": convnext._cfg(), "poolformer_pico_patch2": metaformer._cfg()}
 )  # timm looks for them in the module of a model's function
+
+
 ADDED.update(default_cfgs)
 
 
-class ConvNeXt(convnext.ConvNeXt):
-    """Patches of 2 pixels that do not overlap, as ConvNeXt's of 4 do not."""
+class TimmTower(nn.Module):
+    """A tower of timm: pooled features, and feature maps through timm's ``forward_intermediates``."""
 
-    def __init__(self, in_chans: int = 3, **options: Any) -> None:
-        super().__init__(in_chans=in_chans, **options)
-        theirs: Any = self.stem[0]
-        self.stem[0] = _stem(self, nn.Conv2d(in_chans, theirs.out_channels, kernel_size=2, stride=2))
+    def __init__(self, trunk: Any) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.num_features: int = trunk.head_hidden_size  # of what forward returns; num_features is the last map's
+        self.strides: list[int] = [info["reduction"] for info in trunk.feature_info]
+        self.feature_dims: list[int] = [info["num_chs"] for info in trunk.feature_info]
 
+    def forward(self, images: Tensor) -> Tensor:
+        """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
+        return self.trunk(images)
 
-class PoolFormer(metaformer.MetaFormer):
-    """Kernels of 3 pixels at stride 2, where PoolFormer has 7 at 4; FocalNet pico's stem is the same."""
-
-    def __init__(self, in_chans: int = 3, **options: Any) -> None:
-        super().__init__(in_chans=in_chans, **options)
-        width = self.stem.conv.out_channels
-        self.stem.conv = _stem(self, nn.Conv2d(in_chans, width, kernel_size=3, stride=2, padding=1))
-
-
-def _stem(tower: Any, conv: nn.Conv2d) -> nn.Conv2d:
-    """``conv`` initialised as both families initialise theirs; the strides of the tower's maps are noted as halved."""
-    nn.init.trunc_normal_(conv.weight, std=0.02)
-    nn.init.zeros_(conv.bias)  # pyrefly: ignore[bad-argument-type]
-    for info in tower.feature_info:
-        info["reduction"] //= 2
-    return conv
-
-
-@register_model
-def convnext_pico_patch2(pretrained: bool = False, **options: Any) -> Any:
-    """ConvNeXt for small pictures, its blocks as in timm's ``convnext_tiny``."""
-    plan = {"dims": _WIDTHS, "depths": _DEPTHS}
-    return _build(ConvNeXt, "convnext_pico_patch2", pretrained, plan | options)
-
-
-@register_model
-def poolformer_pico_patch2(pretrained: bool = False, **options: Any) -> Any:
-    """PoolFormer for small pictures, its blocks as in timm's ``poolformer_s12``."""
-    plan = {
-        "dims": _WIDTHS, "depths": _DEPTHS, "downsample_norm": None, "mlp_act": nn.GELU, "mlp_bias": True,
-        "norm_layers": GroupNorm1, "layer_scale_init_values": 1e-5, "res_scale_init_values": None,
-        "use_mlp_head": False,
-    }  # fmt: skip
-    return _build(PoolFormer, "poolformer_pico_patch2", pretrained, plan | options)
-
-
-def _build(kind: type[nn.Module], name: str, pretrained: bool, options: dict[str, Any]) -> Any:
-    stages = options.pop("out_indices", tuple(range(len(options["depths"]))))
-    features = {"flatten_sequential": True, "out_indices": stages}
-    return build_model_with_cfg(kind, name, pretrained, feature_cfg=features, **options)
-
-
-def tower_class(config: FocalNetConfig) -> Any:
-    """A class built as timm's FocalNet is; names and shapes of its weights follow timm's."""
-    if config.patch_size == 4 and config.block == "focal":
-        return timm_focalnet.FocalNet
-
-    class TimmFocalNet(timm_focalnet.FocalNet):
-        def __init__(self, in_chans: int = 3, drop_path_rate: float = 0.0, **options: Any) -> None:
-            super().__init__(in_chans=in_chans, drop_path_rate=drop_path_rate, **options)
-            ours: Any = FocalNet(replace(config, in_channels=in_chans, drop_path=drop_path_rate, init="timm"))
-            self.stem.proj = ours.stem.proj  # same names and shapes; only stride, kernel and padding differ
-            for info in self.feature_info:
-                info["reduction"] = info["reduction"] // 4 * config.patch_size
-            if config.block != "focal":
-                for theirs, stage in zip(self.layers, ours.layers, strict=True):
-                    theirs.blocks = nn.ModuleList(_as_timms(block) for block in stage.blocks)
-
-    return TimmFocalNet
-
-
-def _as_timms(block: Any) -> nn.Module:
-    """A block of ours between timm's channels-first layers, its matrices stored as 1x1 convolutions."""
-    block.register_forward_pre_hook(lambda _, args: (args[0].permute(0, 2, 3, 1),))
-    block.register_forward_hook(lambda _, __, out: out.permute(0, 3, 1, 2))
-    for name, module in block.named_modules():
-        if isinstance(module, nn.Linear) and MATRIX.search(f"{name}.weight"):
-            module.weight = nn.Parameter(module.weight.detach()[..., None, None])
-            module.__class__ = _ConvShapedLinear
-    return block
-
-
-class _ConvShapedLinear(nn.Linear):
-    """Linear map whose weight has the shape of a 1x1 convolution."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return F.linear(input, torch.flatten(self.weight, 1), self.bias)
-
-
-def _published_focalnet(name: str, options: dict[str, Any]) -> nn.Module:
-    """The named FocalNet with timm's copy of the authors' weights, in timm's reading of the disputed flags."""
-    with torch.device("meta"):
-        tower = create_focalnet(name, **options)
-    published = {known: timm.get_pretrained_cfg(known) for known in FOCALNETS if timm.is_model(known)}
-    published = {known: config for known, config in published.items() if config and config.has_weights}
-    if name not in published:
-        raise UserError(f"{name}: there are no published weights; there are for {', '.join(published)}")
-    check_published(tower.config, name, published[name].num_classes)
-    theirs = _create_in_timm(name, pretrained=True, num_classes=tower.config.num_classes)
-    load_strictly(tower, from_timm(theirs.state_dict()), f"timm's {name}")
-    return tower
+    def feature_maps(self, images: Tensor) -> list[Tensor]:
+        """One (B, C_i, H_i, W_i) map for each of ``strides``."""
+        trunk: Any = self.trunk
+        return trunk.forward_intermediates(images, intermediates_only=True)
 
 
 def create_timm_tower(
@@ -175,17 +99,22 @@ def published_timm_tower(name: str, **options: Any) -> "TimmTower":
     return create_timm_tower(name, pretrained=True, **options)
 
 
-@torch.no_grad()
-def _init_fan_in(tower: nn.Module) -> None:
-    """FocalNet's ``init="fan_in"`` for another tower: its linear maps and convolutions; all else stays as it is."""
-    for module in tower.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):  # convolutions of 1x1 are linear maps too
-            is_convolution = isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
-            init_affine(module, "fan_in", use_uniform=is_convolution)
+def published_focalnet(name: str, **options: Any) -> nn.Module:
+    """The named FocalNet with timm's copy of the authors' weights, in timm's reading of the disputed flags."""
+    with torch.device("meta"):
+        tower = create_focalnet(name, **options)
+    published = {known: timm.get_pretrained_cfg(known) for known in FOCALNETS if timm.is_model(known)}
+    published = {known: config for known, config in published.items() if config and config.has_weights}
+    if name not in published:
+        raise UserError(f"{name}: there are no published weights; there are for {', '.join(published)}")
+    check_published(tower.config, name, published[name].num_classes)
+    theirs = _create_in_timm(name, pretrained=True, num_classes=tower.config.num_classes)
+    load_strictly(tower, state_dict_from_timm(theirs.state_dict()), f"timm's {name}")
+    return tower
 
 
 def _create_in_timm(name: str, **options: Any) -> Any:
-    """``timm.create_model``, its failures told in one sentence."""
+    """Call ``timm.create_model`` and turn its failures into a UserError."""
     from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
@@ -199,24 +128,23 @@ def _create_in_timm(name: str, **options: Any) -> Any:
         raise UserError(f"timm:{name}: timm cannot build it: {first_line(error)}") from None
 
 
-class TimmTower(nn.Module):
-    """A tower of timm: pooled features, and feature maps through timm's ``forward_intermediates``."""
+@torch.no_grad()
+def _init_fan_in(tower: nn.Module) -> None:
+    """FocalNet's ``init="fan_in"`` for another tower: its linear maps and convolutions; all else stays as it is."""
+    for module in tower.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):  # convolutions of 1x1 are linear maps too
+            is_convolution = isinstance(module, nn.Conv2d) and module.kernel_size != (1, 1)
+            init_affine(module, "fan_in", use_uniform=is_convolution)
 
-    def __init__(self, trunk: Any) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.num_features: int = trunk.head_hidden_size  # of what forward returns; num_features is the last map's
-        self.strides: list[int] = [info["reduction"] for info in trunk.feature_info]
-        self.feature_dims: list[int] = [info["num_chs"] for info in trunk.feature_info]
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
-        return self.trunk(images)
+def timm_trunk(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of a :class:`TimmTower` as that of timm's own tower."""
+    return {name.removeprefix("trunk."): x for name, x in weights.items()}
 
-    def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """One (B, C_i, H_i, W_i) map for each of ``strides``."""
-        trunk: Any = self.trunk
-        return trunk.forward_intermediates(images, intermediates_only=True)
+
+def timm_tower(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State dict of timm's tower as that of a :class:`TimmTower`."""
+    return {f"trunk.{name}": x for name, x in weights.items()}
 
 
 def timm_encoder(name: str) -> ImageEncoder:
@@ -241,6 +169,111 @@ def _to_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
+def modulation_parts(modulation: Any, x: Tensor) -> ModulationParts:
+    """The parts of timm's focal modulation for ``x`` (B, C, H, W), channels last as ours; contexts are left out.
+
+    Written after ``timm.models.focalnet.FocalModulation.forward`` (timm 1.0.31), which does not return them.
+    """
+    q, context, gates = modulation.f(x).split(modulation.input_split, 1)
+    total: Any = 0
+    for level, focal_layer in enumerate(modulation.focal_layers):
+        context = focal_layer(context)
+        total = total + context * gates[:, level : level + 1]
+    total = total + modulation.act(context.mean((2, 3), keepdim=True)) * gates[:, modulation.focal_level :]
+    if modulation.normalize_modulator:
+        total = total / (modulation.focal_level + 1)
+    q, gates, modulator = (part.permute(0, 2, 3, 1) for part in (q, gates, modulation.h(total)))
+    return ModulationParts(q, (), gates, modulator)
+
+
+class _ConvShapedLinear(nn.Linear):
+    """Linear map whose weight has the shape of a 1x1 convolution."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, torch.flatten(self.weight, 1), self.bias)
+
+
+def _as_timms(block: Any) -> nn.Module:
+    """A block of ours between timm's channels-first layers, its matrices stored as 1x1 convolutions."""
+    block.register_forward_pre_hook(lambda _, args: (args[0].permute(0, 2, 3, 1),))
+    block.register_forward_hook(lambda _, __, out: out.permute(0, 3, 1, 2))
+    for name, module in block.named_modules():
+        if isinstance(module, nn.Linear) and MATRIX.search(f"{name}.weight"):
+            module.weight = nn.Parameter(module.weight.detach()[..., None, None])
+            module.__class__ = _ConvShapedLinear
+    return block
+
+
+def tower_class(config: FocalNetConfig) -> Any:
+    """A class built as timm's FocalNet is; names and shapes of its weights follow timm's."""
+    if config.patch_size == 4 and config.block == "focal":
+        return timm_focalnet.FocalNet
+
+    class TimmFocalNet(timm_focalnet.FocalNet):
+        def __init__(self, in_chans: int = 3, drop_path_rate: float = 0.0, **options: Any) -> None:
+            super().__init__(in_chans=in_chans, drop_path_rate=drop_path_rate, **options)
+            ours: Any = FocalNet(replace(config, in_channels=in_chans, drop_path=drop_path_rate, init="timm"))
+            self.stem.proj = ours.stem.proj  # same names and shapes; only stride, kernel and padding differ
+            for info in self.feature_info:
+                info["reduction"] = info["reduction"] // 4 * config.patch_size
+            if config.block != "focal":
+                for theirs, stage in zip(self.layers, ours.layers, strict=True):
+                    theirs.blocks = nn.ModuleList(_as_timms(block) for block in stage.blocks)
+
+    return TimmFocalNet
+
+
+class ConvNeXt(convnext.ConvNeXt):
+    """Patches of 2 pixels that do not overlap, as ConvNeXt's of 4 do not."""
+
+    def __init__(self, in_chans: int = 3, **options: Any) -> None:
+        super().__init__(in_chans=in_chans, **options)
+        theirs: Any = self.stem[0]
+        self.stem[0] = _stem(self, nn.Conv2d(in_chans, theirs.out_channels, kernel_size=2, stride=2))
+
+
+class PoolFormer(metaformer.MetaFormer):
+    """Kernels of 3 pixels at stride 2, where PoolFormer has 7 at 4; FocalNet pico's stem is the same."""
+
+    def __init__(self, in_chans: int = 3, **options: Any) -> None:
+        super().__init__(in_chans=in_chans, **options)
+        width = self.stem.conv.out_channels
+        self.stem.conv = _stem(self, nn.Conv2d(in_chans, width, kernel_size=3, stride=2, padding=1))
+
+
+def _stem(tower: Any, conv: nn.Conv2d) -> nn.Conv2d:
+    """``conv`` initialised as both families initialise theirs; the strides of the tower's maps are noted as halved."""
+    nn.init.trunc_normal_(conv.weight, std=0.02)
+    nn.init.zeros_(conv.bias)  # pyrefly: ignore[bad-argument-type]
+    for info in tower.feature_info:
+        info["reduction"] //= 2
+    return conv
+
+
+def _build(kind: type[nn.Module], name: str, pretrained: bool, options: dict[str, Any]) -> Any:
+    stages = options.pop("out_indices", tuple(range(len(options["depths"]))))
+    features = {"flatten_sequential": True, "out_indices": stages}
+    return build_model_with_cfg(kind, name, pretrained, feature_cfg=features, **options)
+
+
+@register_model
+def convnext_pico_patch2(pretrained: bool = False, **options: Any) -> Any:
+    """ConvNeXt for small pictures, its blocks as in timm's ``convnext_tiny``."""
+    plan = {"dims": _WIDTHS, "depths": _DEPTHS}
+    return _build(ConvNeXt, "convnext_pico_patch2", pretrained, plan | options)
+
+
+@register_model
+def poolformer_pico_patch2(pretrained: bool = False, **options: Any) -> Any:
+    """PoolFormer for small pictures, its blocks as in timm's ``poolformer_s12``."""
+    plan = {
+        "dims": _WIDTHS, "depths": _DEPTHS, "downsample_norm": None, "mlp_act": nn.GELU, "mlp_bias": True,
+        "norm_layers": GroupNorm1, "layer_scale_init_values": 1e-5, "res_scale_init_values": None,
+        "use_mlp_head": False,
+    }  # fmt: skip
+    return _build(PoolFormer, "poolformer_pico_patch2", pretrained, plan | options)
+
+
 def write_timm(trained: Trained, folder: Path) -> list[str]:
     """Write ``config.json`` and ``model.safetensors``, which ``timm.create_model("local-dir:FOLDER")`` loads strictly.
 
@@ -248,11 +281,10 @@ def write_timm(trained: Trained, folder: Path) -> list[str]:
         UserError: if timm has no such tower.
     """
     image, tower = trained.model.config.image, trained.model.visual.trunk
-    name = image.name.removeprefix(TIMM)
-    if not timm.is_model(name):
-        raise UserError(f"--format timm: timm cannot build {name}; use --format open_clip or onnx")
-    weights = tower.trunk.state_dict() if image.name.startswith(TIMM) else to_timm(tower.state_dict())
-    write_weights(weights, folder / TOWER_WEIGHTS)
+    entry, name = image_tower_entry(image.name), split(image.name)[1]
+    if not image.is_as_named or entry is None or entry.to_timm is None or not timm.is_model(name):
+        raise UserError(f"--format timm: timm cannot build {image.name} as this model has it; use --format onnx")
+    write_weights(find(entry.to_timm)(tower.state_dict()), folder / TOWER_WEIGHTS)
     config = {
         "architecture": name,
         "num_classes": 0,
@@ -282,10 +314,15 @@ def _timm_pretrained_cfg(image: ImageTowerConfig) -> dict[str, Any]:
 
 def timm_usage(trained: Trained, folder: str) -> str:
     """Python that loads the tower."""
-    name = trained.model.config.image.name.removeprefix(TIMM)
+    name = split(trained.model.config.image.name)[1]
     ours = "import focalclip  # registers the tower with timm\n" if needs_focalclip(name) else ""
     return f"""{ours}import timm
 
 tower = timm.create_model("local-dir:{folder}", pretrained=True)  # hf-hub:ORG/NAME from the hub
 transform = timm.data.create_transform(**timm.data.resolve_model_data_config(tower))
 features = tower.eval()(transform(picture)[None])  # (1, {trained.model.visual.trunk.num_features})"""
+
+
+def imagenet_wordnet_ids() -> tuple[str, ...]:
+    """The 1,000 folder names of ImageNet-1K in label order."""
+    return tuple(timm.data.ImageNetInfo("imagenet-1k").label_names())

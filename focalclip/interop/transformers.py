@@ -1,7 +1,8 @@
-"""Models of transformers behind our interface: CLIP and SigLIP with both towers, or any image tower alone.
+"""Models of transformers behind our interface: text encoders, CLIP and SigLIP, any image tower; FocalNet in and out.
 
-What ``scripts/export.py --format transformers`` wrote becomes a FocalCLIP again, and a FocalNet our own: transformers
-returns its maps after the downsampling to the next stage, we return them before it.
+What ``scripts/export.py --format transformers`` wrote becomes a FocalCLIP again, and their FocalNet becomes ours,
+because transformers returns its maps after the downsampling to the next stage and we return them before it. The class
+that transformers builds for our two-tower model is in :mod:`focalclip.interop.transformers_model`.
 """
 
 import importlib
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,24 +28,11 @@ from focalclip.interop.register import MODEL_TYPE
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.preprocess import eval_transform
-from focalclip.models.weights import from_transformers, load_strictly, to_transformers
+from focalclip.models.weights import load_strictly, state_dict_from_transformers, to_transformers
 from focalclip.models.weights.dialects import some
-from focalclip.names import TRANSFORMERS
-
-if TYPE_CHECKING:
-    pass
+from focalclip.names import TRANSFORMERS, split
 
 _TWO_TOWERS = ("clip", "siglip")
-
-
-def why_not_transformers(tower: Any) -> str | None:
-    """What transformers' FocalNet cannot hold of this tower, in one clause; None if it holds all of it."""
-    if not isinstance(tower, FocalNet):
-        return "the tower is no FocalNet"
-    config = tower.config
-    if config.use_overlap and config.patch_size != 4:
-        return f"it has overlapping stems of stride 4 alone, not {config.patch_size}"
-    return next((f"it has no {name}={getattr(config, name)}" for name in _changed(config, _TRANSFORMERS_FIELDS)), None)
 
 
 _TRANSFORMERS_FIELDS = {
@@ -52,142 +40,6 @@ _TRANSFORMERS_FIELDS = {
     "use_post_norm_in_modulation", "normalize_modulator", "layer_scale", "dropout", "drop_path", "in_channels",
     "num_classes", "activation_checkpointing", "init",
 }  # fmt: skip
-
-
-def _changed(config: FocalNetConfig, known: set[str]) -> list[str]:
-    """Fields outside ``known`` that differ from their defaults."""
-    default = FocalNetConfig()
-    names = [field.name for field in fields(config) if field.name not in known]
-    return [name for name in names if getattr(config, name) != getattr(default, name)]
-
-
-def write_transformers_tower(model: FocalCLIP, folder: Path) -> None:
-    """Write what ``transformers.FocalNetModel.from_pretrained(FOLDER)`` loads, with its image processor.
-
-    Raises:
-        UserError: if transformers' FocalNet cannot hold the tower.
-    """
-    tower = model.visual.trunk
-    if reason := why_not_transformers(tower):
-        raise UserError(f"transformers cannot hold {model.config.image.name}: {reason}")
-    c = replace(tower.config, drop_path=0.0)
-    config = transformers.FocalNetConfig(
-        image_size=model.config.image.image_size, patch_size=c.patch_size, num_channels=c.in_channels,
-        embed_dim=c.embed_dim, use_conv_embed=c.use_overlap, hidden_sizes=list(c.dims), depths=list(c.depths),
-        focal_levels=list(c.stage_levels), focal_windows=list(c.stage_windows), mlp_ratio=c.mlp_ratio,
-        hidden_dropout_prob=c.dropout, drop_path_rate=0.0, use_layerscale=c.layer_scale is not None,
-        layerscale_value=c.layer_scale or 1e-4, use_post_layernorm=c.use_post_norm,
-        use_post_layernorm_in_modulation=c.use_post_norm_in_modulation, normalize_modulator=c.normalize_modulator,
-        encoder_stride=tower.strides[-1],
-    )  # fmt: skip
-    config.architectures = ["FocalNetModel"]
-    config.save_pretrained(folder)
-    write_weights(to_transformers(tower.state_dict()), folder / TOWER_WEIGHTS)
-    image_processor(model.config.image).save_pretrained(folder)
-
-
-def image_processor(image: ImageTowerConfig) -> Any:
-    """The image processor of transformers that makes of a picture what ``model.preprocess`` makes of it.
-
-    Raises:
-        UserError: if it has no such resize.
-    """
-    from transformers import CLIPImageProcessorPil  # Pillow's resize, as in training; torchvision's differs slightly
-
-    side = image.image_size
-    if image.resize_mode == "longest":
-        raise UserError("--format transformers: its image processor has no resize_mode=longest; export to open_clip")
-    square = {"height": side, "width": side}
-    return CLIPImageProcessorPil(
-        size=square if image.resize_mode == "squash" else {"shortest_edge": side},
-        do_center_crop=image.resize_mode == "shortest",
-        crop_size=square,
-        image_mean=list(image.mean),
-        image_std=list(image.std),
-        resample={"bilinear": 2, "bicubic": 3}[image.interpolation],  # Pillow's numbers
-    )
-
-
-class HuggingFaceTextTower(nn.Module):
-    """Encoder of transformers, mean over the tokens that are not padding, linear projection.
-
-    Works for any encoder whose output has ``last_hidden_state`` and whose configuration tells ``hidden_size`` and
-    ``pad_token_id`` (BERT, RoBERTa, MPNet, DeBERTa, the encoder of T5, ...).
-    """
-
-    def __init__(self, config: TextTowerConfig, embed_dim: int) -> None:
-        super().__init__()
-        source = config.name.removeprefix(TRANSFORMERS)
-        self.config = _from_hub(transformers.AutoConfig.from_pretrained, source)
-        _check_fits(self.config, config)
-        if config.pretrained:
-            encoder = _from_hub(transformers.AutoModel.from_pretrained, source)
-        else:
-            encoder = transformers.AutoModel.from_config(self.config)
-        encoder = encoder.float()  # transformers keeps the dtype of the checkpoint, which may be of 16 bits
-        self.transformer = encoder.get_encoder() if self.config.is_encoder_decoder else encoder
-        self.transformer.pooler = None  # BERT's pooler would stay without a gradient under mean pooling
-        self.proj = nn.Linear(self.config.hidden_size, embed_dim, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Encode (B, L) tokens to (B, embed_dim)."""
-        mask = (tokens != self.config.pad_token_id).long()
-        hidden = self.transformer(input_ids=tokens, attention_mask=mask).last_hidden_state  # (B, L, width)
-        weights = mask[..., None].to(hidden.dtype)
-        return self.proj((hidden * weights).sum(1) / weights.sum(1).clamp(min=1))
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass (open_clip's name for it)."""
-        if enable:
-            self.transformer.gradient_checkpointing_enable()
-
-
-class HuggingFaceTokenizer:
-    """A tokenizer of transformers behind the one-call interface, padded and cut to the context length."""
-
-    def __init__(self, config: TextTowerConfig) -> None:
-        self.context_length = config.context_length
-        source = config.name.removeprefix(TRANSFORMERS)
-        self.tokenizer: Any = _from_hub(transformers.AutoTokenizer.from_pretrained, source)
-        masked = getattr(_from_hub(transformers.AutoConfig.from_pretrained, source), "pad_token_id", None)
-        if self.tokenizer.pad_token_id is None or self.tokenizer.pad_token_id != masked:
-            raise UserError(
-                f"model.text.name: the tokenizer of {source!r} pads with token {self.tokenizer.pad_token_id}, its "
-                f"encoder masks token {masked}; use an encoder and tokenizer that agree on a padding token"
-            )
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        """Tokens (B, context_length), int64."""
-        out = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
-        )
-        return out["input_ids"].to(torch.int64)
-
-
-def _check_fits(encoder: Any, config: TextTowerConfig) -> None:
-    """Raise UserError unless a configuration of transformers is that of a text encoder which takes our captions."""
-    for field in ("hidden_size", "pad_token_id"):
-        if getattr(encoder, field, None) is None:
-            raise UserError(
-                f"model.text.name: the configuration of {config.name.removeprefix(TRANSFORMERS)!r} "
-                f"({encoder.model_type}) has no {field}; use a text encoder with a padding token, such as BERT"
-            )
-    longest = getattr(encoder, "max_position_embeddings", None)  # T5 has relative positions and no such bound
-    if longest is not None and longest < config.context_length:
-        raise UserError(
-            f"model.text.context_length={config.context_length} is more than {config.name} takes; use at most {longest}"
-        )
-
-
-def _from_hub(load: Callable[[str], Any], source: str) -> Any:
-    """Call a ``from_pretrained``; its many failures become one sentence."""
-    try:
-        return load(source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"model.text.name: transformers cannot load {source!r}: {first_line(error)} "
-            "Give a folder with config.json and tokenizer files, or a hub name on a machine that reaches the hub."
-        ) from None
 
 
 class FocalCLIPConfig(PreTrainedConfig):
@@ -210,29 +62,114 @@ class FocalCLIPConfig(PreTrainedConfig):
         importlib.import_module("focalclip.interop.transformers_model")
 
 
-def load_transformers(source: str) -> Any:
-    """CLIP, SigLIP or an export of ours, with ``encode_image``, ``encode_text``, ``preprocess`` and ``tokenizer``.
+class HuggingFaceTextTower(nn.Module):
+    """Encoder of transformers, mean over the tokens that are not padding, linear projection.
 
-    Args:
-        source: a name on the Hugging Face hub, or a folder.
+    Works for any encoder whose output has ``last_hidden_state`` and whose configuration tells ``hidden_size`` and
+    ``pad_token_id`` (BERT, RoBERTa, MPNet, DeBERTa, the encoder of T5, ...).
+    """
+
+    def __init__(self, config: TextTowerConfig, embed_dim: int) -> None:
+        super().__init__()
+        source = split(config.name)[1]
+        self.config = _load_text(source, transformers.AutoConfig.from_pretrained)
+        _check_fits(self.config, config)
+        if config.pretrained:
+            encoder = _load_text(source, transformers.AutoModel.from_pretrained)
+        else:
+            encoder = transformers.AutoModel.from_config(self.config)
+        encoder = encoder.float()  # transformers keeps the dtype of the checkpoint, which may be of 16 bits
+        self.transformer = encoder.get_encoder() if self.config.is_encoder_decoder else encoder
+        self.transformer.pooler = None  # BERT's pooler would stay without a gradient under mean pooling
+        self.proj = nn.Linear(self.config.hidden_size, embed_dim, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Encode (B, L) tokens to (B, embed_dim)."""
+        mask = (tokens != self.config.pad_token_id).long()
+        hidden = self.transformer(input_ids=tokens, attention_mask=mask).last_hidden_state  # (B, L, width)
+        weights = mask[..., None].to(hidden.dtype)
+        return self.proj((hidden * weights).sum(1) / weights.sum(1).clamp(min=1))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass (open_clip's name for it)."""
+        if enable:
+            self.transformer.gradient_checkpointing_enable()
+
+
+class PaddingTokenizer:
+    """A tokenizer of transformers as a function of captions; pads to the full context, as SigLIP was trained."""
+
+    def __init__(self, tokenizer: Any, context_length: int) -> None:
+        self.tokenizer = tokenizer
+        self.context_length = context_length
+
+    def __call__(self, texts: list[str]) -> Tensor:
+        """Tokens (B, context_length), int64; longer captions are cut."""
+        out = self.tokenizer(
+            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+        )
+        return out["input_ids"].to(torch.int64)
+
+
+def create_tokenizer(config: TextTowerConfig) -> PaddingTokenizer:
+    """The tokenizer that belongs to a :class:`HuggingFaceTextTower`.
 
     Raises:
-        UserError: if it is another kind of model, is not whole, or cannot be had.
+        UserError: if it cannot be loaded, or pads with another token than the encoder masks.
     """
-    config = _told(source, transformers.AutoConfig.from_pretrained)
-    if config.model_type not in (*_TWO_TOWERS, MODEL_TYPE):
+    source = split(config.name)[1]
+    tokenizer = _load_text(source, transformers.AutoTokenizer.from_pretrained)
+    masked = getattr(_load_text(source, transformers.AutoConfig.from_pretrained), "pad_token_id", None)
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id != masked:
         raise UserError(
-            f"{TRANSFORMERS}{source}: a {config.model_type}, and only {' and '.join(_TWO_TOWERS)} have the two "
-            "towers that focalclip.load wants; focalclip.load_image_encoder takes image towers"
+            f"model.text.name: the tokenizer of {source!r} pads with token {tokenizer.pad_token_id}, its "
+            f"encoder masks token {masked}; use an encoder and tokenizer that agree on a padding token"
         )
-    tokenizer = _told(source, transformers.AutoTokenizer.from_pretrained)
-    model = _trained(source, transformers.AutoModel)
-    if config.model_type == MODEL_TYPE:
-        if config.text_encoder is not None:
-            model.model._tokenizer = PaddingTokenizer(tokenizer, model.model.config.text.context_length)
-        return model.model
-    preprocess = ProcessorTransform(_told(source, transformers.AutoImageProcessor.from_pretrained))
-    return TransformersModel(model, preprocess, PaddingTokenizer(tokenizer, config.text_config.max_position_embeddings))
+    return PaddingTokenizer(tokenizer, config.context_length)
+
+
+def write_text_files(model: FocalCLIP, folder: Path) -> None:
+    """Write the configuration of the text encoder and its tokenizer, as an exported folder holds them."""
+    text, tokenizer = model.text, model.tokenizer
+    assert isinstance(text, HuggingFaceTextTower)
+    assert isinstance(tokenizer, PaddingTokenizer)
+    text.config.save_pretrained(folder)
+    tokenizer.tokenizer.save_pretrained(folder)
+
+
+def open_clip_text_config(config: TextTowerConfig) -> dict[str, Any]:
+    """The text tower in open_clip's ``text_cfg``."""
+    return {
+        "hf_model_name": split(config.name)[1], "hf_model_pretrained": False,
+        "hf_tokenizer_name": ".",  # open_clip reads the tokenizer of a local folder from that folder
+        "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler",
+    }  # fmt: skip
+
+
+def _check_fits(encoder: Any, config: TextTowerConfig) -> None:
+    """Raise UserError unless a configuration of transformers is that of a text encoder which takes our captions."""
+    for field in ("hidden_size", "pad_token_id"):
+        if getattr(encoder, field, None) is None:
+            raise UserError(
+                f"model.text.name: the configuration of {split(config.name)[1]!r} "
+                f"({encoder.model_type}) has no {field}; use a text encoder with a padding token, such as BERT"
+            )
+    longest = getattr(encoder, "max_position_embeddings", None)  # T5 has relative positions and no such bound
+    if longest is not None and longest < config.context_length:
+        raise UserError(
+            f"model.text.context_length={config.context_length} is more than {config.name} takes; use at most {longest}"
+        )
+
+
+class ProcessorTransform:
+    """An image processor of transformers as a function of one picture."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def __call__(self, picture: Image.Image) -> Tensor:
+        """Picture of any mode to (3, H, W) float32."""
+        return self.processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0].float()
 
 
 class TransformersModel(nn.Module):
@@ -264,21 +201,6 @@ class TransformersModel(nn.Module):
             return tokens.argmax(1) + 1
         is_end = tokens == end
         return torch.where(is_end.any(1), is_end.int().argmax(1) + 1, tokens.shape[1])
-
-
-class PaddingTokenizer:
-    """A tokenizer of transformers as a function of texts; pads to the full context, as SigLIP was trained."""
-
-    def __init__(self, tokenizer: Any, context_length: int) -> None:
-        self.tokenizer = tokenizer
-        self.context_length = context_length
-
-    def __call__(self, texts: list[str]) -> Tensor:
-        """Tokens (B, context_length), int64."""
-        out = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
-        )
-        return out["input_ids"].to(torch.int64)
 
 
 class TransformersTower(ForeignTower):
@@ -343,15 +265,29 @@ class TransformersTower(ForeignTower):
         return patches.transpose(1, 2).unflatten(2, (height, width))  # B (H W) C -> B C H W
 
 
-class ProcessorTransform:
-    """An image processor of transformers as a function of one picture."""
+def load_transformers(source: str) -> Any:
+    """CLIP, SigLIP or an export of ours, with ``encode_image``, ``encode_text``, ``preprocess`` and ``tokenizer``.
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
+    Args:
+        source: a name on the Hugging Face hub, or a folder.
 
-    def __call__(self, picture: Image.Image) -> Tensor:
-        """Picture of any mode to (3, H, W) float32."""
-        return self.processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0].float()
+    Raises:
+        UserError: if it is another kind of model, is not whole, or cannot be had.
+    """
+    config = _load_source(source, transformers.AutoConfig.from_pretrained)
+    if config.model_type not in (*_TWO_TOWERS, MODEL_TYPE):
+        raise UserError(
+            f"{TRANSFORMERS}{source}: a {config.model_type}, and only {' and '.join(_TWO_TOWERS)} have the two "
+            "towers that focalclip.load wants; focalclip.load_image_encoder takes image towers"
+        )
+    tokenizer = _load_source(source, transformers.AutoTokenizer.from_pretrained)
+    model = _trained(source, transformers.AutoModel)
+    if config.model_type == MODEL_TYPE:
+        if config.text_encoder is not None:
+            model.model._tokenizer = PaddingTokenizer(tokenizer, model.model.config.text.context_length)
+        return model.model
+    preprocess = ProcessorTransform(_load_source(source, transformers.AutoImageProcessor.from_pretrained))
+    return TransformersModel(model, preprocess, PaddingTokenizer(tokenizer, config.text_config.max_position_embeddings))
 
 
 def transformers_encoder(source: str) -> ImageEncoder:
@@ -363,11 +299,11 @@ def transformers_encoder(source: str) -> ImageEncoder:
     Raises:
         UserError: if it has no image tower, is not whole, or cannot be had.
     """
-    config = _told(source, transformers.AutoConfig.from_pretrained)
+    config = _load_source(source, transformers.AutoConfig.from_pretrained)
     if config.model_type == MODEL_TYPE:
         ours = _trained(source, transformers.AutoModel).model
         return ImageEncoder(ours.visual.trunk, partial(eval_transform, ours.config.image))
-    preprocess = partial(ProcessorTransform, _told(source, transformers.AutoImageProcessor.from_pretrained))
+    preprocess = partial(ProcessorTransform, _load_source(source, transformers.AutoImageProcessor.from_pretrained))
     if config.model_type == "focalnet":
         return ImageEncoder(_focalnet(source, config), preprocess)
     model = _trained(source, transformers.AutoModel)
@@ -403,7 +339,9 @@ def _focalnet(source: str, theirs: Any) -> FocalNet:
     with torch.device("meta"):
         tower = FocalNet(config)
     weights = _trained(source, transformers.FocalNetModel).state_dict()
-    load_strictly(tower, from_transformers(weights, post_norm=config.use_post_norm), f"{TRANSFORMERS}{source}")
+    load_strictly(
+        tower, state_dict_from_transformers(weights, post_norm=config.use_post_norm), f"{TRANSFORMERS}{source}"
+    )
     return tower
 
 
@@ -412,7 +350,7 @@ def _trained(source: str, kind: Any) -> Any:
 
     Image classifiers and masked models are saved without the pooler that transformers adds; it is taken off again.
     """
-    model, info = _told(source, partial(kind.from_pretrained, output_loading_info=True))
+    model, info = _load_source(source, partial(kind.from_pretrained, output_loading_info=True))
     missing = set(info["missing_keys"])
     if others := {name for name in missing if not name.startswith("pooler.")}:
         raise UserError(
@@ -424,19 +362,95 @@ def _trained(source: str, kind: Any) -> Any:
     return model.float().eval()
 
 
-def _told(source: str, load: Callable[[str], Any]) -> Any:
-    """Call a ``from_pretrained``; its many failures become one sentence."""
+def _load_text(source: str, load: Callable[[str], Any]) -> Any:
+    """Call a ``from_pretrained`` for ``model.text.name`` and turn its failures into a UserError."""
+    return _load(
+        source, load, f"model.text.name: transformers cannot load {source!r}", "config.json and tokenizer files"
+    )
+
+
+def _load_source(source: str, load: Callable[[str], Any]) -> Any:
+    """Call a ``from_pretrained`` for a trained model and turn its failures into a UserError."""
+    problem = f"{TRANSFORMERS}{source}: transformers cannot load it"
+    return _load(source, load, problem, "the files of save_pretrained and its preprocessor")
+
+
+def _load(source: str, load: Callable[[str], Any], problem: str, files: str) -> Any:
     from safetensors import SafetensorError
 
     try:
         return load(source)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"{TRANSFORMERS}{source}: transformers cannot load it: {first_line(error)} "
-            "Give a folder of save_pretrained with its preprocessor, or a hub name on a machine that reaches the hub."
+            f"{problem}: {first_line(error)} "
+            f"Give a folder with {files}, or a hub name on a machine that reaches the hub."
         ) from None
 
 
 def _embeds(out: Any, normalize: bool) -> Tensor:
     features = getattr(out, "pooler_output", out)
     return F.normalize(features.float(), dim=-1) if normalize else features
+
+
+def why_not_transformers(tower: Any) -> str | None:
+    """What transformers' FocalNet cannot hold of this tower, in one clause; None if it holds all of it."""
+    if not isinstance(tower, FocalNet):
+        return "the tower is no FocalNet"
+    config = tower.config
+    if config.use_overlap and config.patch_size != 4:
+        return f"it has overlapping stems of stride 4 alone, not {config.patch_size}"
+    return next((f"it has no {name}={getattr(config, name)}" for name in _changed(config, _TRANSFORMERS_FIELDS)), None)
+
+
+def _changed(config: FocalNetConfig, known: set[str]) -> list[str]:
+    """Fields outside ``known`` that differ from their defaults."""
+    default = FocalNetConfig()
+    names = [field.name for field in fields(config) if field.name not in known]
+    return [name for name in names if getattr(config, name) != getattr(default, name)]
+
+
+def write_transformers_tower(model: FocalCLIP, folder: Path) -> None:
+    """Write what ``transformers.FocalNetModel.from_pretrained(FOLDER)`` loads, with its image processor.
+
+    Raises:
+        UserError: if transformers' FocalNet cannot hold the tower.
+    """
+    tower = model.visual.trunk
+    if reason := why_not_transformers(tower):
+        raise UserError(f"transformers cannot hold {model.config.image.name}: {reason}")
+    c = replace(tower.config, drop_path=0.0)
+    config = transformers.FocalNetConfig(
+        image_size=model.config.image.image_size, patch_size=c.patch_size, num_channels=c.in_channels,
+        embed_dim=c.embed_dim, use_conv_embed=c.use_overlap, hidden_sizes=list(c.dims), depths=list(c.depths),
+        focal_levels=list(c.stage_levels), focal_windows=list(c.stage_windows), mlp_ratio=c.mlp_ratio,
+        hidden_dropout_prob=c.dropout, drop_path_rate=0.0, use_layerscale=c.layer_scale is not None,
+        layerscale_value=c.layer_scale or 1e-4, use_post_layernorm=c.use_post_norm,
+        use_post_layernorm_in_modulation=c.use_post_norm_in_modulation, normalize_modulator=c.normalize_modulator,
+        encoder_stride=tower.strides[-1],
+    )  # fmt: skip
+    config.architectures = ["FocalNetModel"]
+    config.save_pretrained(folder)
+    write_weights(to_transformers(tower.state_dict()), folder / TOWER_WEIGHTS)
+    image_processor(model.config.image).save_pretrained(folder)
+
+
+def image_processor(image: ImageTowerConfig) -> Any:
+    """The image processor of transformers that makes of a picture what ``model.preprocess`` makes of it.
+
+    Raises:
+        UserError: if it has no such resize.
+    """
+    from transformers import CLIPImageProcessorPil  # Pillow's resize, as in training; torchvision's differs slightly
+
+    side = image.image_size
+    if image.resize_mode == "longest":
+        raise UserError("--format transformers: its image processor has no resize_mode=longest; export to open_clip")
+    square = {"height": side, "width": side}
+    return CLIPImageProcessorPil(
+        size=square if image.resize_mode == "squash" else {"shortest_edge": side},
+        do_center_crop=image.resize_mode == "shortest",
+        crop_size=square,
+        image_mean=list(image.mean),
+        image_std=list(image.std),
+        resample={"bilinear": 2, "bicubic": 3}[image.interpolation],  # Pillow's numbers
+    )

@@ -24,6 +24,8 @@ from focalclip.interop import folder as store
 from focalclip.interop.card import Trained
 from focalclip.interop.transformers import (
     FocalCLIPConfig,
+    HuggingFaceTextTower,
+    PaddingTokenizer,
     image_processor,
     why_not_transformers,
     write_transformers_tower,
@@ -31,6 +33,8 @@ from focalclip.interop.transformers import (
 from focalclip.losses import contrastive_loss
 from focalclip.models.clip import FocalCLIP
 from focalclip.names import TRANSFORMERS
+
+TOWER = "image_tower"
 
 
 @dataclass
@@ -118,6 +122,10 @@ class FocalCLIPModel(PreTrainedModel):
         return nn.functional.pad(input_ids, (0, missing))
 
 
+for _auto in (AutoModel, AutoModelForZeroShotImageClassification):  # transformers' automatic classes find the model
+    _auto.register(FocalCLIPConfig, FocalCLIPModel, exist_ok=True)
+
+
 def _build(config: FocalCLIPConfig) -> FocalCLIP:
     """The model with fresh weights, on the CPU whatever the surrounding context: its constants must be real.
 
@@ -135,9 +143,6 @@ def _build(config: FocalCLIPConfig) -> FocalCLIP:
         return FocalCLIP(ours)
 
 
-TOWER = "image_tower"
-
-
 def write_transformers(trained: Trained, folder: Path) -> list[str]:
     """Write ``FocalCLIPModel`` with its processor, and the image tower as transformers' own ``FocalNetModel``.
 
@@ -146,9 +151,9 @@ def write_transformers(trained: Trained, folder: Path) -> list[str]:
     """
     model = trained.model
     encoder = None
-    if model.config.text.name.startswith(TRANSFORMERS):
-        encoder = model.text.config.to_dict()  # pyrefly: ignore
-        encoder.pop("_name_or_path", None)  # where it lay on this machine
+    if isinstance(model.text, HuggingFaceTextTower):
+        encoder = model.text.config.to_dict()
+        encoder.pop("_name_or_path", None)  # a path of this machine
     config = FocalCLIPConfig(
         model=store.exported_config(model.config).model_dump(mode="json"),
         text_encoder=encoder,
@@ -168,7 +173,7 @@ def write_transformers(trained: Trained, folder: Path) -> list[str]:
 
 def _tokenizer(model: Any) -> Any:
     """The tokenizer as one of transformers'; CLIP's is built from the tables that open_clip ships."""
-    if model.config.text.name.startswith(TRANSFORMERS):
+    if isinstance(model.tokenizer, PaddingTokenizer):
         return model.tokenizer.tokenizer
     from transformers import CLIPTokenizer
 
@@ -203,7 +208,3 @@ outputs = model(**processor(text=["a dog", "a cat"], images=picture, return_tens
 tower = transformers.FocalNetModel.from_pretrained("{folder}", subfolder="{TOWER}")
 images = transformers.AutoImageProcessor.from_pretrained("{folder}", subfolder="{TOWER}", backend="pil")
 features = tower(**images(picture, return_tensors="pt")).pooler_output"""
-
-
-for _auto in (AutoModel, AutoModelForZeroShotImageClassification):  # transformers' automatic classes find the model
-    _auto.register(FocalCLIPConfig, FocalCLIPModel, exist_ok=True)

@@ -13,7 +13,7 @@ from focalclip.config import ModelConfig, config_dir, config_names, load_config
 from focalclip.models.image import check_image_size, create_image_tower
 from focalclip.models.norm import GlobalBatchNorm
 from focalclip.models.preprocess import eval_transform
-from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer, lengths_to_the_end
+from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer, lengths_to_the_end, text_entry
 
 
 class _AtMost(torch.autograd.Function):
@@ -39,10 +39,9 @@ class ProjectedImageTower(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         image = config.image
-        options: dict[str, Any] = image.options | {"drop_path": image.drop_path, "init": image.init}
         entry = names.image_tower_entry(image.name)
-        options |= {name: getattr(image, name) for name in (entry.settings if entry else ())}
-        self.trunk: Any = create_image_tower(image.name, **options)
+        settings = {name: getattr(image, name) for name in (entry.settings if entry else ())}
+        self.trunk: Any = create_image_tower(image.name, **image.options, **settings)
         check_image_size(self.trunk, image)
         width: int = self.trunk.num_features
         self.norm = GlobalBatchNorm(width) if image.feature_norm == "batch" else nn.Identity()
@@ -115,12 +114,13 @@ class FocalCLIP(nn.Module):
         return F.normalize(embeds.float(), dim=-1) if normalize else embeds
 
     def text_lengths(self, tokens: Tensor) -> Tensor | None:
-        """How many tokens of each row (B, L) decide its embedding: (B,); None where all do.
+        """Number of leading tokens of each row (B, L) that its embedding depends on: (B,); None where all count.
 
-        Rows may be cut behind them, as the tokenizer cuts a whole list of captions.
+        Rows may be cut after them, as the tokenizer cuts a whole list of captions.
         """
-        is_causal = self.config.text.causal and self.config.text.name == "open_clip"
-        return lengths_to_the_end(tokens) if is_causal else None
+        text = self.config.text
+        ends_at_token = text.causal and text_entry(text).clip_tokens
+        return lengths_to_the_end(tokens) if ends_at_token else None
 
     @property
     def preprocess(self) -> Any:
@@ -136,14 +136,12 @@ class FocalCLIP(nn.Module):
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Every named model: image towers (``focalnet_*``) and two-tower models (``focalclip_*``).
+    """Every named model: image towers (``focalnet_*`` and others of the table) and two-tower models (``focalclip_*``).
 
     Args:
         pattern: shell pattern such as ``focalnet*lrf``.
     """
-    from focalclip.models.focalnet.variants import FOCALNETS
-
-    return fnmatch.filter([*FOCALNETS, *_two_towers()], pattern)
+    return fnmatch.filter([*names.image_tower_names(), *_two_towers()], pattern)
 
 
 def create_model(model: str | ModelConfig) -> FocalCLIP:

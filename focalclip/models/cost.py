@@ -7,13 +7,14 @@ overlapping patch embeddings have larger kernels (fact: their table of overlappe
 ``python -m focalclip.models.cost`` prints the table of docs/models.md.
 """
 
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from focalclip.models.focalnet.variants import VARIANTS, create_focalnet
 
 
 class Cost(NamedTuple):
@@ -38,9 +39,9 @@ def count(tower: nn.Module, image_size: int | tuple[int, int], *, in_channels: i
 
 def count_multiply_adds(module: nn.Module, x: Tensor) -> int:
     """Multiply-adds of ``module(x)`` in evaluation mode, for ``x`` on the meta device."""
-    with _Counter() as counter:
+    with FlopCounterMode(display=False) as counter:
         run_on_meta(module, x)
-    return counter.multiply_adds
+    return counter.get_total_flops() // 2  # torch counts a multiplication and an addition as two
 
 
 def run_on_meta(module: nn.Module, x: Tensor) -> None:
@@ -54,29 +55,6 @@ def run_on_meta(module: nn.Module, x: Tensor) -> None:
         module.train(was_training)
 
 
-class _Counter(TorchDispatchMode):
-    """Adds up the multiply-adds of every operation that multiplies by weights or by other activations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.multiply_adds = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        name = func.overloadpacket.__name__
-        if name in ("convolution", "_convolution"):
-            weight = args[1]  # (C_out, C_in / groups, k, k): each output is a sum over one filter
-            self.multiply_adds += out.numel() * prod(weight.shape[1:])
-        elif name in ("mm", "bmm"):
-            self.multiply_adds += out.numel() * args[0].shape[-1]
-        elif name in ("addmm", "baddbmm"):
-            self.multiply_adds += out.numel() * args[1].shape[-1]
-        elif name.startswith("_scaled_dot_product") and "backward" not in name:
-            q, k, v = args[:3]  # (..., N, d), (..., M, d), (..., M, d_v)
-            self.multiply_adds += prod(q.shape[:-1]) * k.shape[-2] * (q.shape[-1] + v.shape[-1])
-        return out
-
-
 HEADER = """\
 | name | parameters | G multiply-adds at 224 | strides | widths | published weights | source |
 |---|---:|---:|---|---|---|---|"""
@@ -84,8 +62,6 @@ HEADER = """\
 
 def row(name: str, tower: Any, cost: Cost) -> str:
     """One variant, built without a head, as a row of the table."""
-    from focalclip.models.focalnet.variants import VARIANTS
-
     variant = VARIANTS[name]
     strides, widths = (", ".join(map(str, numbers)) for numbers in (tower.strides, tower.feature_dims))
     numbers = f"{cost.parameters:,} | {cost.multiply_adds / 1e9:.2f} | {strides} | {widths}"
@@ -94,8 +70,6 @@ def row(name: str, tower: Any, cost: Cost) -> str:
 
 def main() -> None:
     """Print the table of docs/models.md."""
-    from focalclip.models.focalnet.variants import VARIANTS, create_focalnet
-
     print(HEADER)
     for name in VARIANTS:
         with torch.device("meta"):

@@ -37,11 +37,11 @@ def create_image_tower(name: str, *, pretrained: bool = False, **options: Any) -
     """Build an image tower.
 
     Args:
-        name: a FocalNet variant (``focalclip.list_models("focalnet*")``), or ``timm:NAME``.
-        pretrained: start from the weights that timm publishes under this name, else from fresh ones. FocalNet's are the
+        name: one of ``focalclip.list_models()``, or a name with a prefix whose source has image towers, ``timm:NAME``.
+        pretrained: start from the weights that are published under this name, else from fresh ones. FocalNet's are the
             authors' ImageNet weights; the first use needs a connection to the Hugging Face hub, later ones its cache.
         **options: for FocalNets the fields of :class:`~focalclip.models.focalnet.FocalNetConfig`; for timm's towers
-            ``drop_path``, ``init``, and arguments of timm's model function. Lists are taken as tuples.
+            ``drop_path``, ``init``, and arguments of timm's model function. Lists become tuples.
 
     Returns:
         An ``nn.Module`` that is an :class:`ImageTower`.
@@ -53,10 +53,8 @@ def create_image_tower(name: str, *, pretrained: bool = False, **options: Any) -
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     entry = names.image_tower_entry(name)
     if entry is None:
-        from focalclip.models.focalnet.variants import FOCALNETS
-
-        own = [pattern for pattern in names.IMAGE_TOWERS if pattern != "focalnet_*"]
-        raise UserError(f"{name} is not an image tower; known are timm:NAME, {', '.join([*own, *FOCALNETS])}")
+        known = [*names.forms("image_tower"), *names.image_tower_names()]
+        raise UserError(f"{name} is not an image tower; known are {', '.join(known)}")
     if pretrained and entry.published is None:
         raise UserError(f"{name}: there are no published weights; leave out pretrained")
     build = names.find((entry.published or "") if pretrained else entry.build)

@@ -12,8 +12,13 @@ from focalclip.config import ImageTowerConfig
 _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype) -> Tensor:
-    """Turn uint8 (B, 3, H, W) into ``(x / 255 - mean) / std``, on the device that the pixels are on."""
+def normalize(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Turn uint8 (..., 3, H, W) into ``(x / 255 - mean) / std``, on the device that the pixels are on.
+
+    The only such formula: training and evaluation both call it. It computes in float32, whatever ``dtype`` it returns.
+    """
     shift = torch.tensor(mean, device=images.device).view(3, 1, 1)
     scale = torch.tensor(std, device=images.device).view(3, 1, 1)
     return ((images.float() / 255 - shift) / scale).to(dtype)
@@ -30,11 +35,10 @@ def eval_transform(config: ImageTowerConfig) -> Callable[[Image.Image], Tensor]:
     """
     size, resample = config.image_size, _FILTERS[config.interpolation]
     fit = {"shortest": _fit_shortest, "squash": _squash, "longest": _fit_longest}[config.resize_mode]
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (config.mean, config.std))
 
     def transform(image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.array(fit(image, size, resample).convert("RGB")))
-        return (pixels.permute(2, 0, 1).contiguous().float() / 255 - mean) / std  # H W 3 -> 3 H W
+        return normalize(pixels.permute(2, 0, 1).contiguous(), config.mean, config.std)  # H W 3 -> 3 H W
 
     return transform
 

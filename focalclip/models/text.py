@@ -19,34 +19,36 @@ def create_text_tower(config: TextTowerConfig, embed_dim: int) -> nn.Module:
     """Build the tower that ``config`` names, ending in a linear projection to ``embed_dim``.
 
     Raises:
-        UserError: if the name is neither ``open_clip`` nor ``transformers:NAME_OR_FOLDER``, or cannot be had.
+        UserError: if no table has the name, or the tower cannot be loaded.
     """
-    return names.find(_entry(config).build)(config, embed_dim)
+    return names.find(text_entry(config).build)(config, embed_dim)
 
 
 def create_tokenizer(config: TextTowerConfig) -> Tokenizer:
     """The tokenizer that belongs to the tower: a list of strings to int64 tokens (B, L), L at most the context length.
 
     Raises:
-        UserError: if a Hugging Face tokenizer cannot be had.
+        UserError: if the tokenizer cannot be loaded.
     """
-    return names.find(_entry(config).tokenizer)(config)
+    return names.find(text_entry(config).tokenizer)(config)
 
 
 def lengths_to_the_end(tokens: Tensor) -> Tensor:
-    """How many of each row's tokens (B, L) stand up to its end of text, the largest number of CLIP's BPE: (B,).
+    """Number of tokens of each row (B, L) up to its end of text, which has CLIP's largest token number: (B,).
 
-    Under causal attention, with the embedding taken at that token, those behind it change nothing.
+    Under causal attention, with the embedding taken at that token, later tokens change nothing.
     """
     return tokens.argmax(1) + 1
 
 
-def _entry(config: TextTowerConfig) -> names.TextTowerEntry:
+def text_entry(config: TextTowerConfig) -> names.TextTowerEntry:
+    """The table's entry for the tower that ``config`` names.
+
+    Raises:
+        UserError: if no table has the name.
+    """
     entry = names.text_tower_entry(config.name)
     if entry is None:
-        known = [
-            *names.TEXT_TOWERS,
-            *(f"{prefix}NAME_OR_FOLDER" for prefix, s in names.SOURCES.items() if s.text_tower),
-        ]
-        raise UserError(f"model.text.name={config.name!r} is not known; use {' or '.join(known)}")
+        known = " or ".join(names.text_tower_names())
+        raise UserError(f"model.text.name={config.name!r} is not known; use {known}")
     return entry

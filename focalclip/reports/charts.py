@@ -1,30 +1,33 @@
-"""The dot plot and the published numbers in it, as the page's template wants them."""
+"""The plot of scores with published numbers in it, and reliability diagrams, as the page's template wants them."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from focalclip.base.terminal import percent
 from focalclip.evaluation.metrics.calibration import Reliability, reliability
 from focalclip.evaluation.predictions import Predictions
-from focalclip.reports.published import Cell, Row
+from focalclip.reports.published import SCORE, PublishedModel, PublishedNumber, Source, published
 
 if TYPE_CHECKING:
     from focalclip.evaluation.result import Result
 
+_LINES = ("at100", "atown")  # the first two of the predictions' scales
 
-def dots(result: "Result", rows: list[Row]) -> list[dict[str, Any]]:
+
+def dots(result: "Result", models: Sequence[PublishedModel]) -> list[dict[str, Any]]:
     """The lines of the plot: the mean, the tasks in it, those beside it."""
     lines = []
     if result.score is not None and result.score_interval is not None:
         whole = len(result.scored) == result.expected  # the published means are of all tasks
-        marks = [_mark(i, row, row.mean) for i, row in enumerate(rows) if whole]
+        marks = _marks(models, SCORE) if whole else []
         name = f"mean of {len(result.scored)} of {result.expected}"
         lines.append(_dot(name, result.score, result.score_interval, None, marks) | {"mean": True, "anchor": ""})
     for name, task in sorted(result.tasks.items(), key=lambda item: not item[1].in_score):
-        marks = [_mark(i, row, row.tasks[name]) for i, row in enumerate(rows) if name in row.tasks]
         label = name if task.in_score else f"{name} (beside the mean)"
         star = "" if task.beats_guessing else " *"
-        line = _dot(label, task.value, task.interval, task.chance, marks) | {"mean": False, "anchor": f"task-{name}"}
+        line = _dot(label, task.value, task.interval, task.chance, _marks(models, name))
+        line |= {"mean": False, "anchor": f"task-{name}"}
         lines.append(line | {"text_short": percent(task.value) + "%" + star})
     return lines
 
@@ -46,40 +49,51 @@ def _dot(
     }
 
 
-def _mark(shape: int, row: Row, cell: Cell) -> dict[str, Any]:
-    text = f"{row.name}: {percent(cell.value)}%, {cell.source.title}" + (f"; {cell.remark}" if cell.remark else "")
-    return {"shape": shape, "x": round(100 * cell.value, 2), "hollow": cell.source.trust != "read", "text": text}
+def _marks(models: Sequence[PublishedModel], task: str) -> list[dict[str, Any]]:
+    """What was published for a task; each model has its own shape."""
+    marks = []
+    for shape, model in enumerate(models):
+        if number := model.on_page().get(task):
+            source = published().source_of(model, number)
+            text = f"{model.label}: {_text(number)}%, {source.title}" + (f"; {number.remark}" if number.remark else "")
+            hollow = source.trust != "read"
+            marks.append({"shape": shape, "x": round(number.value, 2), "hollow": hollow, "text": text})
+    return marks
 
 
-def published_table(result: "Result", rows: list[Row]) -> list[dict[str, Any]]:
+def published_table(result: "Result", models: Sequence[PublishedModel]) -> list[dict[str, Any]]:
     """What the plot's marks are, with why they may not be the same measurement."""
-    if not rows:
+    if not models:
         return []
-    marks = {source["title"]: source["mark"] for source in sources(rows)}
+    letters = {source["title"]: source["mark"] for source in sources(models)}
 
-    def line(name: str, cells: list[Cell | None], mean: bool) -> dict[str, Any]:
-        remarks = dict.fromkeys(cell.remark for cell in cells if cell and cell.remark)
-        shown = [
-            cell and {"value": percent(cell.value), "source": cell.source.title, "mark": marks[cell.source.title]}
-            for cell in cells
-        ]
-        return {"name": name, "cells": shown, "remark": "; ".join(remarks), "mean": mean}
+    def line(name: str, task: str) -> dict[str, Any]:
+        cells, remarks = [], []
+        for model in models:
+            number = model.on_page().get(task)
+            title = published().source_of(model, number).title if number else ""
+            cells.append(number and {"value": _text(number), "source": title, "mark": letters[title]})
+            remarks += [number.remark] if number and number.remark else []
+        return {"name": name, "cells": cells, "remark": "; ".join(dict.fromkeys(remarks)), "mean": task == SCORE}
 
-    lines = [line(name, [row.tasks.get(name) for row in rows], False) for name in result.tasks]
-    return [*lines, line("mean of 20", [row.mean for row in rows], True)]
+    return [*(line(name, name) for name in result.tasks), line("mean of 20", SCORE)]
 
 
-def sources(rows: list[Row]) -> list[dict[str, Any]]:
-    """The sources in order of first use, lettered."""
-    cells = [cell for row in rows for cell in [*row.tasks.values(), row.mean]]
-    unique = list({cell.source.title: cell.source for cell in cells}.values())
+def sources(models: Sequence[PublishedModel]) -> list[dict[str, Any]]:
+    """The sources of what is shown, in order of first use, lettered."""
+    found: dict[str, Source] = {}
+    for model in models:
+        for number in model.on_page().values():
+            source = published().source_of(model, number)
+            found.setdefault(source.title, source)
     return [
         {"mark": chr(ord("a") + i), "title": source.title, "url": source.url, "trust": source.trust}
-        for i, source in enumerate(unique)
+        for i, source in enumerate(found.values())
     ]
 
 
-_LINES = ("at100", "atown")  # the first two of the predictions' scales
+def _text(number: PublishedNumber) -> str:
+    return percent(number.value / 100)
 
 
 def panel(predictions: Predictions) -> dict[str, Any]:

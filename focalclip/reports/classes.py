@@ -1,13 +1,14 @@
 """One line per class, and which classes are taken for which."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from focalclip.evaluation.metrics import definitions as metrics
+from focalclip.evaluation.metrics import METRICS
+from focalclip.evaluation.metrics.definitions import Floats
 from focalclip.evaluation.predictions import Predictions
-from focalclip.evaluation.scoring import MAP
 
 
 class Confusion(NamedTuple):
@@ -22,7 +23,7 @@ class Confusion(NamedTuple):
     """Of the predictions."""
 
 
-class ClassRow(NamedTuple):
+class ClassNumbers(NamedTuple):
     """How one class fares."""
 
     index: int
@@ -56,7 +57,7 @@ def confusions(predictions: Predictions) -> list[Confusion]:
     return sorted(found, key=lambda c: (-c.count, -c.share, c.true, c.given))
 
 
-def class_rows(predictions: Predictions, shown: int = 3) -> list[ClassRow]:
+def class_numbers(predictions: Predictions, shown: int = 3) -> list[ClassNumbers]:
     """One row per class, in the order of the labels, each with its ``shown`` commonest confusions."""
     size, labels, correct = len(predictions.class_names), predictions.labels, predictions.correct
     given = np.bincount(predictions.predicted, minlength=size)
@@ -71,19 +72,23 @@ def class_rows(predictions: Predictions, shown: int = 3) -> list[ClassRow]:
         values = _ratio(np.bincount(labels[correct], minlength=size), n)
     precision = _ratio(right, given)
     return [
-        ClassRow(
+        ClassNumbers(
             i, name, int(n[i]), float(values[i]), int(given[i]), float(precision[i]), tuple(by_class.get(i, [])[:shown])
         )
         for i, name in enumerate(predictions.class_names)
     ]
 
 
-def _average_precisions(predictions: Predictions) -> metrics.Floats:
+def _average_precisions(predictions: Predictions) -> Floats:
     """Of each class, as the metric averages them; not a number without positives."""
-    scores, labels, metric = predictions.ranked, predictions.labels, MAP[predictions.metric]
-    columns = [(scores[:, [c]], labels[:, [c]]) for c in range(labels.shape[1])]
-    return np.array([metric(own, present)[0] if present.any() else np.nan for own, present in columns])
+    metric, answers = METRICS[predictions.metric], predictions.answers
+    ranked, labels = answers.ranked, answers.labels
+    columns = [
+        replace(answers, labels=labels[:, [c]], scores=ranked[:, [c]], are_cosines=False)
+        for c in range(labels.shape[1])
+    ]
+    return np.array([metric.value(column) if column.labels.any() else np.nan for column in columns])
 
 
-def _ratio(part: NDArray[np.integer], whole: NDArray[np.integer]) -> metrics.Floats:
+def _ratio(part: NDArray[np.integer], whole: NDArray[np.integer]) -> Floats:
     return np.divide(part, whole, out=np.full(len(whole), np.nan), where=whole > 0)

@@ -1,7 +1,6 @@
-"""Results held against what others published for the same weights (``reference.yaml``), cell by cell."""
+"""Published zero-shot numbers (``published.yaml``): shown beside a result, and checked against it number by number."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -15,71 +14,22 @@ from focalclip.base.strict import Strict, from_dict
 if TYPE_CHECKING:
     from focalclip.evaluation.result import Result
 
-Trust = Literal["read", "quoted", "recalled", "derived"]
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where numbers were read."""
-
-    title: str
-    url: str
-    trust: Trust
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One published number, a fraction in [0, 1]."""
-
-    value: float
-    source: Source
-    remark: str = ""
-    """Why it is not the same measurement as ELEVATER's; empty where nothing is known against it."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One published model."""
-
-    name: str
-    data: str
-    """What it was trained on."""
-    mean: Cell
-    """Of the 20 tasks."""
-    tasks: dict[str, Cell]
-
-
-def published_rows() -> list[Row]:
-    """All rows, in the order of the file."""
-    text = (files("focalclip.reports") / "published.yaml").read_text(encoding="utf-8")
-    content = yaml.safe_load(text)
-    sources = {key: Source(**values) for key, values in content["sources"].items()}
-
-    def cell(number: float, source: str, remark: str = "") -> Cell:
-        return Cell(number / 100, sources[source], remark)
-
-    return [
-        Row(row["name"], row["data"], cell(*row["mean"]), {task: cell(*cells) for task, cells in row["tasks"].items()})
-        for row in content["rows"]
-    ]
-
-
-def rows_beside(result: "Result") -> list[Row]:
-    """The rows that a result may be read beside: ELEVATER's, under whatever protocol; none for other benchmarks.
-
-    A task of the same name in another benchmark may have other images: the demo's MNIST is a half of MNIST.
-    """
-    return published_rows() if result.benchmark == "elevater" else []
-
-
-FILE = "reference.yaml"
+FILE = "published.yaml"
 
 SCORE = "score"  # the benchmark's mean, among the names of tasks
 
 Verdict = Literal["pass", "fail", "missing", "not comparable", "weak"]
 
 
-class ReferenceCell(Strict):
+class Source(Strict):
+    """Where numbers were read."""
+
+    title: str
+    url: str
+    trust: Literal["read", "recalled", "derived"]
+
+
+class PublishedNumber(Strict):
     """One published number."""
 
     task: str
@@ -87,39 +37,59 @@ class ReferenceCell(Strict):
     value: float
     """In percent."""
     tolerance: float | None = Field(None, gt=0)
-    """In points; null for weak cells alone."""
+    """In points; null only for weak numbers."""
     metric: str = "accuracy"
     """A result counts that has it as its metric or beside it."""
     protocols: tuple[str, ...] = ("clip_benchmark", "datacomp", "elevater")
-    """Protocols under which the task gives this number."""
+    """Protocols under which the task gives this number; none: no result is checked against it."""
     n: int | None = None
     """Test images; null where all test sets in use are the same."""
     weak: bool = False
     """Shown, and never failed."""
     source: str | None = None
     """Key of ``sources``; null: the model's."""
+    on_page: bool = True
+    """Whether a result's page may show it; of a task's numbers it shows the first such."""
+    remark: str = ""
+    """Why it is not the same measurement as ELEVATER's; empty where nothing is known against it."""
 
 
-class Reference(Strict):
+class PublishedModel(Strict):
     """A model's published numbers."""
 
     title: str
+    label: str | None = None
+    """Name on a result's page; null: not shown there."""
+    data: str = ""
+    """What it was trained on."""
     source: str
-    """Key of ``sources`` for cells that name none."""
-    cells: tuple[ReferenceCell, ...]
+    """Key of ``sources`` for numbers that name none."""
+    numbers: tuple[PublishedNumber, ...]
+
+    def on_page(self) -> dict[str, PublishedNumber]:
+        """The number that a page shows for each task, and for the mean (``score``)."""
+        shown: dict[str, PublishedNumber] = {}
+        for number in self.numbers:
+            if number.on_page:
+                shown.setdefault(number.task, number)
+        return shown
 
 
-class ReferenceFile(Strict):
-    """All of ``reference.yaml``."""
+class PublishedFile(Strict):
+    """All of ``published.yaml``."""
 
-    sources: dict[str, str]
-    references: dict[str, Reference]
+    sources: dict[str, Source]
+    models: dict[str, PublishedModel]
+
+    def source_of(self, model: PublishedModel, number: PublishedNumber) -> Source:
+        """Where a model's number was read."""
+        return self.sources[number.source or model.source]
 
 
-class Comparison(NamedTuple):
-    """One cell against a result."""
+class NumberCheck(NamedTuple):
+    """One published number against a result."""
 
-    cell: ReferenceCell
+    number: PublishedNumber
     verdict: Verdict
     value: float | None
     """The result's, in percent; None where there is none."""
@@ -128,60 +98,68 @@ class Comparison(NamedTuple):
 
 
 @cache
-def published() -> ReferenceFile:
+def published() -> PublishedFile:
     """The numbers that come with focalclip."""
     path = files("focalclip.reports") / FILE
-    return from_dict(ReferenceFile, yaml.safe_load(path.read_text(encoding="utf-8")), FILE)
+    return from_dict(PublishedFile, yaml.safe_load(path.read_text(encoding="utf-8")), FILE)
 
 
-def compare(reference: Reference, result: Mapping[str, Any]) -> list[Comparison]:
-    """Every cell of the result's protocol against the result (the JSON of an evaluation), task by task.
+def models_beside(result: "Result") -> list[PublishedModel]:
+    """The models that a result may be read beside: on ELEVATER, under whatever protocol; none for other benchmarks.
 
-    Where a task has a cell for each of several test sets, that of the result's own counts.
+    A task of the same name in another benchmark may have other images: the demo's MNIST is a half of MNIST.
+    """
+    return [model for model in published().models.values() if model.label and result.benchmark == "elevater"]
+
+
+def check(model: PublishedModel, result: Mapping[str, Any]) -> list[NumberCheck]:
+    """Every number of the result's protocol against the result (the JSON of an evaluation), task by task.
+
+    Where a task has a number for each of several test sets, that of the result's own counts.
 
     Raises:
-        UserError: if the reference has no number under the result's protocol.
+        UserError: if nothing was published of the model under the result's protocol.
     """
     protocol = result["protocol"]
-    asked = [cell for cell in reference.cells if protocol in cell.protocols]
+    asked = [number for number in model.numbers if protocol in number.protocols]
     if not asked:
-        known = sorted({name for cell in reference.cells for name in cell.protocols})
-        raise UserError(f"{reference.title} has no numbers under the protocol {protocol}; use {' or '.join(known)}")
-    comparisons = []
-    for task in dict.fromkeys(cell.task for cell in asked):
-        cells = [cell for cell in asked if cell.task == task]
-        comparisons.append(_compare_score(cells[0], result) if task == SCORE else _compare_task(cells, result))
-    return comparisons
+        known = sorted({name for number in model.numbers for name in number.protocols})
+        raise UserError(f"{model.title} has no numbers under the protocol {protocol}; use {' or '.join(known)}")
+    checks = []
+    for task in dict.fromkeys(number.task for number in asked):
+        numbers = [number for number in asked if number.task == task]
+        checks.append(_check_score(numbers[0], result) if task == SCORE else _check_task(numbers, result))
+    return checks
 
 
-def _compare_task(cells: list[ReferenceCell], result: Mapping[str, Any]) -> Comparison:
-    task = result["tasks"].get(cells[0].task)
+def _check_task(numbers: Sequence[PublishedNumber], result: Mapping[str, Any]) -> NumberCheck:
+    task = result["tasks"].get(numbers[0].task)
     if task is None:
-        why = result.get("failed", {}).get(cells[0].task) or "not in the result"
-        return Comparison(cells[0], "weak" if cells[0].weak else "missing", None, why)
-    fitting = [cell for cell in cells if cell.n in (None, task["n"])]
+        why = result.get("failed", {}).get(numbers[0].task) or "not in the result"
+        return NumberCheck(numbers[0], "weak" if numbers[0].weak else "missing", None, why)
+    fitting = [number for number in numbers if number.n in (None, task["n"])]
     if not fitting:
-        sizes = " or ".join(f"{cell.n:,}" for cell in cells)
-        verdict = "weak" if all(cell.weak for cell in cells) else "not comparable"
-        return Comparison(cells[0], verdict, None, f"{task['n']:,} test images, the reference has {sizes}")
-    cell = fitting[0]
-    value = task["value"] if task["metric"] == cell.metric else task.get(cell.metric)
+        sizes = " or ".join(f"{number.n:,}" for number in numbers)
+        verdict = "weak" if all(number.weak for number in numbers) else "not comparable"
+        return NumberCheck(numbers[0], verdict, None, f"{task['n']:,} test images, the reference has {sizes}")
+    number = fitting[0]
+    value = task["value"] if task["metric"] == number.metric else task.get(number.metric)
     if value is None:
-        why = f"metric {task['metric']}, the reference has {cell.metric}"
-        return Comparison(cell, "weak" if cell.weak else "not comparable", None, why)
-    return _judge(cell, value)
+        why = f"metric {task['metric']}, the reference has {number.metric}"
+        return NumberCheck(number, "weak" if number.weak else "not comparable", None, why)
+    return _judge(number, value)
 
 
-def _compare_score(cell: ReferenceCell, result: Mapping[str, Any]) -> Comparison:
+def _check_score(number: PublishedNumber, result: Mapping[str, Any]) -> NumberCheck:
     if result["n_tasks"] != result["n_tasks_expected"]:
         why = f"mean of {result['n_tasks']} of {result['n_tasks_expected']} tasks"
-        return Comparison(cell, "missing", None, why)
-    return _judge(cell, result["score"])
+        return NumberCheck(number, "missing", None, why)
+    return _judge(number, result["score"])
 
 
-def _judge(cell: ReferenceCell, fraction: float) -> Comparison:
+def _judge(number: PublishedNumber, fraction: float) -> NumberCheck:
     value = 100 * fraction
-    if cell.weak or cell.tolerance is None:
-        return Comparison(cell, "weak", value, "")
+    if number.weak or number.tolerance is None:
+        return NumberCheck(number, "weak", value, "")
     # half a unit of the published last digit: 27.43 stands for any number that rounds to it
-    return Comparison(cell, "pass" if abs(value - cell.value) <= cell.tolerance + 0.005 else "fail", value, "")
+    return NumberCheck(number, "pass" if abs(value - number.value) <= number.tolerance + 0.005 else "fail", value, "")

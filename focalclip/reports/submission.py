@@ -28,14 +28,14 @@ _SUM_TOLERANCE = 1e-3  # the server's
 
 
 @dataclass(frozen=True)
-class Record:
+class SubmissionRecord:
     """One data set's part of a submission."""
 
     dataset_name: str
     probabilities: Sequence[NDArray[np.floating]]
     """One (images, classes) per seed, in the official order of the test set."""
     num_params: int
-    """Backbone, and for adapted models :func:`~focalclip.evaluation.statistics.efficiency.average_head`."""
+    """Backbone, and for adapted models the head, as the toolkit counts it."""
     num_visual_params: int
     num_backbone_params: int
     num_trainable_params: int = 0
@@ -45,7 +45,7 @@ class Record:
     seeds: tuple[int, ...] = (0,)
 
 
-def write_records(records: Sequence[Record], model_name: str, path: Path) -> Path:
+def write_records(records: Sequence[SubmissionRecord], model_name: str, path: Path) -> Path:
     """Write the zip; probabilities are written one image at a time, so that ImageNet's 50 million need no memory.
 
     Raises:
@@ -72,7 +72,7 @@ def write_records(records: Sequence[Record], model_name: str, path: Path) -> Pat
     return path
 
 
-def _fields(record: Record, model_name: str) -> dict[str, Any]:
+def _fields(record: SubmissionRecord, model_name: str) -> dict[str, Any]:
     if len(record.seeds) != len(record.probabilities):
         counts = f"{len(record.probabilities)} predictions for {len(record.seeds)} seeds"
         raise UserError(f"{record.dataset_name}: {counts}; give one of each seed")
@@ -109,7 +109,7 @@ def write_submission(result: "Result", path: Path) -> Path:
     backbone = int(result.model.get("parameters") or 0)
     visual = int(result.model.get("image_parameters") or 0)
     records = [
-        Record(
+        SubmissionRecord(
             name, [_official(name, task)], num_params=backbone, num_visual_params=visual, num_backbone_params=backbone
         )
         for name, task in result.tasks.items()

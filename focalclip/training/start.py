@@ -10,6 +10,7 @@ from focalclip.interop.folder import our_weights
 from focalclip.interop.load import FILES, load, load_image_encoder
 from focalclip.interop.open_clip import OpenClipModel
 from focalclip.models.clip import FocalCLIP
+from focalclip.models.weights import load_strictly
 
 _CAPTION = "a picture of a cat"
 
@@ -51,14 +52,8 @@ def start_from(model: FocalCLIP, source: str) -> None:
 
 
 def _copy(module: Any, weights: dict[str, torch.Tensor], source: str) -> None:
-    own = module.state_dict()
-    wrong = sorted(own.keys() ^ weights.keys()) or [name for name, x in own.items() if x.shape != weights[name].shape]
-    if wrong:
-        raise UserError(
-            f"train.init_from: {source}: {len(wrong)} weights are not those of the section model, such as {wrong[0]}; "
-            "describe the same model there, without a feature_norm, which an export folds into the projection"
-        )
-    module.load_state_dict(weights)
+    remedy = "describe the same model in the section model, without a feature_norm, which an export folds in"
+    load_strictly(module, weights, f"train.init_from: {source}", remedy=remedy)
 
 
 @torch.no_grad()

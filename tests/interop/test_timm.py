@@ -9,7 +9,7 @@ from random_weights import FLAG_COMBINATIONS, randomise
 from focalclip.interop.timm import tower_class
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.focalnet.variants import FOCALNETS, create_focalnet
-from focalclip.models.weights import from_timm, to_timm
+from focalclip.models.weights import state_dict_from_timm, to_timm
 
 timm = pytest.importorskip("timm")
 
@@ -55,7 +55,7 @@ def test_published_variants(name):
     theirs = randomise(timm.create_model(name, num_classes=0))
     with torch.device("meta"):
         ours = create_focalnet(name)
-    ours.load_state_dict(from_timm(theirs.state_dict()), assign=True)
+    ours.load_state_dict(state_dict_from_timm(theirs.state_dict()), assign=True)
     assert_same_features(ours.eval(), theirs, (97, 75))
 
 
@@ -64,7 +64,7 @@ def test_published_variants(name):
 def test_options_of_the_block(config, size):
     theirs = randomise(timm_focalnet(config))
     ours = FocalNet(config).eval()
-    ours.load_state_dict(from_timm(theirs.state_dict()))
+    ours.load_state_dict(state_dict_from_timm(theirs.state_dict()))
     assert_same_features(ours, theirs, size)
 
 
@@ -80,7 +80,7 @@ def test_towers_that_timm_cannot_express(config):
     """What open_clip builds by name after ``import focalclip``."""
     theirs = randomise(timm_focalnet(config, tower_class(config)))
     ours = FocalNet(config).eval()
-    ours.load_state_dict(from_timm(theirs.state_dict()))
+    ours.load_state_dict(state_dict_from_timm(theirs.state_dict()))
     assert {name: x.shape for name, x in to_timm(ours.state_dict()).items()} == {
         name: x.shape for name, x in theirs.state_dict().items()
     }
@@ -93,7 +93,7 @@ def test_every_combination_of_flags(flags):
     config = FocalNetConfig(embed_dim=16, depths=(1, 2), focal_levels=(3, 1), focal_windows=(5, 3), **flags)
     theirs = randomise(timm_focalnet(config))
     ours = FocalNet(config).eval()
-    ours.load_state_dict(from_timm(theirs.state_dict()))
+    ours.load_state_dict(state_dict_from_timm(theirs.state_dict()))
     assert_same_features(ours, theirs, (50, 41))
     returned = to_timm(ours.state_dict())
     assert returned.keys() == theirs.state_dict().keys()
@@ -104,7 +104,7 @@ def test_logits_with_a_head():
     config = FocalNetConfig(embed_dim=16, depths=(1, 1), num_classes=11)
     theirs = randomise(timm_focalnet(config))
     ours = FocalNet(config).eval()
-    ours.load_state_dict(from_timm(theirs.state_dict()))
+    ours.load_state_dict(state_dict_from_timm(theirs.state_dict()))
     images = torch.randn(2, 3, 32, 32)
     assert (ours(images) - theirs(images)).abs().max() <= MAX_DIFFERENCE
 
@@ -114,7 +114,7 @@ def test_weights_travel_back():
     theirs = timm_focalnet(EVERYTHING).eval()
     theirs.load_state_dict(to_timm(ours.state_dict()))
     assert_same_features(ours, theirs, (64, 64))
-    returned = from_timm(theirs.state_dict())
+    returned = state_dict_from_timm(theirs.state_dict())
     assert all(torch.equal(returned[name], x) for name, x in ours.state_dict().items())
 
 

@@ -6,7 +6,7 @@ from random_weights import FLAG_COMBINATIONS, randomise
 
 from focalclip.base.errors import UserError
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.weights import from_transformers, to_transformers
+from focalclip.models.weights import state_dict_from_transformers, to_transformers
 
 transformers = pytest.importorskip("transformers")
 
@@ -47,7 +47,7 @@ def theirs_like(config: FocalNetConfig, kind: str = "FocalNetModel") -> torch.nn
 def test_features_match(name, size):
     config = CONFIGS[name]
     theirs, ours = theirs_like(config), FocalNet(config).eval()
-    ours.load_state_dict(from_transformers(theirs.state_dict(), post_norm=config.use_post_norm))
+    ours.load_state_dict(state_dict_from_transformers(theirs.state_dict(), post_norm=config.use_post_norm))
     images = torch.randn(2, 3, *size)
     with torch.no_grad():
         expected = theirs(images)
@@ -71,7 +71,7 @@ NETS = {name: FocalNetConfig(**SMALL, **flags) for name, flags in FLAG_COMBINATI
 @pytest.mark.parametrize("config", NETS.values(), ids=NETS)
 def test_every_combination_of_flags(config):
     theirs, ours = theirs_like(config), FocalNet(config).eval()
-    ours.load_state_dict(from_transformers(theirs.state_dict(), post_norm=config.use_post_norm))
+    ours.load_state_dict(state_dict_from_transformers(theirs.state_dict(), post_norm=config.use_post_norm))
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
         expected = theirs(images).pooler_output.flatten(1)
@@ -85,7 +85,7 @@ def test_every_combination_of_flags(config):
 def test_logits_match_and_the_weights_travel_back():
     config = FocalNetConfig(**MINI, use_post_norm=True, num_classes=5)
     theirs, ours = theirs_like(config, "FocalNetForImageClassification"), FocalNet(config).eval()
-    ours.load_state_dict(from_transformers(theirs.state_dict(), post_norm=True))
+    ours.load_state_dict(state_dict_from_transformers(theirs.state_dict(), post_norm=True))
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert (ours(images) - theirs(images).logits).abs().max() <= MAX_DIFFERENCE
@@ -108,4 +108,4 @@ def test_towers_become_their_models(name):
 def test_other_models_are_refused_by_name():
     theirs = theirs_like(CONFIGS["srf"], "FocalNetForMaskedImageModeling")
     with pytest.raises(UserError, match=r"no part of a FocalNet: decoder\.0\.bias"):
-        from_transformers(theirs.state_dict())
+        state_dict_from_transformers(theirs.state_dict())

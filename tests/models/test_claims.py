@@ -6,7 +6,7 @@ from torch import nn
 
 from focalclip.models.cost import count, count_multiply_adds
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.focalnet.mixers import Place, build_mixer
+from focalclip.models.focalnet.mixers import MixerSpec, build_mixer
 from focalclip.models.focalnet.modulation import FocalModulation
 
 # (C, L, first kernel, parameters): counted with the authors' code
@@ -27,7 +27,6 @@ def test_parameters_are_the_papers_and_the_projection_that_it_leaves_out(dim, le
     papers = 3 * dim**2 + dim * (levels + 1) + kernels
     output_projection, biases = dim**2, 4 * dim + levels + 1
     assert parameters == expected == papers + output_projection + biases
-    assert module.expected_parameters() == parameters
 
 
 @pytest.mark.parametrize(("dim", "levels", "window", "expected"), MODULES)
@@ -39,7 +38,6 @@ def test_cost_is_the_papers_and_the_projection_that_it_leaves_out(dim, levels, w
     gates_and_modulation = dim * (levels + 2)  # products without weights, which are not counted: L + 1 gates and q
     counted = count_multiply_adds(module, torch.empty(1, 9, 11, dim, device="meta"))
     assert counted == 99 * (papers - gates_and_modulation + dim**2)
-    assert counted == module.expected_multiply_adds(9, 11)
 
 
 def local_modulation(levels: int, window: int) -> FocalModulation:
@@ -99,7 +97,7 @@ def test_equivariance_with_the_global_level():
 
 def test_window_attention_is_not_equivariant():
     torch.manual_seed(0)
-    mixer = build_mixer("window_attention", Place(dim=32)).double()
+    mixer = build_mixer("window_attention", MixerSpec(dim=32)).double()
     x = torch.randn(1, 28, 28, 32, dtype=torch.float64)
     moved, y = mixer(x.roll(3, dims=1)), mixer(x).roll(3, dims=1)
     assert (moved - y)[:, 10:18].abs().max() > 0.01

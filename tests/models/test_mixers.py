@@ -1,5 +1,7 @@
 """Every mixer: its formulas, its shape, and what makes it the mixer that its name says."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -7,31 +9,106 @@ from torch import nn
 from focalclip.base.errors import UserError
 from focalclip.models.cost import count_multiply_adds
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.focalnet.mixers import FOCAL, MIXERS, NEED_LEVELS, Place, build_mixer
+from focalclip.models.focalnet.mixers import FOCAL, MIXERS, NEED_LEVELS, MixerSpec, build_mixer
 
-PLACES = [
-    (Place(dim=48, num_levels=2), (8, 8)),
-    (Place(dim=64, num_levels=3, window=5, block=1), (14, 21)),
-    (Place(dim=100, num_levels=1, block=1, use_norm=True, normalize=True), (5, 16)),
-    (Place(dim=24, num_levels=0), (7, 3)),
+SPECS = [
+    (MixerSpec(dim=48, num_levels=2), (8, 8)),
+    (MixerSpec(dim=64, num_levels=3, window=5, block=1), (14, 21)),
+    (MixerSpec(dim=100, num_levels=1, block=1, use_norm=True, normalize=True), (5, 16)),
+    (MixerSpec(dim=24, num_levels=0), (7, 3)),
 ]
 
 
+def focal(num_gates, kernels):
+    """Formulas of the operator: 4 C^2 + C gates + C sum(k^2) weights, 4 C + gates biases, 2 C of the norm."""
+
+    def formulas(spec: MixerSpec, height: int, width: int) -> tuple[int, int]:
+        dim, gates = spec.dim, num_gates(spec.num_levels)
+        sizes = kernels([spec.window + 2 * level for level in range(spec.num_levels)])
+        weights = 4 * dim**2 + dim * gates + dim * sum(k**2 for k in sizes)
+        return weights + 4 * dim + gates + 2 * dim * spec.use_norm, height * width * weights
+
+    return formulas
+
+
+def heads(dim: int, channels: int) -> int:
+    """The most heads that divide C, each of at least so many channels."""
+    return max(n for n in range(1, max(dim // channels, 1) + 1) if dim % n == 0)
+
+
+def windows(spec: MixerSpec, height: int, width: int) -> tuple[int, int]:
+    rows, columns = min(7, height), min(7, width)
+    padded = math.ceil(height / rows) * rows * math.ceil(width / columns) * columns
+    projections = 4 * spec.dim**2
+    parameters = projections + 4 * spec.dim + 13 * 13 * heads(spec.dim, 32)
+    return parameters, height * width * projections + padded * 2 * rows * columns * spec.dim
+
+
+def focal_attention(spec: MixerSpec, height: int, width: int) -> tuple[int, int]:
+    dim, num_windows = spec.dim, math.ceil(height / 7) * math.ceil(width / 7)
+    per_window = 49 * dim + 2 * dim**2 + 2 * 49 * (13 * 13 + 7 * 7) * dim
+    parameters = 4 * dim**2 + 4 * dim + 49 + 1 + (19 * 19 + 7 * 7) * heads(dim, 32)
+    return parameters, height * width * 4 * dim**2 + num_windows * per_window
+
+
+# Of each mixer: parameters and multiply-adds of one picture, as docs/models.md lists them.
+FORMULAS = {
+    "focal_modulation": focal(lambda levels: levels + 1, lambda sizes: sizes),
+    "additive": focal(lambda levels: levels + 1, lambda sizes: sizes),
+    "no_global": focal(lambda levels: levels, lambda sizes: sizes),
+    "last_level": focal(lambda levels: 1, lambda sizes: sizes),
+    "no_gates": focal(lambda levels: 0, lambda sizes: sizes),
+    "single_level": focal(lambda levels: 2, lambda sizes: [1 + sum(k - 1 for k in sizes)]),
+    "pooling": focal(lambda levels: levels + 1, lambda sizes: []),
+    "squeeze_excitation": focal(lambda levels: 1, lambda sizes: []),
+    "poolformer": lambda spec, height, width: (0, 0),
+    "depthwise_convolution": lambda spec, height, width: (50 * spec.dim, height * width * 49 * spec.dim),
+    "window_attention": windows,
+    "shifted_window_attention": windows,
+    "global_attention": lambda spec, height, width: (
+        4 * spec.dim**2 + 4 * spec.dim,
+        height * width * (4 * spec.dim**2 + 2 * height * width * spec.dim),
+    ),
+    "focal_attention": focal_attention,
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "place", "size"),
-    [(name, *place) for name in MIXERS for place in PLACES if place[0].num_levels or name not in NEED_LEVELS],
+    ("name", "spec", "size"),
+    [(name, *spec) for name in MIXERS for spec in SPECS if spec[0].num_levels or name not in NEED_LEVELS],
 )
-def test_the_formulas_equal_the_module(name, place, size):
+def test_the_formulas_equal_the_module(name, spec, size):
     with torch.device("meta"):
-        mixer = build_mixer(name, place)
-    assert sum(p.numel() for p in mixer.parameters()) == mixer.expected_parameters()
-    x = torch.empty(1, *size, place.dim, device="meta")
-    assert count_multiply_adds(mixer, x) == mixer.expected_multiply_adds(*size)
+        mixer = build_mixer(name, spec)
+    x = torch.empty(1, *size, spec.dim, device="meta")
+    parameters = sum(p.numel() for p in mixer.parameters())
+    assert (parameters, count_multiply_adds(mixer, x)) == FORMULAS[name](spec, *size)
 
 
-def randomised(name: str, place: Place) -> nn.Module:
+@pytest.mark.parametrize("name", FOCAL)
+def test_the_operator_returns_its_parts(name):
+    """The parts are those of a slow reading, and the output follows from them; without contexts they are the same."""
+    mixer = randomised(name, MixerSpec(dim=6, num_levels=2, normalize=True))
+    x = torch.randn(2, 5, 8, 6, dtype=torch.float64)
+    parts, lean = mixer.parts(x, keep_contexts=True), mixer.parts(x)
+    q, contexts, gates = focal_parts(mixer, x)
+    assert torch.equal(parts.q, q)
+    assert torch.equal(parts.gates, gates)
+    kept = {"no_global": contexts[:-1], "last_level": contexts[-2:-1]}.get(name, contexts)
+    assert len(parts.contexts) == len(kept)
+    assert all(torch.equal(part, expected) for part, expected in zip(parts.contexts, kept, strict=True))
+    weights = gates.split(1, -1) if gates.shape[-1] else [1.0] * len(kept)
+    total = sum(context * weight for context, weight in zip(kept, weights, strict=True)) / len(kept)
+    torch.testing.assert_close(parts.modulator, mixer.h(total))
+    combined = q + parts.modulator if name == "additive" else q * parts.modulator
+    torch.testing.assert_close(mixer(x), mixer.proj(combined))
+    assert lean.contexts == ()
+    assert all(torch.equal(getattr(lean, part), getattr(parts, part)) for part in ("q", "gates", "modulator"))
+
+
+def randomised(name: str, spec: MixerSpec) -> nn.Module:
     torch.manual_seed(0)
-    mixer = build_mixer(name, place).double().eval()
+    mixer = build_mixer(name, spec).double().eval()
     for parameter in mixer.parameters():
         nn.init.normal_(parameter, std=0.5)
     return mixer
@@ -40,7 +117,7 @@ def randomised(name: str, place: Place) -> nn.Module:
 @pytest.mark.parametrize("size", [(3, 5), (7, 7), (10, 16)])
 @pytest.mark.parametrize("name", MIXERS)
 def test_shapes_and_gradients(name, size):
-    mixer = randomised(name, Place(dim=16, num_levels=2, block=1))
+    mixer = randomised(name, MixerSpec(dim=16, num_levels=2, block=1))
     x = torch.randn(2, *size, 16, dtype=torch.float64, requires_grad=True)
     y = mixer(x)
     assert y.shape == x.shape
@@ -74,19 +151,19 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_ablations_change_the_one_thing(name):
-    mixer = randomised(name, Place(dim=6, num_levels=2))
+    mixer = randomised(name, MixerSpec(dim=6, num_levels=2))
     x = torch.randn(2, 5, 8, 6, dtype=torch.float64)
     torch.testing.assert_close(mixer(x), EXPECTED[name](mixer, *focal_parts(mixer, x)))
 
 
 def test_kernels_of_the_ablations():
-    kernels = {name: build_mixer(name, Place(dim=4, num_levels=3)).kernel_sizes for name in FOCAL}
+    kernels = {name: build_mixer(name, MixerSpec(dim=4, num_levels=3)).kernel_sizes for name in FOCAL}
     plain = [3, 5, 7]
     assert kernels == dict.fromkeys(FOCAL, plain) | {"single_level": [13], "pooling": [], "squeeze_excitation": []}
 
 
 def test_normalisation_divides_by_the_number_of_contexts():
-    counts = {name: build_mixer(name, Place(dim=4, num_levels=3, normalize=True)).divisor for name in FOCAL}
+    counts = {name: build_mixer(name, MixerSpec(dim=4, num_levels=3, normalize=True)).divisor for name in FOCAL}
     assert counts == dict.fromkeys(FOCAL, 4) | {
         "no_global": 3, "last_level": 1, "single_level": 2, "squeeze_excitation": 1
     }  # fmt: skip
@@ -94,7 +171,7 @@ def test_normalisation_divides_by_the_number_of_contexts():
 
 def test_poolformer_is_the_mean_of_the_neighbours_minus_the_position():
     x = torch.randn(1, 4, 4, 2, dtype=torch.float64)
-    y = build_mixer("poolformer", Place(dim=2))(x)
+    y = build_mixer("poolformer", MixerSpec(dim=2))(x)
     torch.testing.assert_close(y[0, 1, 2], x[0, 0:3, 1:4].mean((0, 1)) - x[0, 1, 2])
     torch.testing.assert_close(y[0, 0, 0], x[0, :2, :2].mean((0, 1)) - x[0, 0, 0])
 
@@ -115,7 +192,7 @@ def attend(mixer, x, query, keys, biases):
     ("name", "height", "width"), [("shifted_window_attention", 9, 16), ("window_attention", 9, 16)]
 )
 def test_window_attention_by_hand(name, height, width):
-    mixer = randomised(name, Place(dim=64, block=1))
+    mixer = randomised(name, MixerSpec(dim=64, block=1))
     assert mixer.num_heads == 2
     x = torch.randn(1, height, width, 64, dtype=torch.float64)
     shift = 3 if name.startswith("shifted") else 0
@@ -139,7 +216,7 @@ def test_only_every_second_block_is_shifted():
 
 
 def test_global_attention_sees_everything_and_knows_where_it_is():
-    mixer = randomised("global_attention", Place(dim=16))
+    mixer = randomised("global_attention", MixerSpec(dim=16))
     x = torch.randn(1, 6, 9, 16, dtype=torch.float64, requires_grad=True)
     mixer(x)[0, 0, 0].sum().backward()
     assert (x.grad[0].abs().sum(-1) > 0).all()
@@ -149,7 +226,7 @@ def test_global_attention_sees_everything_and_knows_where_it_is():
 
 def test_focal_attention_by_hand():
     """Fine keys 3 around the window, coarse keys the pooled windows, at a map of 2 x 3 windows without padding."""
-    mixer = randomised("focal_attention", Place(dim=64))
+    mixer = randomised("focal_attention", MixerSpec(dim=64))
     x = torch.randn(1, 14, 21, 64, dtype=torch.float64)
     y = mixer(x)
     for row, column in [(0, 0), (8, 9), (13, 20)]:

@@ -15,8 +15,8 @@ from focalclip.cli.bench import main
 from focalclip.evaluation.data import decode, read_task_folder
 from focalclip.studies.bench.clip_benchmark_clock import clocked
 from focalclip.studies.bench.parity import MODEL
-from focalclip.studies.bench.peers import run
-from focalclip.studies.bench.result import BenchResult, Row
+from focalclip.studies.bench.peers import run_clip_benchmark
+from focalclip.studies.bench.result import BenchResult, BenchRow
 from focalclip.studies.bench.synthetic import SyntheticPairs, SyntheticTask, write_model
 
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0])
@@ -72,7 +72,7 @@ def test_a_random_model_is_its_seed_s_and_open_clip_reads_it(tmp_path):
 
 
 def test_a_row_gives_medians_and_the_spread_of_the_rounds_own_ratios(tmp_path):
-    row = Row("text side", ours=[1.0, 2.0, 4.0], peer=[8.0, 10.0, 12.0])
+    row = BenchRow("text side", ours=[1.0, 2.0, 4.0], peer=[8.0, 10.0, 12.0])
     values = row.to_json()
     assert (values["ours"], values["peer"]) == (2.0, 10.0)
     assert (values["ratio"], values["ratio_min"], values["ratio_max"]) == (5.0, 3.0, 8.0)
@@ -103,4 +103,4 @@ def test_a_mistake_is_told_before_anything_is_installed(capsys, words, message):
 
 def test_a_peer_that_fails_is_told_by_its_last_line(tmp_path):
     with pytest.raises(UserError, match="clip_benchmark failed with status 1: "):
-        run(Path(sys.executable), tmp_path, tmp_path, ["t"])  # there is no model
+        run_clip_benchmark(Path(sys.executable), tmp_path, tmp_path, ["t"])  # there is no model

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from focalclip.cli import retrieval, zeroshot
-from focalclip.studies.bench.parity import PAIRS_NAME, TASKS, Difference, differences, write_case
+from focalclip.studies.bench.parity import PAIRS_NAME, TASKS, NumberPair, number_pairs, write_case
 
 NUMBERS = json.loads((Path(__file__).parent / "clip_benchmark_numbers.json").read_text())
 THEIRS = {name: task["metrics"] for name, task in NUMBERS["tasks"].items()}
@@ -25,7 +25,7 @@ def case(tmp_path_factory):
     for name, digest in digests.items():
         assert digest == known[name]["sha256"], (
             f"{name} is not what CLIP_benchmark was measured on: its seed gives other values now (another numpy or "
-            "Pillow, or a change in focalclip/bench); run scripts/compare_clip_benchmark.py --output again"
+            "Pillow, or a change in focalclip/studies/bench); run scripts/compare_clip_benchmark.py --output again"
         )
     return folder
 
@@ -47,7 +47,7 @@ def measured(command, case, words):
 
 @pytest.mark.parametrize("name", TASKS)
 def test_numbers_equal_clip_benchmarks_to_a_millionth(result, name):
-    pairs = differences({name: THEIRS[name]}, result)
+    pairs = number_pairs({name: THEIRS[name]}, result)
     assert {pair.metric for pair in pairs} == THEIRS[name].keys()
     for pair in pairs:
         assert pair.ours == pytest.approx(pair.theirs, abs=1e-6), pair.metric
@@ -55,7 +55,7 @@ def test_numbers_equal_clip_benchmarks_to_a_millionth(result, name):
 
 def test_recall_equals_clip_benchmarks_to_a_millionth(case):
     words = ["--data", str(case / "retrieval" / PAIRS_NAME)]
-    pairs = differences({PAIRS_NAME: THEIRS[PAIRS_NAME]}, measured(retrieval.main, case, words))
+    pairs = number_pairs({PAIRS_NAME: THEIRS[PAIRS_NAME]}, measured(retrieval.main, case, words))
     assert len(pairs) == 6
     for pair in pairs:
         assert pair.ours == pytest.approx(pair.theirs, abs=1e-6), pair.metric
@@ -77,7 +77,7 @@ def test_the_case_tells_definitions_apart():
 
 
 def test_a_missing_or_differing_number_is_no_agreement():
-    assert not Difference("t", "acc1", 0.5, None).is_equal
-    assert not Difference("t", "acc1", 0.5, 0.500002).is_equal
-    assert Difference("t", "acc1", 0.5, 0.5000005).is_equal
-    assert [pair.ours for pair in differences({"t": {"acc1": 0.5, "acc5": float("nan")}}, {"tasks": {}})] == [None]
+    assert not NumberPair("t", "acc1", 0.5, None).is_equal
+    assert not NumberPair("t", "acc1", 0.5, 0.500002).is_equal
+    assert NumberPair("t", "acc1", 0.5, 0.5000005).is_equal
+    assert [pair.ours for pair in number_pairs({"t": {"acc1": 0.5, "acc5": float("nan")}}, {"tasks": {}})] == [None]

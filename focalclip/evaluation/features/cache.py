@@ -24,7 +24,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,8 +37,7 @@ from focalclip.base.errors import first_line
 from focalclip.base.files import cache_dir as user_cache_dir
 from focalclip.base.files import whole_file
 from focalclip.base.ranks import main_first
-from focalclip.evaluation.data import Entry, TaskData
-from focalclip.evaluation.features.images import ImageFeatures, encode_images
+from focalclip.evaluation.data import Entry
 from focalclip.evaluation.features.model import device_and_dtype, evaluating, known_weights
 
 VERSION = 1  # raised whenever decoding, normalisation or the files here change
@@ -136,52 +135,17 @@ def open_cache(model: Any, folder: str | Path | None, weights: str | None = None
         weights: the model's weights hash where it is known already.
 
     Returns:
-        None where nothing is kept, or cannot be: an object that does not tell its ``weights_sha256``, a folder that
+        None where nothing is kept, or cannot be: an object without ``weights_sha256``, a folder that
         cannot be written.
     """
     weights = weights or known_weights(model)
     if folder is None:
         return None
     if weights is None:
-        _tell(f"{type(model).__name__} tells no weights_sha256, so its features are not kept")
+        _tell(f"{type(model).__name__} has no weights_sha256, so its features are not cached")
         return None
     key, probe = _identify(model, weights)
     return main_first(lambda: _open(Path(folder), key, probe))
-
-
-def cached_image_features(
-    model: Any,
-    data: TaskData,
-    *,
-    batch_size: int = 256,
-    resize: Literal["model", "squash"] = "model",
-    split: str = "test",
-    cache_dir: str | Path | FeatureCache | None = None,
-    label: str = "",
-    progress: bool = True,
-) -> ImageFeatures:
-    """Unit vectors of a split's images, from the cache or computed; all ranks call this together.
-
-    Args:
-        model: anything with ``encode_image`` and ``preprocess``, in evaluation mode where it has modes.
-        data: the split.
-        batch_size: images per forward pass; also per file of the cache, so another size is computed anew.
-        resize: ``squash`` resizes the whole picture to the model's square before the model's own preprocessing.
-        split: named on the progress bar.
-        cache_dir: folder of all caches, or a cache that :func:`open_cache` opened, which spares hashing the weights
-            once more; None: nothing is kept.
-        label: what the progress bar says.
-        progress: show it.
-
-    Raises:
-        UserError: if no image can be read, or the model's features are not finite.
-    """
-    cache = cache_dir if isinstance(cache_dir, FeatureCache) else open_cache(model, cache_dir)
-    label = label or f"{data.folder.name} {split}"
-    with evaluating(model):
-        return encode_images(
-            model, data.entries, batch_size=batch_size, resize=resize, label=label, progress=progress, cache=cache
-        )
 
 
 def _identify(model: Any, weights: str) -> tuple[str, dict[str, np.ndarray]]:

@@ -5,10 +5,8 @@ OUT.parquet  columns name and features (a list of D numbers); the rest in the me
 """
 
 import json
-import os
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -21,12 +19,11 @@ from tqdm import tqdm
 from focalclip.base.errors import UserError
 from focalclip.base.files import whole_file
 from focalclip.evaluation.data import decode
+from focalclip.evaluation.features.images import num_threads, prefetch
 from focalclip.evaluation.features.model import device_and_dtype, weights_sha256
 from focalclip.interop.encoder import ImageEncoder, Preprocess
 
 FORMATS = (".npz", ".parquet")
-
-MAX_THREADS = 16
 
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -44,7 +41,9 @@ class Extraction:
     model_sha256: str
 
 
-class _Loaded(NamedTuple):
+class _Picture(NamedTuple):
+    """One picture, read."""
+
     name: str
     image: Tensor | None
     problem: str = ""
@@ -81,8 +80,10 @@ def extract(
     names, broken = [], []
     features = np.empty((len(paths), encoder.num_features), dtype)
     device, _ = device_and_dtype(encoder)
-    with tqdm(total=len(paths), desc="extract", unit=" pictures", disable=None if progress else True) as bar:
-        for batch in _batches(encoder.preprocess, folder, paths, batch_size, ahead=device.type != "cpu"):
+    batches = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+    bar = tqdm(total=len(paths), desc="extract", unit=" pictures", disable=None if progress else True)
+    with ThreadPoolExecutor(num_threads()) as pool, bar:
+        for batch in prefetch(pool, _loader(encoder.preprocess, folder), batches, device):
             if whole := [(it.name, it.image) for it in batch if it.image is not None]:
                 pooled = encoder(torch.stack([image for _, image in whole]).to(device))
                 features[len(names) : len(names) + len(whole)] = pooled.float().cpu().numpy()
@@ -126,26 +127,17 @@ def find_pictures(folder: Path) -> tuple[list[Path], int]:
     return paths, len(files) - len(paths)
 
 
-def _batches(
-    preprocess: Preprocess, folder: Path, paths: Sequence[Path], batch_size: int, *, ahead: bool
-) -> Iterator[list[_Loaded]]:
-    """Batches in order, decoded by threads, with one more in work where ``ahead`` (beside a GPU, cores are free)."""
+def _loader(preprocess: Preprocess, folder: Path) -> Callable[[Path], _Picture]:
+    """A function that reads, decodes and preprocesses one picture of ``folder``."""
 
-    def load(path: Path) -> _Loaded:
+    def load(path: Path) -> _Picture:
         name = path.relative_to(folder).as_posix()
         try:
-            return _Loaded(name, preprocess(decode(path.read_bytes())))
+            return _Picture(name, preprocess(decode(path.read_bytes())))
         except (ValueError, OSError) as error:
-            return _Loaded(name, None, str(error))
+            return _Picture(name, None, str(error))
 
-    waiting: deque[list[Future[_Loaded]]] = deque()
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(paths), batch_size):
-            waiting.append([pool.submit(load, path) for path in paths[start : start + batch_size]])
-            if len(waiting) > ahead:
-                yield [future.result() for future in waiting.popleft()]
-        while waiting:
-            yield [future.result() for future in waiting.popleft()]
+    return load
 
 
 def _write(output: Path, names: list[str], features: np.ndarray, facts: dict[str, str]) -> None:

@@ -1,17 +1,16 @@
 """Images to unit vectors: threads read and decode, the model encodes, ranks share the work.
 
 A data set is cut into batches, always at the same places, and a rank takes whole batches; so the numbers do not depend
-on how many ranks there are or which batches come from the cache (the batch size alone can move a feature's last bits).
+on how many ranks there are or which batches come from the cache (only the batch size can change a feature's last bits).
 """
 
 import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,21 +21,26 @@ from torchvision.transforms import v2
 from tqdm import tqdm
 
 from focalclip.base.errors import UserError
+from focalclip.base.machine import num_cores
 from focalclip.base.ranks import gather_objects, is_main, own_share, ranks_on_this_machine, together, world_size
 from focalclip.evaluation.data import Entry, decode
+from focalclip.evaluation.features.cache import FeatureCache
 from focalclip.evaluation.features.model import device_and_dtype
 from focalclip.evaluation.protocols import Resize
 
-if TYPE_CHECKING:
-    from focalclip.evaluation.features.cache import FeatureCache
+MAX_THREADS = 16
 
 UNICL_RATIO = 256 / 224  # TEST.CROP in data/build.py of microsoft/UniCL
+
+S = TypeVar("S")
+
+T = TypeVar("T")
 
 
 def resizer(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Image.Image], Image.Image]:
     """A function that resizes a picture (bicubic) to the size that ``preprocess`` gives, the way ``resize`` says.
 
-    ``model`` leaves it alone. ``squash`` keeps the whole picture and not its proportions (ELEVATER's KITTI).
+    ``model`` does nothing. ``squash`` keeps the whole picture and not its proportions (ELEVATER's KITTI).
     ``resize256_crop224`` resizes the shorter side to int(256/224 x side), then crops the centre (UniCL's ImageNet).
     """
     if resize == "model":
@@ -46,9 +50,6 @@ def resizer(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Call
     if resize == "squash":
         return v2.Resize(size, bicubic)
     return v2.Compose([v2.Resize(int(UNICL_RATIO * min(size)), bicubic), v2.CenterCrop(size)])
-
-
-MAX_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,15 @@ class ImageFeatures:
     """Images that were not encoded but remembered."""
 
 
-class _Batch(NamedTuple):
-    """Images ready for the model."""
+class _Loaded(NamedTuple):
+    """One image, read."""
 
-    images: list[Tensor]
-    reasons: list[str]
-    """Why an image is not among them; empty for those that are."""
-    digests: list[bytes]
+    image: Tensor | None
+    """Preprocessed; None where it cannot be decoded."""
+    reason: str
+    """Why it cannot be decoded, else empty."""
+    digest: bytes
+    """SHA-256 of the compressed image."""
 
 
 class _Done(NamedTuple):
@@ -94,7 +97,7 @@ def encode_images(
     resize: Resize = "model",
     label: str = "",
     progress: bool = True,
-    cache: "FeatureCache | None" = None,
+    cache: FeatureCache | None = None,
 ) -> ImageFeatures:
     """Encode images in order; a damaged one is left out and named. All ranks call this together.
 
@@ -115,7 +118,7 @@ def encode_images(
     known = cache.digests(entries) if cache else None
     digests = [known and known[i : i + batch_size] for i in range(0, len(entries), batch_size)]
     mine = list(own_share(len(blocks)))
-    encoder = _Encoder(model, resize, cache)
+    encoder = _ImageEncoder(model, resize, cache)
     bar = _bar(sum(len(blocks[i]) for i in mine), label, progress)
     with bar:
         own = together(lambda: dict(zip(mine, encoder.run(blocks, digests, mine, bar), strict=True)))
@@ -126,12 +129,12 @@ def encode_images(
     return _whole(done, entries, time.perf_counter() - start)
 
 
-def images_sha256(entries: Sequence[Entry], cache: "FeatureCache | None" = None, label: str = "") -> str:
+def images_sha256(entries: Sequence[Entry], cache: FeatureCache | None = None, label: str = "") -> str:
     """:attr:`ImageFeatures.sha256` without decoding; read from the files only where the cache does not know it."""
     digests = cache.digests(entries) if cache else None
     if digests is None:
         digests = []
-        with ThreadPoolExecutor(_threads()) as pool, _bar(len(entries), label, progress=bool(label)) as bar:
+        with ThreadPoolExecutor(num_threads()) as pool, _bar(len(entries), label, progress=bool(label)) as bar:
             for digest in pool.map(_digest, entries):
                 digests.append(digest)
                 bar.update()
@@ -157,10 +160,10 @@ def _whole(done: Sequence[_Done], entries: Sequence[Entry], seconds: float) -> I
     )
 
 
-class _Encoder:
+class _ImageEncoder:
     """One rank's work on a data set."""
 
-    def __init__(self, model: Any, resize: Resize, cache: "FeatureCache | None") -> None:
+    def __init__(self, model: Any, resize: Resize, cache: FeatureCache | None) -> None:
         self.model, self.resize, self.cache = model, resize, cache
         self.device, self.dtype = device_and_dtype(model)
         self.load = _loader(model.preprocess, resize)
@@ -170,7 +173,7 @@ class _Encoder:
     ) -> list[_Done]:
         """The batches ``mine``, in order: first what the cache has, then the rest through the model."""
         done: dict[int, _Done] = {}
-        with ThreadPoolExecutor(_threads()) as pool:
+        with ThreadPoolExecutor(num_threads()) as pool:
             for i in mine:
                 if self.cache is None or (digests[i] is None and self.cache.is_new):
                     continue  # nothing can be found: the images are then hashed as they are loaded, not before
@@ -178,9 +181,7 @@ class _Encoder:
                     done[i] = found
                     bar.update(len(blocks[i]))
             rest = [i for i in mine if i not in done]
-            # On a CPU the model wants the cores to itself; beside a GPU the next batch is made ready meanwhile.
-            ahead = 0 if self.device.type == "cpu" else 1
-            for i, batch in zip(rest, _prefetch(pool, self.load, [blocks[i] for i in rest], ahead), strict=True):
+            for i, batch in zip(rest, prefetch(pool, self.load, [blocks[i] for i in rest], self.device), strict=True):
                 done[i] = self._encode(batch)
                 bar.update(len(blocks[i]))
         return [done[i] for i in mine]
@@ -192,73 +193,74 @@ class _Encoder:
             return None
         return _Done(arrays["embeds"], arrays["reasons"].tolist(), digests, was_cached=True)
 
-    def _encode(self, batch: _Batch) -> _Done:
+    def _encode(self, batch: Sequence[_Loaded]) -> _Done:
+        images = [loaded.image for loaded in batch if loaded.image is not None]
+        reasons, digests = [loaded.reason for loaded in batch], [loaded.digest for loaded in batch]
         embeds = np.empty((0, 0), np.float32)
-        if batch.images:
-            features = self.model.encode_image(torch.stack(batch.images).to(self.device, self.dtype))
+        if images:
+            features = self.model.encode_image(torch.stack(images).to(self.device, self.dtype))
             embeds = F.normalize(features.float().cpu(), dim=-1).numpy()
         if not np.isfinite(embeds).all():
             raise UserError(
                 "the model's image features hold NaN or infinity; evaluate weights from before the divergence"
             )
         if self.cache:
-            key = self.cache.images_key(batch.digests, self.resize)
-            self.cache.put(key, embeds=embeds, reasons=np.array(batch.reasons))
-        return _Done(embeds, batch.reasons, batch.digests, was_cached=False)
+            key = self.cache.images_key(digests, self.resize)
+            self.cache.put(key, embeds=embeds, reasons=np.array(reasons))
+        return _Done(embeds, reasons, digests, was_cached=False)
 
 
-def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Sequence[Entry]], _Batch]:
-    """A function that reads, checks, decodes and preprocesses some images."""
+def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Entry], _Loaded]:
+    """A function that reads, hashes, decodes and preprocesses one image."""
     resized = resizer(preprocess, resize)
 
-    def load(entries: Sequence[Entry]) -> _Batch:
-        images, reasons, digests = [], [], []
-        for entry in entries:
-            data = entry.read()
-            digests.append(hashlib.sha256(data).digest())
-            try:
-                image = decode(data)
-            except ValueError as error:
-                reasons.append(str(error) or "damaged")
-                continue
-            images.append(preprocess(resized(image)))
-            reasons.append("")
-        return _Batch(images, reasons, digests)
+    def load(entry: Entry) -> _Loaded:
+        data = entry.read()
+        digest = hashlib.sha256(data).digest()
+        try:
+            image = decode(data)
+        except ValueError as error:
+            return _Loaded(None, str(error) or "damaged", digest)
+        return _Loaded(preprocess(resized(image)), "", digest)
 
     return load
 
 
-def _prefetch(
-    pool: ThreadPoolExecutor, load: Callable[[Sequence[Entry]], _Batch], blocks: Sequence[Sequence[Entry]], ahead: int
-) -> Iterator[_Batch]:
-    """Batches in order, each split over all threads, with ``ahead`` more of them in work."""
-    waiting: deque[list[Future[_Batch]]] = deque()
-    for block in blocks:
-        share = -(-len(block) // _threads())
-        waiting.append([pool.submit(load, block[i : i + share]) for i in range(0, len(block), share)])
+def prefetch(
+    pool: ThreadPoolExecutor, load: Callable[[S], T], batches: Sequence[Sequence[S]], device: torch.device
+) -> Iterator[list[T]]:
+    """What ``load`` returns for each element, batch by batch in order; each batch is divided among all threads.
+
+    Beside a GPU the next batch is loaded while the model computes; on a CPU the model gets the cores to itself.
+
+    Args:
+        pool: of :func:`num_threads` threads.
+        load: called in the threads; what it raises is raised here.
+        batches: their elements are what ``load`` takes.
+        device: where the model computes.
+    """
+    ahead = 0 if device.type == "cpu" else 1
+    waiting: deque[list[Future[list[T]]]] = deque()
+
+    def load_all(elements: Sequence[S]) -> list[T]:
+        return [load(element) for element in elements]
+
+    for batch in batches:
+        share = -(-len(batch) // num_threads())
+        waiting.append([pool.submit(load_all, batch[i : i + share]) for i in range(0, len(batch), share)])
         if len(waiting) > ahead:
-            yield _join([future.result() for future in waiting.popleft()])
+            yield [loaded for future in waiting.popleft() for loaded in future.result()]
     for futures in waiting:
-        yield _join([future.result() for future in futures])
-
-
-def _join(parts: Sequence[_Batch]) -> _Batch:
-    """One batch from its shares, in order."""
-    whole = _Batch([], [], [])
-    for part in parts:
-        whole.images.extend(part.images)
-        whole.reasons.extend(part.reasons)
-        whole.digests.extend(part.digests)
-    return whole
+        yield [loaded for future in futures for loaded in future.result()]
 
 
 def _digest(entry: Entry) -> bytes:
     return hashlib.sha256(entry.read()).digest()
 
 
-def _threads() -> int:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(MAX_THREADS, cores // ranks_on_this_machine()))
+def num_threads() -> int:
+    """Threads that read and decode images in this process: its share of the cores, ``MAX_THREADS`` at most."""
+    return max(1, min(MAX_THREADS, num_cores() // ranks_on_this_machine()))
 
 
 def _bar(total: int, label: str, progress: bool) -> tqdm:

@@ -6,8 +6,8 @@
         def encode_image(self, images): ...        # (B, 3, S, S) -> (B, D)
         def encode_text(self, tokens): ...         # (B, L) -> (B, D)
 
-It need not be an ``nn.Module``. An object that is none may also tell its ``device`` (else the CPU), its ``dtype`` (else
-float32), and a ``weights_sha256``, without which nothing can be remembered of it: neither features nor finished tasks.
+It need not be an ``nn.Module``. An object that is not one may also have a ``device`` (else the CPU), a ``dtype`` (else
+float32) and a ``weights_sha256``, without which nothing of it can be cached: neither features nor finished tasks.
 A function that returns such an object is named on the command line as ``--model package.module:function``.
 
 Optional: ``text_lengths(tokens) -> (B,)``, how many tokens of each row decide its embedding. A model that has it takes
@@ -69,7 +69,7 @@ def evaluating(model: Any) -> Iterator[None]:
 
 
 def device_and_dtype(model: Any) -> tuple[torch.device, torch.dtype]:
-    """Where the model computes, and in what precision: of its first parameter, else as the object tells."""
+    """Where the model computes, and in what precision: of its first parameter, else the object's attributes."""
     parameter = next(iter(model.parameters()), None) if hasattr(model, "parameters") else None
     if parameter is not None:
         return parameter.device, parameter.dtype
@@ -98,7 +98,7 @@ def weights_sha256(model: Any) -> str:
 
 
 def known_weights(model: Any) -> str | None:
-    """:func:`weights_sha256` of a module, else the ``weights_sha256`` that the object tells, else None."""
+    """:func:`weights_sha256` of a module, else the ``weights_sha256`` of the object, else None."""
     if isinstance(model, nn.Module):
         return weights_sha256(model)
     return getattr(model, "weights_sha256", None)
@@ -131,7 +131,7 @@ def describe(model: Any) -> dict[str, Any]:
     }
 
 
-class _Encoder(nn.Module):
+class _EncoderModule(nn.Module):
     """One encoder of a model as a module, as the counter wants it."""
 
     def __init__(self, model: nn.Module, name: str) -> None:
@@ -147,7 +147,7 @@ def _multiply_adds(model: Any, name: str, x: Tensor) -> int | None:
     if not isinstance(model, nn.Module):
         return None
     try:
-        return count_multiply_adds(_Encoder(model, name), x)
+        return count_multiply_adds(_EncoderModule(model, name), x)
     except Exception:  # noqa: BLE001 - anyone's code, which need not run on tensors without values
         return None
 

@@ -1,14 +1,14 @@
 """Prompt ensemble to class matrix: the text side of zero-shot classification (CLIP, section 3.1.4; ELEVATER).
 
 All prompts of a task are tokenised at once, equal ones are encoded once, and they go through the tower in full batches
-whatever class they belong to. Where a text tower tells how many tokens of a prompt decide its embedding
+whatever class they belong to. Where a text tower says how many tokens of a prompt decide its embedding
 (``text_lengths``), prompts of about equal length share a batch, which is cut behind the longest: most prompts have
 about 10 of 77 tokens. Under causal attention with the embedding taken at the end of the text this changes nothing,
 since no token sees what stands behind it.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +18,8 @@ from tqdm import tqdm
 
 from focalclip.base.errors import UserError
 from focalclip.base.ranks import gather_objects, is_main, rank, together, world_size
+from focalclip.evaluation.features.cache import FeatureCache
 from focalclip.evaluation.features.model import device_and_dtype
-
-if TYPE_CHECKING:
-    from focalclip.evaluation.features.cache import FeatureCache
 
 ClassPrompts = Mapping[str, Sequence[str]]
 """Whole prompts by class name, in place of templates (as in CuPL, arXiv:2209.03320)."""
@@ -33,7 +31,7 @@ def prompts_by_class(
     """Every prompt of every class: the templates with ``{c}`` replaced by the name, or the class's own prompts.
 
     Raises:
-        UserError: if a class has no prompts of its own where the others have.
+        UserError: if a class has no prompts where the others have.
     """
     if class_prompts is None:
         return [[template.replace("{c}", name) for template in templates] for name in class_names]
@@ -53,7 +51,7 @@ def class_matrix(
     batch_size: int = 256,
     *,
     class_prompts: ClassPrompts | None = None,
-    cache: "FeatureCache | None" = None,
+    cache: FeatureCache | None = None,
     label: str = "",
 ) -> Tensor:
     """One unit vector per class: the normalised mean of its normalised prompt embeddings.
@@ -67,7 +65,7 @@ def class_matrix(
         batch_size: prompts per forward pass.
         class_prompts: whole prompts by class name, instead of templates.
         cache: takes and gives class vectors by content.
-        label: what the progress bar says; empty: there is none.
+        label: text of the progress bar; empty: no bar.
 
     Returns:
         float32 (C, D) on the CPU.

@@ -5,14 +5,15 @@ third can be fitted to the answers: the ranking of the classes is the same with 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from focalclip.evaluation.metrics.definitions import Floats
+
+if TYPE_CHECKING:  # reading a result does without torch
+    from torch import Tensor
 
 BINS = 15  # Guo et al., On Calibration of Modern Neural Networks (2017), section 3
 
@@ -64,7 +65,7 @@ def reliability(
     return Reliability(mean_confidence, accuracy, count[full])
 
 
-def fit_scale(cosines: Tensor, labels: NDArray[np.integer]) -> float:
+def fit_scale(cosines: "Tensor", labels: NDArray[np.integer]) -> float:
     """The scale with the lowest cross-entropy of softmax(scale x cosine): temperature scaling (Guo et al. 2017, 4.2).
 
     Fitted on the images that it is judged on: it says how much of the error one number could remove, and is no
@@ -77,6 +78,8 @@ def fit_scale(cosines: Tensor, labels: NDArray[np.integer]) -> float:
     Returns:
         In [0.01, 10,000]; the upper end where every answer is right.
     """
+    import torch
+
     every = -(-len(labels) // FIT_IMAGES)
     x, true = cosines[::every], torch.from_numpy(np.asarray(labels[::every], dtype=np.int64))
     target = x.gather(1, true[:, None]).mean()
@@ -90,6 +93,8 @@ def fit_scale(cosines: Tensor, labels: NDArray[np.integer]) -> float:
 
 def learned_scale(model: Any) -> float | None:
     """The scale that the model itself multiplies cosines with, if it has one."""
+    from torch import nn
+
     if callable(getattr(model, "scale", None)):
         return float(model.scale().detach())  # FocalCLIP: bounded
     named = model.named_parameters() if isinstance(model, nn.Module) else ()

@@ -46,7 +46,7 @@ def mean_per_class(correct: NDArray[np.bool_], labels: NDArray[np.integer], weig
 def macro_f1(predicted: NDArray[np.integer], labels: NDArray[np.integer], weights: Floats | None = None) -> Floats:
     """Mean over the classes that occur of 2 x right / (said + occurring) (N,), (N,) -> (draws,).
 
-    As WILDS computes it for iWildCam: a class that is said but never occurs has no F1 of its own (saying it costs the
+    As WILDS computes it for iWildCam: a class that is predicted but never occurs has no F1 (predicting it costs the
     true class recall).
     """
     weights = _ones(len(labels)) if weights is None else weights

@@ -2,33 +2,11 @@
 
 import math
 from collections.abc import Callable, Sequence
-from statistics import NormalDist, stdev
+from statistics import stdev
 
 import numpy as np
 
 from focalclip.evaluation.metrics.definitions import Floats
-
-# 97.5% points of Student's t for 1 to 9 degrees of freedom
-_T975 = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622)
-
-
-def t975(degrees: int) -> float:
-    """97.5% point of Student's t: a table below 10 degrees of freedom, then Abramowitz and Stegun 26.7.5."""
-    if degrees <= len(_T975):
-        return _T975[degrees - 1]
-    z = NormalDist().inv_cdf(0.975)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / degrees ** (i + 1) for i, term in enumerate(terms))
-
-
-def half_interval(values: Sequence[float]) -> float | None:
-    """Half of the 95% interval of the mean, t with n - 1 degrees of freedom; None for fewer than two values."""
-    return t975(len(values) - 1) * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-
 
 Z95 = 1.959963984540054  # 97.5% point of the standard normal distribution
 
@@ -37,6 +15,18 @@ BOOTSTRAP_DRAWS = 1000
 _BLOCK = 2_000_000  # image weights held at once, 16 MB
 
 Interval = tuple[float, float]
+
+
+def t975(degrees: int) -> float:
+    """97.5% point of Student's t, to the four decimals of printed tables."""
+    from scipy.special import stdtrit
+
+    return round(float(stdtrit(degrees, 0.975)), 4)
+
+
+def half_interval(values: Sequence[float]) -> float | None:
+    """Half of the 95% interval of the mean, t with n - 1 degrees of freedom; None for fewer than two values."""
+    return t975(len(values) - 1) * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
 def wilson_interval(correct: float, n: float) -> Interval:
@@ -96,7 +86,7 @@ def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Int
 
     The distances to the lower limits are added in quadrature, and so are those to the upper ones (MOVER: Zou and
     Donner, 2008), so that lopsided intervals stay lopsided and the mean's never leaves [0, 1]. It is about the sampling
-    of images alone: the choice of the tasks themselves is taken as given.
+    of images only: the choice of the tasks themselves is taken as given.
     """
     below = math.sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, intervals, strict=True)))
     above = math.sqrt(sum((high - value) ** 2 for value, (_, high) in zip(values, intervals, strict=True)))

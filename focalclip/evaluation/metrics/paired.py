@@ -4,7 +4,6 @@ The images that both get right, or both wrong, say nothing about the difference.
 so sees differences that two separate intervals hide.
 """
 
-import math
 import zlib
 from collections.abc import Callable, Sequence
 
@@ -17,18 +16,15 @@ PAIRED_DRAWS = 2000  # the smallest p-value of the bootstrap is then 0.001
 
 
 def mcnemar_exact(only_a: int, only_b: int) -> float:
-    """Two-sided p-value of McNemar's exact test (McNemar, 1947): a fair coin for every image that one alone gets right.
+    """Two-sided p-value of McNemar's exact test (McNemar, 1947): a fair coin for every image that only one gets right.
 
     Args:
         only_a: images that only the first model gets right.
         only_b: images that only the second gets right.
     """
-    n, least = only_a + only_b, min(only_a, only_b)
-    log_all = n * math.log(2)
-    tail = math.fsum(
-        math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - log_all) for k in range(least + 1)
-    )
-    return min(1.0, 2 * tail)
+    from scipy.special import bdtr
+
+    return min(1.0, 2 * float(bdtr(min(only_a, only_b), only_a + only_b, 0.5)))
 
 
 def paired_draws(a: Callable[[Floats], Floats], b: Callable[[Floats], Floats], n: int, name: str) -> Floats:
@@ -38,7 +34,7 @@ def paired_draws(a: Callable[[Floats], Floats], b: Callable[[Floats], Floats], n
         a: statistic of the first model: weights (draws, n) to (draws,).
         b: the same of the second.
         n: number of images.
-        name: of the task. Each gets draws of its own: with common ones, tasks of equal size would rise and fall
+        name: of the task. Each gets its own draws: with common ones, tasks of equal size would rise and fall
             together, and the interval of their mean would come out too wide or too narrow.
 
     Returns:

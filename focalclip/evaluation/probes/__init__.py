@@ -1,1 +1,1 @@
-"""Probes: what a frozen image tower's features are worth to a classifier that is trained on them."""
+"""Probes: classifiers trained on the features of a frozen image tower."""

@@ -23,7 +23,7 @@ from focalclip.evaluation.features.texts import prompts_by_class
 HELD_OUT = 5  # one image in five of each class, rounded up: ELEVATER's 20%
 
 
-class Split(NamedTuple):
+class HoldOut(NamedTuple):
     """Indices of the images that heads are fitted on, and of those that the strength is chosen on; each int64."""
 
     fit: np.ndarray
@@ -55,7 +55,7 @@ def choose_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
     return np.sort(np.array(kept, dtype=np.int64))
 
 
-def hold_out(labels: np.ndarray, seed: int) -> Split:
+def hold_out(labels: np.ndarray, seed: int) -> HoldOut:
     """Divide images: a fifth of each class, rounded up, is held out; a class's last image never is.
 
     An image with several labels is held out where one of them still lacks some.
@@ -74,7 +74,7 @@ def hold_out(labels: np.ndarray, seed: int) -> Split:
         if (held[own] < quota[own]).any() and (held[own] + 1 < total[own]).all():
             is_held[i] = True
             held[own] += 1
-    return Split(np.flatnonzero(~is_held), np.flatnonzero(is_held))
+    return HoldOut(np.flatnonzero(~is_held), np.flatnonzero(is_held))
 
 
 def _shuffled(labels: np.ndarray, seed: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -1,22 +1,61 @@
-"""What probes found: each run, means over seeds and tasks with their intervals, all as JSON."""
+"""Probes as records: what is asked for, each run, means over seeds and tasks, the JSON, the journal of finished runs.
+
+Importing this needs no torch.
+"""
 
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import write_json
 from focalclip.evaluation.metrics.intervals import half_interval
-from focalclip.evaluation.probes.train import Shots
-from focalclip.evaluation.protocols import Metric
 
-ZERO_SHOT = "zero-shot"
+METHODS: dict[str, str] = {
+    "ridge": "ridge regression in closed form, the cheapest",
+    "logistic": "logistic regression by L-BFGS",
+    "language": "the same, regularised towards the zero-shot text classifier: ELEVATER's language-initialised head",
+    "knn": "20 nearest neighbours by cosine, temperature 0.07",
+}
 
-RunKey = tuple[Shots, str, int]  # shots, method, seed
+ZERO_SHOT = "zero-shot"  # stands among the methods in rows, at 0 shots
+
+FORMAT = 1  # of the journal; raised whenever a change to the probes could change a number: older lines are ignored then
+
+Shots = int | Literal["full"]
+"""Training images per class, or all of them."""
+
+RunKey = tuple[Shots, str, int]
+"""Shots, method and seed."""
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """Which probes are trained; the defaults are ELEVATER's shots and seeds, and every method."""
+
+    shots: Sequence[Shots] = (5, 20, 50, "full")
+    """Training images per class."""
+    methods: Sequence[str] = tuple(METHODS)
+    """Keys of :data:`METHODS`."""
+    seeds: Sequence[int] = (0, 1, 2)
+    """Of the draws of training images. ``full`` uses only the first: nothing is drawn there but the held-out part."""
+    tasks: Sequence[str] | None = None
+    """Ids of the benchmark's tasks; None for all."""
+    batch_size: int = 256
+    """Images, and prompts, per forward pass."""
+
+    def keys(self) -> list[RunKey]:
+        """Every probe of one task, in the order in which they are trained."""
+        return [
+            (shots, method, seed)
+            for shots, method in product(self.shots, self.methods)
+            for seed in (self.seeds[:1] if shots == "full" else self.seeds)
+        ]
 
 
 @dataclass(frozen=True)
@@ -36,12 +75,12 @@ class ProbeRun:
 
     @property
     def key(self) -> RunKey:
-        """What tells it from the others of its task."""
+        """Identifies it among the runs of its task."""
         return self.shots, self.method, self.seed
 
 
 @dataclass(frozen=True)
-class Row:
+class ProbeRow:
     """The runs of a task that differ in nothing but the seed."""
 
     shots: Shots
@@ -55,7 +94,7 @@ class Row:
     seeds: tuple[int, ...] = ()
 
 
-def summarise(runs: Sequence[ProbeRun]) -> Row:
+def summarise(runs: Sequence[ProbeRun]) -> ProbeRow:
     """Mean over seeds and its 95% interval, for both the draw of training images and the sampling of test images.
 
     The seeds share the test images, whose noise therefore does not average out: the half-width is the root of the sum
@@ -67,7 +106,7 @@ def summarise(runs: Sequence[ProbeRun]) -> Row:
     if (spread := half_interval(values)) is not None:
         half = math.hypot(spread, fmean((run.interval[1] - run.interval[0]) / 2 for run in runs))
         interval = max(0.0, fmean(values) - half), min(1.0, fmean(values) + half)
-    return Row(
+    return ProbeRow(
         first.shots,
         first.method,
         fmean(values),
@@ -82,7 +121,7 @@ def summarise(runs: Sequence[ProbeRun]) -> Row:
 class TaskProbes:
     """A task's probes and the data that they were trained and scored on."""
 
-    metric: Metric
+    metric: str
     chance: float
     zero_shot: float
     zero_shot_interval: tuple[float, float]
@@ -105,12 +144,12 @@ class TaskProbes:
     runs: tuple[ProbeRun, ...] = ()
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[ProbeRow]:
         """Zero-shot, then one row for each number of shots and method, in the order of the runs."""
         groups: dict[tuple[Shots, str], list[ProbeRun]] = {}
         for run in self.runs:
             groups.setdefault((run.shots, run.method), []).append(run)
-        zero_shot = Row(0, ZERO_SHOT, self.zero_shot, self.zero_shot_interval)
+        zero_shot = ProbeRow(0, ZERO_SHOT, self.zero_shot, self.zero_shot_interval)
         return [zero_shot, *(summarise(runs) for runs in groups.values())]
 
     def to_json(self) -> dict[str, Any]:
@@ -138,7 +177,7 @@ class ProbeResult:
     seconds: float = 0.0
 
     @property
-    def means(self) -> list[Row]:
+    def means(self) -> list[ProbeRow]:
         """Unweighted means over the scored tasks that have the row, zero-shot first."""
         scored = [task.rows for task in self.tasks.values() if task.in_score]
         return [_mean_of(list(group)) for group in zip(*_in_all(scored), strict=True)] if scored else []
@@ -175,21 +214,18 @@ class ProbeResult:
         return write_json(Path(path), self.to_json())
 
 
-def _in_all(tasks: Sequence[Sequence[Row]]) -> list[list[Row]]:
+def _in_all(tasks: Sequence[Sequence[ProbeRow]]) -> list[list[ProbeRow]]:
     """The rows of each task that no task lacks, in one order."""
     names = [{(row.shots, row.method): row for row in rows} for rows in tasks]
     common = [name for name in names[0] if all(name in other for other in names)]
     return [[rows[name] for name in common] for rows in names]
 
 
-def _mean_of(rows: Sequence[Row]) -> Row:
+def _mean_of(rows: Sequence[ProbeRow]) -> ProbeRow:
     """Mean over tasks; its interval is for the draws within tasks, the tasks themselves are taken as given."""
     value = fmean(row.value for row in rows)
     half = math.hypot(*((row.interval[1] - row.interval[0]) / 2 for row in rows)) / len(rows)
-    return Row(rows[0].shots, rows[0].method, value, (value - half, value + half))
-
-
-FORMAT = 1  # raised whenever a change to the probes could change a number: older lines are passed over then
+    return ProbeRow(rows[0].shots, rows[0].method, value, (value - half, value + half))
 
 
 @dataclass(frozen=True)

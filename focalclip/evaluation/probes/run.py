@@ -1,40 +1,45 @@
-"""Probes over the tasks of a benchmark."""
+"""Probes over the tasks of a benchmark: encode both splits of each task once, then train and score every probe."""
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from focalclip.base.errors import UserError
 from focalclip.base.machine import versions
-from focalclip.evaluation.data import Unavailable
-from focalclip.evaluation.features.cache import open_cache
+from focalclip.evaluation.data import TaskData, Unavailable
+from focalclip.evaluation.features.cache import FeatureCache, open_cache
+from focalclip.evaluation.features.images import encode_images
 from focalclip.evaluation.features.model import DualEncoder, describe, evaluating, known_weights
-from focalclip.evaluation.probes.result import Journal, Origin, ProbeResult, ProbeRun, RunKey, TaskProbes
-from focalclip.evaluation.probes.train import METHODS, EncodedTask, Shots, encode_task, train_probe
+from focalclip.evaluation.features.texts import class_matrix
+from focalclip.evaluation.opened import open_checked
+from focalclip.evaluation.probes.result import (
+    Journal,
+    Origin,
+    ProbeResult,
+    ProbeRun,
+    ProbeSettings,
+    RunKey,
+    TaskProbes,
+)
+from focalclip.evaluation.probes.train import TrainingSet, train_probe
 from focalclip.evaluation.scoring import score, score_matrix
 from focalclip.evaluation.task import Benchmark, Task, load_benchmark
-
-SHOTS: tuple[Shots, ...] = (5, 20, 50, "full")
-
-SEEDS = (0, 1, 2)  # ELEVATER's
 
 
 def probe(
     model: DualEncoder,
     benchmark: str | Path | Benchmark,
-    shots: Sequence[Shots] = SHOTS,
-    methods: Sequence[str] = tuple(METHODS),
-    seeds: Sequence[int] = SEEDS,
+    settings: ProbeSettings | None = None,
     *,
     data_root: str | Path | None = None,
-    batch_size: int = 256,
     device: str | torch.device | None = None,
-    tasks: Sequence[str] | None = None,
     journal: str | Path | None = None,
     cache_dir: str | Path | None = None,
     progress: bool = True,
@@ -44,14 +49,9 @@ def probe(
     Args:
         model: anything with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
         benchmark: what :func:`~focalclip.evaluation.task.load_benchmark` takes; its tasks need a train split.
-        shots: training images per class, ``full`` for all.
-        methods: keys of :data:`~focalclip.evaluation.probes.train.METHODS`.
-        seeds: of the draws of training images; for ``full`` the first alone, as nothing is drawn there but the
-            held-out part.
-        data_root: where the data is.
-        batch_size: images, and prompts, per forward pass.
+        settings: which probes, on which tasks; None: the defaults.
+        data_root: where the data of a benchmark given by name or file is.
         device: where to move the model first; the probes themselves are solved on the CPU.
-        tasks: ids of the tasks to run; None for all.
         journal: file of finished probes, which are not trained again; new ones are added as they finish. None: neither.
         cache_dir: where features are kept by content (see ``features.cache``); None: nowhere.
         progress: show bars on stderr.
@@ -63,25 +63,25 @@ def probe(
         UserError: if there is no such benchmark, task or data folder, or ``journal`` holds something else.
     """
     start = time.perf_counter()
+    settings = settings or ProbeSettings()
     full = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark, data_root)
-    chosen = full.select(tasks)
+    chosen = full.select(settings.tasks)
     finished = Journal(None if journal is None else Path(journal))
     if device is not None and hasattr(model, "to"):
         model.to(device)
     weights = known_weights(model)
     cache = open_cache(model, cache_dir, weights)
     facts = {"sha256": weights or "unknown"} | describe(model)
-    plan = [(k, how, seed) for k, how in product(shots, methods) for seed in (seeds[:1] if k == "full" else seeds)]
     result = ProbeResult(full.name, full.protocol, full.expected, model=facts, versions=versions())
     for i, task in enumerate(chosen.tasks, start=1):
         label = f"{task.id} ({i} of {len(chosen.tasks)})"
+        options: dict[str, Any] = {"batch_size": settings.batch_size, "progress": progress, "cache": cache}
         try:
             with evaluating(model):
-                data = encode_task(
-                    model, task, chosen, batch_size=batch_size, label=label, progress=progress, cache=cache
-                )
+                data = encode_task(model, task, chosen, label=label, **options)
                 origin = _origin(task, data, facts["sha256"], full.protocol)
-                with tqdm(plan, desc=label, unit=" probes", leave=False, disable=None if progress else True) as bar:
+                hidden = None if progress else True
+                with tqdm(settings.keys(), desc=label, unit=" probes", leave=False, disable=hidden) as bar:
                     runs = [finished.runs(origin).get(key) or _run(task, data, key, finished, origin) for key in bar]
             result.tasks[task.id] = _describe(task, data, runs)
         except Unavailable as reason:
@@ -89,6 +89,75 @@ def probe(
         except UserError as error:
             result.failed[task.id] = str(error)
     return replace(result, seconds=round(time.perf_counter() - start, 3))
+
+
+@dataclass(frozen=True)
+class EncodedSplit:
+    """The readable images of a split."""
+
+    features: Tensor
+    """float32 (N, D), unit length."""
+    labels: np.ndarray
+    """int64 (N,), or bool (N, C)."""
+    broken: tuple[str, ...]
+    """Unreadable images by name; they are not in N."""
+    sha256: str
+    """Of names, prompts, keys, labels and images."""
+
+
+@dataclass(frozen=True)
+class EncodedTask:
+    """A task through a model."""
+
+    folder: str
+    test_set: str
+    """Which known test set it is."""
+    differences: tuple[str, ...]
+    """Where the test data differs from the protocol."""
+    text: Tensor
+    """float32 (C, D), unit length."""
+    train: EncodedSplit
+    test: EncodedSplit
+
+    def training_set(self, task: Task) -> TrainingSet:
+        """What probes may see."""
+        return TrainingSet(self.train.features, self.train.labels, self.text, task.metric)
+
+
+def encode_task(
+    model: Any,
+    task: Task,
+    benchmark: Benchmark,
+    *,
+    batch_size: int,
+    label: str,
+    progress: bool,
+    cache: FeatureCache | None = None,
+) -> EncodedTask:
+    """Read and encode both splits of a task; faulty data of either is known before the first image is encoded.
+
+    Raises:
+        Unavailable: if the task, or its train split, is not there; says what to do.
+        UserError: if what is there is faulty.
+    """
+    opened = open_checked(task, benchmark)
+    train, test = open_checked(task, benchmark, split="train").data, opened.data
+    if train.class_names != test.class_names or train.multilabel != test.multilabel:
+        raise UserError(f"{train.folder}: train and test have different classes; download the task again")
+    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "cache": cache}
+    return EncodedTask(
+        folder=str(test.folder),
+        test_set=opened.test_set,
+        differences=opened.differences,
+        text=class_matrix(model, test.class_names, test.templates, batch_size, cache=cache),
+        train=_encode(model, task, train, label=f"{label} train", **options),
+        test=_encode(model, task, test, label=f"{label} test", **options),
+    )
+
+
+def _encode(model: Any, task: Task, data: TaskData, **options: Any) -> EncodedSplit:
+    images = encode_images(model, data.entries, resize=task.resize, **options)
+    return EncodedSplit(images.embeds, data.labels[images.readable], images.broken, data.digest(images.sha256))
 
 
 def _run(task: Task, data: EncodedTask, key: RunKey, finished: Journal, origin: Origin) -> ProbeRun:

@@ -1,11 +1,8 @@
-"""Logistic regression by L-BFGS, free or drawn towards a head that is known beforehand.
+"""The four probes as functions of features and labels, and the search for the strength of their regularisation.
 
-One label per image makes it multinomial, several labels make it one binary regression per class. With loss l, features
-x_i, labels y_i and a prior head (W0, b0) it minimises
-
-    sum_i l(W x_i + b, y_i) + strength / 2 * || W - W0 ||^2
-
-with a free bias. Without a prior W0 is 0: scikit-learn's ``LogisticRegression(C=1/strength)``, OpenAI's probe for CLIP.
+Ridge and logistic regression are solved in float64 on the principal axes of the features. ``ridge`` and ``logistic``
+return a function from the strength to a :class:`Head`, so that a search shares the eigendecomposition;
+``language_head`` is the prior of ELEVATER's language-initialised probe; ``knn`` has no strength.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,9 +13,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from focalclip.base.machine import whole_float32
+from focalclip.base.machine import full_float32_matmul
 
-_RANK_TOLERANCE = 1e-12  # of the largest variance; what lies below is rounding of a float64 Gram matrix
+EXACT, ROUGH = 1e-3, 1e-2  # tolerances; the loss, summed over images, is then about their square from its minimum
+
+MAX_SCALE = 100.0  # CLIP's bound on the scale of the logits (section 2.5)
+
+NEIGHBOURS, TEMPERATURE = 20, 0.07  # DINO's k-NN (arXiv:2104.14294)
+
+STEPS_PER_DECADE = 8  # resolution of the strength
+
+_WEAKEST, _STRONGEST = -4 * STEPS_PER_DECADE, 4 * STEPS_PER_DECADE
+
+_COARSE = 2 * STEPS_PER_DECADE
+
+_RANK_TOLERANCE = 1e-12  # of the largest variance; below it is rounding of a float64 Gram matrix
+
+_ROUNDS, _STEPS, _HISTORY = 50, 100, 50  # of L-BFGS: restarts, steps of each, pairs remembered
+
+_LEAST_CURVATURE = 1e-8
+
+_BLOCK = 2**25  # similarities that k-NN holds at a time
+
+Objective = Callable[[], Tensor]
+
+Loss = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -77,74 +96,54 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Targets (N, C) in {0, 1}, float64, of class numbers (N,) or truth values (N, C)."""
     if labels.ndim == 2:
         return labels.double()
-    return torch.nn.functional.one_hot(labels, num_classes).double()
+    return F.one_hot(labels, num_classes).double()
 
 
-NEIGHBOURS, TEMPERATURE = 20, 0.07
+def ridge(features: Tensor, labels: Tensor, num_classes: int) -> Callable[[float], Head]:
+    """Prepare a ridge regression; the eigendecomposition is done once, here.
 
-_BLOCK = 2**25  # similarities held at a time
+    The head minimises, for targets Y of +1 (has the label) and -1 (has it not),
 
+        || X W' + 1 b' - Y ||^2 + strength || W ||^2
 
-def knn(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    *,
-    neighbours: int = NEIGHBOURS,
-    temperature: float = TEMPERATURE,
-) -> Callable[[Tensor], Tensor]:
-    """A classifier by the nearest of unit vectors.
-
-    Args:
-        features: (N, D), unit length.
-        labels: int64 (N,), or bool (N, C).
-        num_classes: C.
-        neighbours: how many vote; all where there are fewer.
-        temperature: of the votes.
-
-    Returns:
-        A function from unit vectors (M, D) to the share of the vote (M, C) of each label, float64.
-    """
-    targets = one_hot(labels, num_classes)
-    neighbours = min(neighbours, len(features))
-
-    def votes(queries: Tensor) -> Tensor:
-        cosines, nearest = (queries @ features.T).topk(neighbours)
-        weights = torch.softmax(cosines.double() / temperature, dim=1)
-        # one neighbour after another, because (M, k, C) does not fit into memory for a thousand classes
-        return sum((weights[:, [j]] * targets[nearest[:, j]] for j in range(neighbours)), torch.zeros(()))
-
-    @whole_float32()
-    def classify(queries: Tensor) -> Tensor:
-        rows = max(1, _BLOCK // max(len(features), neighbours * num_classes))
-        return torch.cat([votes(block) for block in queries.split(rows)])
-
-    return classify
-
-
-EXACT, ROUGH = 1e-3, 1e-2  # tolerances; the loss, summed over images, is then about their square from its minimum
-
-_ROUNDS, _STEPS, _HISTORY = 50, 100, 50
-
-_LEAST_CURVATURE = 1e-8
-
-Objective = Callable[[], Tensor]
-
-Loss = Callable[[Tensor], Tensor]
-
-
-def logistic(
-    features: Tensor, labels: Tensor, num_classes: int, prior: Head | None = None, *, tolerance: float = EXACT
-) -> Callable[[float], Head]:
-    """Prepare a logistic regression; the eigendecomposition is done once, here.
-
-    A class without any image is never predicted: its score is minus infinity.
+    with a free bias, which is scikit-learn's ``Ridge(alpha=strength)``.
 
     Args:
         features: (N, D).
         labels: int64 (N,), or bool (N, C).
         num_classes: C.
-        prior: the head that the penalty pulls towards; None for weights of 0.
+
+    Returns:
+        A function from the strength, above 0, to the head.
+    """
+    space = PrincipalAxes.of(features)
+    targets = 2 * one_hot(labels, num_classes) - 1
+    projected = targets.T @ space.coordinates  # C, R; coordinates are centred, so the targets need not be
+
+    def fit(strength: float) -> Head:
+        return space.head(projected / (space.variances + strength), targets.mean(dim=0))
+
+    return fit
+
+
+def logistic(
+    features: Tensor, labels: Tensor, num_classes: int, prior: Head | None = None, *, tolerance: float = EXACT
+) -> Callable[[float], Head]:
+    """Prepare a logistic regression, free or regularised towards a known head; the eigendecomposition is done once.
+
+    One label per image makes it multinomial, several labels make it one binary regression per class. With loss l,
+    features x_i, labels y_i and a prior head (W0, b0) it minimises
+
+        sum_i l(W x_i + b, y_i) + strength / 2 * || W - W0 ||^2
+
+    with a free bias. Without a prior W0 is 0: scikit-learn's ``LogisticRegression(C=1/strength)``, OpenAI's probe for
+    CLIP. A class without any image is never predicted: its score is minus infinity.
+
+    Args:
+        features: (N, D).
+        labels: int64 (N,), or bool (N, C).
+        num_classes: C.
+        prior: the head (W0, b0); None for weights of 0.
         tolerance: largest gradient left over, in coordinates in which the second derivative is about 1.
 
     Returns:
@@ -182,7 +181,7 @@ class _Problem:
         """Weights (C, R) and biases (C,) on the coordinates, from a first guess of both.
 
         Along an axis of variance v the second derivative is about ``strength + p (1 - p) v`` with the mean of p (1 - p)
-        over the images. Each axis is scaled by its root, and anew every hundred steps: tens of steps then do, whatever
+        over the images. Each axis is scaled by its root, and again every hundred steps: tens of steps then do, whatever
         the strength and however unlike the variances.
         """
         for _ in range(_ROUNDS):
@@ -242,9 +241,6 @@ def minimise(objective: Objective, parameters: Sequence[Tensor], tolerance: floa
     return all(bool((x.grad.abs() <= tolerance).all()) for x in parameters if x.grad is not None)
 
 
-MAX_SCALE = 100.0  # CLIP's bound on the inverse temperature (section 2.5)
-
-
 def language_head(features: Tensor, labels: Tensor, text: Tensor) -> Head:
     """The zero-shot classifier as a head: text vectors times one scale.
 
@@ -272,38 +268,41 @@ def language_head(features: Tensor, labels: Tensor, text: Tensor) -> Head:
     return Head(scale.clamp(0, MAX_SCALE) * text, bias.expand(len(text)).clone())
 
 
-def ridge(features: Tensor, labels: Tensor, num_classes: int) -> Callable[[float], Head]:
-    """Prepare a ridge regression; the eigendecomposition is done once, here.
-
-    The head minimises, for targets Y of +1 (has the label) and -1 (has it not),
-
-        || X W' + 1 b' - Y ||^2 + strength || W ||^2
-
-    with a free bias, which is scikit-learn's ``Ridge(alpha=strength)``.
+def knn(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    neighbours: int = NEIGHBOURS,
+    temperature: float = TEMPERATURE,
+) -> Callable[[Tensor], Tensor]:
+    """A classifier by the nearest of unit vectors.
 
     Args:
-        features: (N, D).
+        features: (N, D), unit length.
         labels: int64 (N,), or bool (N, C).
         num_classes: C.
+        neighbours: how many vote; all where there are fewer.
+        temperature: of the votes.
 
     Returns:
-        A function from the strength, above 0, to the head.
+        A function from unit vectors (M, D) to the share of the vote (M, C) of each label, float64.
     """
-    space = PrincipalAxes.of(features)
-    targets = 2 * one_hot(labels, num_classes) - 1
-    projected = targets.T @ space.coordinates  # C, R; coordinates are centred, so the targets need not be
+    targets = one_hot(labels, num_classes)
+    neighbours = min(neighbours, len(features))
 
-    def fit(strength: float) -> Head:
-        return space.head(projected / (space.variances + strength), targets.mean(dim=0))
+    def votes(queries: Tensor) -> Tensor:
+        cosines, nearest = (queries @ features.T).topk(neighbours)
+        weights = torch.softmax(cosines.double() / temperature, dim=1)
+        # one neighbour after another, because (M, k, C) does not fit into memory for a thousand classes
+        return sum((weights[:, [j]] * targets[nearest[:, j]] for j in range(neighbours)), torch.zeros(()))
 
-    return fit
+    @full_float32_matmul()
+    def classify(queries: Tensor) -> Tensor:
+        rows = max(1, _BLOCK // max(len(features), neighbours * num_classes))
+        return torch.cat([votes(block) for block in queries.split(rows)])
 
-
-STEPS_PER_DECADE = 8
-
-_WEAKEST, _STRONGEST = -4 * STEPS_PER_DECADE, 4 * STEPS_PER_DECADE
-
-_COARSE = 2 * STEPS_PER_DECADE
+    return classify
 
 
 def choose_strength(quality: Callable[[float], float], unit: float) -> float:

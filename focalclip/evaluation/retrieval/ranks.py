@@ -7,16 +7,15 @@ device and the number of processes. So pairs closer to the true score than that 
 vectors tie. The result is that of the exact inner products, at the cost of the float32 ones.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from focalclip.base.machine import whole_float32
+from focalclip.base.machine import full_float32_matmul
 from focalclip.base.ranks import is_main, rank, world_size
+from focalclip.evaluation.retrieval.result import Ranks
 from focalclip.losses.exchange import sum_with_grad
 
 CHUNK = 2048  # images, and texts, per block: 16 MB of scores
@@ -28,15 +27,6 @@ _UNIT = 1e-3  # how far a length may be from 1
 _FLOAT32_ROUNDING = 2.0**-24
 
 _DENSE = 16  # above one close pair in so many, one float64 product of the block is cheaper than many single ones
-
-
-class Ranks(NamedTuple):
-    """Place of the best right answer among all candidates; 1 is the first."""
-
-    image_to_text: NDArray[np.int64]
-    """(N,): each image asks for one of its texts."""
-    text_to_image: NDArray[np.int64]
-    """(M,): each text asks for (one of) its images."""
 
 
 class _Queries:
@@ -121,7 +111,7 @@ def retrieval_ranks(
     for name, vectors in (("images", images), ("texts", texts)):
         if not bool(((vectors.norm(dim=1) - 1).abs() < _UNIT).all()):
             raise ValueError(f"{name}: not all vectors are of unit length; divide each by its length first")
-    with torch.no_grad(), whole_float32(torch.device(device)):
+    with torch.no_grad(), full_float32_matmul(torch.device(device)):
         image, text = torch.from_numpy(np.ascontiguousarray(pairs.T, dtype=np.int64))
         true = _pair_scores(images, texts, image, text, chunk)
         of_images = _Queries(true, image, text, len(images), 1, device)

@@ -16,7 +16,7 @@ from focalclip.evaluation.features.texts import encode_prompts
 from focalclip.evaluation.retrieval.pairs import PairData
 from focalclip.evaluation.retrieval.ranks import CHUNK, retrieval_ranks
 from focalclip.evaluation.retrieval.recall import image_to_text, text_to_image
-from focalclip.evaluation.retrieval.result import RetrievalResult, Seconds
+from focalclip.evaluation.retrieval.result import RetrievalResult, RetrievalSeconds
 
 _CAPTIONS_AT_ONCE = 65_536  # bounds the tokens that are held
 
@@ -78,7 +78,7 @@ def evaluate(
         | describe(model)
         | peak_memory(where),
         versions=versions(),
-        seconds=Seconds(end - start, features.seconds, ranking_start - texts_start, end - ranking_start),
+        seconds=RetrievalSeconds(end - start, features.seconds, ranking_start - texts_start, end - ranking_start),
     )
 
 

@@ -1,4 +1,8 @@
-"""The small pieces of a FocalNet: patch embedding, MLP, layer scale and stochastic depth."""
+"""The blocks of a FocalNet and what they are made of: patch embedding, MLP, layer scale and stochastic depth.
+
+:class:`Block` is the paper's; :class:`UniCLBlock` is that of K-LITE's UniCL FocalNet-B (microsoft/klite,
+``image_encoder/focal.py``), whose stem is padded by :data:`UNICL_STEM_PADDING`.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -6,6 +10,8 @@ from torch import Tensor, nn
 from focalclip.models.focalnet.config import OVERLAP, FocalNetConfig
 from focalclip.models.focalnet.depthwise import DepthwiseConv
 from focalclip.models.focalnet.mixers import build_mixer
+
+UNICL_STEM_PADDING = 3
 
 
 class PatchEmbed(nn.Module):
@@ -83,41 +89,6 @@ class DropPath(nn.Module):
         return f"rate={self.rate:g}"
 
 
-UNICL_STEM_PADDING = 3
-
-
-class UniCLBlock(nn.Module):
-    """Depthwise convolution, focal modulation, depthwise convolution and MLP, each with a residual connection.
-
-    In the order of the authors' code::
-
-    x = x + dw1(x)
-    x = norm1(x + drop_path(ls1(modulation(x))))
-    x = x + dw2(x)
-    x = norm2(x + drop_path(ls2(mlp(x))))
-    """
-
-    def __init__(self, config: "FocalNetConfig", *, stage: int, index: int, drop_path: float) -> None:
-        super().__init__()
-        dim = config.dims[stage]
-        self.dw1 = DepthwiseConv(dim, 3)
-        self.modulation = build_mixer(config.mixer, config.place(stage, index))
-        self.ls1 = layer_scale(dim, config.layer_scale)
-        self.norm1 = nn.LayerNorm(dim)
-        self.dw2 = DepthwiseConv(dim, 3)
-        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), dropout=config.dropout)
-        self.ls2 = layer_scale(dim, config.layer_scale)
-        self.norm2 = nn.LayerNorm(dim)
-        self.drop_path = DropPath(drop_path)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
-        x = x + self.dw1(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = self.norm1(x + self.drop_path(self.ls1(self.modulation(x))))
-        x = x + self.dw2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
-
-
 class Block(nn.Module):
     """Focal modulation (or another mixer of positions) and MLP, each in a residual branch.
 
@@ -138,7 +109,7 @@ class Block(nn.Module):
             return nn.LayerNorm(dim) if present else nn.Identity()
 
         self.norm1 = norm(not config.use_post_norm)
-        self.modulation = build_mixer(config.mixer, config.place(stage, index))
+        self.modulation = build_mixer(config.mixer, config.mixer_spec(stage, index))
         self.norm1_post = norm(config.use_post_norm)
         self.ls1 = layer_scale(dim, config.layer_scale)
         self.norm2 = norm(not config.use_post_norm)
@@ -151,3 +122,35 @@ class Block(nn.Module):
         """(B, H, W, C) to the same shape."""
         x = x + self.drop_path(self.ls1(self.norm1_post(self.modulation(self.norm1(x)))))
         return x + self.drop_path(self.ls2(self.norm2_post(self.mlp(self.norm2(x)))))
+
+
+class UniCLBlock(nn.Module):
+    """Depthwise convolution, focal modulation, depthwise convolution and MLP, each with a residual connection.
+
+    In the order of the authors' code::
+
+        x = x + dw1(x)
+        x = norm1(x + drop_path(ls1(modulation(x))))
+        x = x + dw2(x)
+        x = norm2(x + drop_path(ls2(mlp(x))))
+    """
+
+    def __init__(self, config: FocalNetConfig, *, stage: int, index: int, drop_path: float) -> None:
+        super().__init__()
+        dim = config.dims[stage]
+        self.dw1 = DepthwiseConv(dim, 3)
+        self.modulation = build_mixer(config.mixer, config.mixer_spec(stage, index))
+        self.ls1 = layer_scale(dim, config.layer_scale)
+        self.norm1 = nn.LayerNorm(dim)
+        self.dw2 = DepthwiseConv(dim, 3)
+        self.mlp = Mlp(dim, int(dim * config.mlp_ratio), dropout=config.dropout)
+        self.ls2 = layer_scale(dim, config.layer_scale)
+        self.norm2 = nn.LayerNorm(dim)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        x = x + self.dw1(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.norm1(x + self.drop_path(self.ls1(self.modulation(x))))
+        x = x + self.dw2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from focalclip.base.errors import UserError
-from focalclip.models.focalnet.mixers import FOCAL, MIXERS, NEED_LEVELS, Place
+from focalclip.models.focalnet.mixers import FOCAL, MIXERS, NEED_LEVELS, MixerSpec
 
 Init = Literal["official", "timm", "fan_in"]
 
-Block = Literal["focal", "unicl"]
+BlockKind = Literal["focal", "unicl"]
 
-INITS, BLOCKS = get_args(Init), get_args(Block)
+INITS, BLOCKS = get_args(Init), get_args(BlockKind)
 
 # (kernel size, padding) of overlapping patch embeddings by stride: the authors' for 4 and 2.
 OVERLAP = {4: (7, 2), 2: (3, 1)}
@@ -59,7 +59,7 @@ class FocalNetConfig:
     mixer: str = "focal_modulation"
     """What mixes positions in each block: a key of :data:`~focalclip.models.focalnet.mixers.MIXERS`. Attention,
     convolution and pooling have sizes of their own and take neither focal levels nor windows."""
-    block: Block = "focal"
+    block: BlockKind = "focal"
     """``focal``: the paper's; ``unicl``: that of K-LITE's UniCL FocalNet-B, see
     :mod:`focalclip.models.focalnet.blocks`."""
 
@@ -128,9 +128,9 @@ class FocalNetConfig:
         rates = iter(self.drop_path * block / max(last, 1) for block in range(last + 1))
         return tuple(tuple(next(rates) for _ in range(depth)) for depth in self.depths)
 
-    def place(self, stage: int, block: int) -> Place:
+    def mixer_spec(self, stage: int, block: int) -> MixerSpec:
         """What the mixer of this block is built from."""
-        return Place(
+        return MixerSpec(
             dim=self.dims[stage],
             block=block,
             num_levels=self.stage_levels[stage],

@@ -1,8 +1,7 @@
 """What mixes positions in a block: focal modulation, its ablations (the paper's tables 12 to 14) and its rivals.
 
-A mixer is a module from (B, H, W, C) to the same shape. Beside its code stand two formulas, ``expected_parameters()``
-and ``expected_multiply_adds(height, width)`` of one picture, in linear maps, convolutions and attention; tests count
-both in the built module.
+A mixer is a module from (B, H, W, C) to the same shape. Its docstring gives its parameters and its multiply-adds per
+position, in linear maps, convolutions and attention; tests count both in the built module.
 """
 
 from collections.abc import Callable
@@ -29,8 +28,8 @@ from focalclip.models.focalnet.rivals import (
 
 
 @dataclass(frozen=True)
-class Place:
-    """All that a mixer may depend on."""
+class MixerSpec:
+    """What a mixer is built from."""
 
     dim: int
     """Channels C."""
@@ -45,18 +44,18 @@ class Place:
     dropout: float = 0.0
 
 
-def _focal(mixer: type[FocalModulation]) -> Callable[[Place], Any]:
-    return lambda place: mixer(
-        place.dim,
-        num_levels=place.num_levels,
-        window=place.window,
-        use_norm=place.use_norm,
-        normalize=place.normalize,
-        dropout=place.dropout,
+def _focal(mixer: type[FocalModulation]) -> Callable[[MixerSpec], Any]:
+    return lambda spec: mixer(
+        spec.dim,
+        num_levels=spec.num_levels,
+        window=spec.window,
+        use_norm=spec.use_norm,
+        normalize=spec.normalize,
+        dropout=spec.dropout,
     )
 
 
-FOCAL: dict[str, Callable[[Place], Any]] = {
+FOCAL: dict[str, Callable[[MixerSpec], Any]] = {
     "focal_modulation": _focal(FocalModulation),
     "additive": _focal(Additive),
     "no_global": _focal(NoGlobal),
@@ -67,21 +66,21 @@ FOCAL: dict[str, Callable[[Place], Any]] = {
     "squeeze_excitation": _focal(SqueezeExcitation),
 }
 
-MIXERS: dict[str, Callable[[Place], Any]] = {
+MIXERS: dict[str, Callable[[MixerSpec], Any]] = {
     **FOCAL,
-    "poolformer": lambda place: PoolFormerPooling(),  # noqa: ARG005 - it has neither weights nor channels
-    "depthwise_convolution": lambda place: DepthwiseConvolution(place.dim, dropout=place.dropout),
-    "window_attention": lambda place: WindowAttention(place.dim, is_shifted=False, dropout=place.dropout),
-    "shifted_window_attention": lambda place: WindowAttention(
-        place.dim, is_shifted=place.block % 2 == 1, dropout=place.dropout
+    "poolformer": lambda spec: PoolFormerPooling(),  # noqa: ARG005 - it has neither weights nor channels
+    "depthwise_convolution": lambda spec: DepthwiseConvolution(spec.dim, dropout=spec.dropout),
+    "window_attention": lambda spec: WindowAttention(spec.dim, is_shifted=False, dropout=spec.dropout),
+    "shifted_window_attention": lambda spec: WindowAttention(
+        spec.dim, is_shifted=spec.block % 2 == 1, dropout=spec.dropout
     ),
-    "global_attention": lambda place: GlobalAttention(place.dim, dropout=place.dropout),
-    "focal_attention": lambda place: FocalAttention(place.dim, dropout=place.dropout),
+    "global_attention": lambda spec: GlobalAttention(spec.dim, dropout=spec.dropout),
+    "focal_attention": lambda spec: FocalAttention(spec.dim, dropout=spec.dropout),
 }
 
 NEED_LEVELS = ("no_global", "last_level", "no_gates", "single_level")
 
 
-def build_mixer(name: str, place: Place) -> Any:
+def build_mixer(name: str, spec: MixerSpec) -> Any:
     """The mixer of this name, with fresh weights."""
-    return MIXERS[name](place)
+    return MIXERS[name](spec)

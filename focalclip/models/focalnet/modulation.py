@@ -7,11 +7,25 @@ permuted view, the channels-last layout that is the quickest on CPUs as well as 
 import operator
 from collections.abc import Iterator
 from functools import reduce
+from typing import NamedTuple
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from focalclip.models.focalnet.depthwise import DepthwiseConv
+
+
+class ModulationParts(NamedTuple):
+    """What focal modulation computes on its way, channels last."""
+
+    q: Tensor
+    """q(x), (B, H, W, C)."""
+    contexts: tuple[Tensor, ...]
+    """Z^1 to Z^{L+1}, (B, H, W, C) each and (B, 1, 1, C) the global one; empty unless asked for."""
+    gates: Tensor
+    """G, raw, (B, H, W, L + 1)."""
+    modulator: Tensor
+    """h(Z^out), (B, H, W, C)."""
 
 
 class FocalModulation(nn.Module):
@@ -25,8 +39,12 @@ class FocalModulation(nn.Module):
         Z^out   = sum_{l=1..L+1} G^l * Z^l                      gated aggregation (eq. 5)
         y       = proj(q(x) * h(Z^out))                         modulation (eq. 6), then the output projection
 
-    The gates G are raw outputs of ``f``, one number per position and level: no softmax, and they may be negative. The
-    paper's complexity formula leaves ``proj`` out; the authors' code has it, and so has every published weight.
+    The gates G are raw outputs of ``f``, one number per position and level: no softmax, and they may be negative.
+
+    Parameters are ``4 C^2 + C (L + 1) + C sum(k^2)`` weights and ``4 C + L + 1`` biases; the norm adds ``2 C``. Each
+    position costs ``4 C^2 + C (L + 1) + C sum(k^2)`` multiply-adds in linear maps and convolutions. The paper has
+    ``3 C^2 + C (2 L + 3) + C sum(k^2)``: without ``proj``, which the authors' code and every published weight have, and
+    with the products by gates and q.
 
     Args:
         dim: channels C.
@@ -60,9 +78,21 @@ class FocalModulation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Modulate ``x`` (B, H, W, C); the result has its shape."""
+        parts = self.parts(x)
+        return self.dropout(self.proj(self.norm(self.modulate(parts.q, parts.modulator))))
+
+    def parts(self, x: Tensor, *, keep_contexts: bool = False) -> ModulationParts:
+        """The terms of the equations above for ``x`` (B, H, W, C).
+
+        Args:
+            x: input of the operator.
+            keep_contexts: return the contexts too; without, each is released as soon as it has been added.
+        """
         q, context, gates = self.f(x).split(self.split_sizes, dim=-1)  # the paper's q(x), Z^0, G
-        modulator = self.h(self.aggregate(self.contexts(context), gates / self.divisor))
-        return self.dropout(self.proj(self.norm(self.modulate(q, modulator))))
+        contexts = self.contexts(context)
+        kept = tuple(contexts) if keep_contexts else ()
+        modulator = self.h(self.aggregate(iter(kept) if keep_contexts else contexts, gates / self.divisor))
+        return ModulationParts(q, kept, gates, modulator)
 
     def contexts(self, context: Tensor) -> Iterator[Tensor]:
         """Z^1 to Z^{L+1} from Z^0, (B, H, W, C) each and (B, 1, 1, C) the last."""
@@ -80,20 +110,6 @@ class FocalModulation(nn.Module):
     def modulate(self, q: Tensor, modulator: Tensor) -> Tensor:
         """What the context does to the query."""
         return q * modulator
-
-    def expected_parameters(self) -> int:
-        """``4 C^2 + C (L + 1) + C sum(k^2)`` weights and ``4 C + L + 1`` biases; the norm adds ``2 C``."""
-        dim, _, num_gates = self.split_sizes
-        weights = 4 * dim**2 + dim * num_gates + dim * sum(k**2 for k in self.kernel_sizes)
-        return weights + 4 * dim + num_gates + 2 * dim * isinstance(self.norm, nn.LayerNorm)
-
-    def expected_multiply_adds(self, height: int, width: int) -> int:
-        """``4 C^2 + C (L + 1) + C sum(k^2)`` per position, in linear maps and convolutions alone.
-
-        The paper has ``3 C^2 + C (2 L + 3) + C sum(k^2)``: without ``proj``, with the products by gates and q.
-        """
-        dim, _, num_gates = self.split_sizes
-        return height * width * (4 * dim**2 + dim * num_gates + dim * sum(k**2 for k in self.kernel_sizes))
 
 
 def _focal_level(dim: int, kernel_size: int) -> nn.Sequential:

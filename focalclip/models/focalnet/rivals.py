@@ -1,4 +1,7 @@
-"""Self-attention as a mixer: over the whole map (ViT's) and within windows (Swin's), and what both share.
+"""Rivals of focal modulation as mixers: three kinds of attention, pooling and depthwise convolution.
+
+Attention is over the whole map (ViT's), within windows (Swin's), or focal; pooling is PoolFormer's, the convolution
+ConvNeXt's.
 
 For N positions that attend to M each, attention itself is ``2 N M C`` multiply-adds, whatever the number of heads.
 """
@@ -33,8 +36,21 @@ class RelativePositionBias(nn.Module):
         return bias.flatten(1, 2).flatten(2)
 
 
+def sines_and_cosines(height: int, width: int, dim: int, like: Tensor) -> Tensor:
+    """Fixed position codes (H, W, C): a quarter of the channels each for sine and cosine of row and column."""
+    count = -(-dim // 4)
+    frequencies = 10_000.0 ** -(torch.arange(count, device=like.device) / max(count - 1, 1))
+    row, column = (torch.arange(n, device=like.device)[:, None] * frequencies for n in (height, width))
+    row, column = row[:, None].expand(-1, width, -1), column[None].expand(height, -1, -1)
+    codes = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=-1)
+    return codes[..., :dim].to(like.dtype)
+
+
 class Attention(nn.Module):
-    """Projections that all kinds of attention share: queries, keys and values in one, and the output."""
+    """Projections that all kinds of attention share: queries, keys and values in one, and the output.
+
+    They have ``4 C^2`` weights and ``4 C`` biases.
+    """
 
     def __init__(self, dim: int, *, head_dim: int = 32, dropout: float = 0.0) -> None:
         super().__init__()
@@ -45,16 +61,14 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.dropout = nn.Dropout(dropout)
 
-    def expected_parameters(self) -> int:
-        """``4 C^2`` weights and ``4 C`` biases."""
-        return 4 * self.dim**2 + 4 * self.dim
-
 
 class GlobalAttention(Attention):
     """Every position attends to every other, as in ViT (https://arxiv.org/abs/2010.11929).
 
     FocalNet has no position embedding and takes any image size; attention over a set would not know where anything is.
     So fixed 2-D sines and cosines (https://arxiv.org/abs/2205.01580) are added to the input here, which cost nothing.
+
+    Multiply-adds per position: ``4 C^2 + 2 H W C``, quadratic in the number of positions over the map.
     """
 
     def __init__(self, dim: int, *, dropout: float = 0.0) -> None:
@@ -68,17 +82,15 @@ class GlobalAttention(Attention):
         mixed = F.scaled_dot_product_attention(*qkv)
         return self.dropout(self.proj(mixed.transpose(1, 2).reshape(x.shape)))
 
-    def expected_multiply_adds(self, height: int, width: int) -> int:
-        """``4 C^2 + 2 H W C`` per position: quadratic in the number of positions."""
-        positions = height * width
-        return positions * (4 * self.dim**2 + 2 * positions * self.dim)
-
 
 class WindowAttention(Attention):
     """Attention within windows of 7x7 positions, shifted by 3 if asked (https://arxiv.org/abs/2103.14030, section 3.2).
 
     Along an axis shorter than a window, the window shrinks to it and is not shifted (as in Swin). Maps that are no
     multiple of the window are padded; padding is never attended to.
+
+    Parameters: 13 x 13 relative positions per head beside those of the projections. Multiply-adds: ``4 C^2`` per
+    position and ``2 * 49 C`` per position of the padded map, linear in the number of positions.
     """
 
     WINDOW = 7
@@ -120,77 +132,14 @@ class WindowAttention(Attention):
         is_apart = windows[:, :, None] != windows[:, None, :]
         return bias.masked_fill(is_apart[:, None], float("-inf")).flatten(0, 1)
 
-    def expected_parameters(self) -> int:
-        """``4 C^2`` weights, ``4 C`` biases, and 13 x 13 relative positions per head."""
-        return super().expected_parameters() + self.num_heads * (2 * self.WINDOW - 1) ** 2
-
-    def expected_multiply_adds(self, height: int, width: int) -> int:
-        """``4 C^2`` per position and ``2 * 49 C`` per position of the padded map: linear in the number of positions."""
-        window = min(self.WINDOW, height), min(self.WINDOW, width)
-        padded = -(-height // window[0]) * window[0] * -(-width // window[1]) * window[1]
-        return height * width * 4 * self.dim**2 + padded * 2 * window[0] * window[1] * self.dim
-
-
-def sines_and_cosines(height: int, width: int, dim: int, like: Tensor) -> Tensor:
-    """Fixed position codes (H, W, C): a quarter of the channels each for sine and cosine of row and column."""
-    count = -(-dim // 4)
-    frequencies = 10_000.0 ** -(torch.arange(count, device=like.device) / max(count - 1, 1))
-    row, column = (torch.arange(n, device=like.device)[:, None] * frequencies for n in (height, width))
-    row, column = row[:, None].expand(-1, width, -1), column[None].expand(height, -1, -1)
-    codes = torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=-1)
-    return codes[..., :dim].to(like.dtype)
-
-
-class PoolFormerPooling(nn.Module):
-    """Average of the 3x3 neighbours minus the position itself (https://arxiv.org/abs/2111.11418, algorithm 1)."""
-
-    KERNEL = 3
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape; padding is not counted into the averages."""
-        pooled = F.avg_pool2d(
-            x.permute(0, 3, 1, 2), self.KERNEL, stride=1, padding=self.KERNEL // 2, count_include_pad=False
-        )
-        return pooled.permute(0, 2, 3, 1) - x
-
-    def expected_parameters(self) -> int:
-        """None."""
-        return 0
-
-    def expected_multiply_adds(self, height: int, width: int) -> int:  # noqa: ARG002
-        """None in linear maps and convolutions; the sums are 9 additions per position and channel."""
-        return 0
-
-
-class DepthwiseConvolution(nn.Module):
-    """ConvNeXt's 7x7 depthwise convolution with bias (https://arxiv.org/abs/2201.03545, section 2.5).
-
-    In ConvNeXt convolution and MLP share one norm and one residual connection; here, as every mixer, the convolution
-    has its own.
-    """
-
-    KERNEL = 7
-
-    def __init__(self, dim: int, *, dropout: float = 0.0) -> None:
-        super().__init__()
-        self.conv = DepthwiseConv(dim, self.KERNEL)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to the same shape."""
-        return self.dropout(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-
-    def expected_parameters(self) -> int:
-        """``49 C`` weights and ``C`` biases."""
-        return (self.KERNEL**2 + 1) * self.conv.out_channels
-
-    def expected_multiply_adds(self, height: int, width: int) -> int:
-        """``49 C`` per position."""
-        return height * width * self.KERNEL**2 * self.conv.out_channels
-
 
 class FocalAttention(Attention):
-    """Each window attends to its surroundings, finely nearby and coarsely far away."""
+    """Each window attends to its surroundings, finely nearby and coarsely far away.
+
+    Parameters: ``4 C^2 + 4 C``, 50 for pooling, and 19 x 19 fine and 7 x 7 coarse relative positions per head.
+    Multiply-adds are linear in the number of positions: ``4 C^2`` per position; per window ``49 C`` for pooling,
+    ``2 C^2`` for keys and values of what is pooled, and ``2 * 49 (169 + 49) C`` for attention.
+    """
 
     WINDOW = 7
     MARGIN = 3  # fine positions around the window
@@ -244,18 +193,37 @@ class FocalAttention(Attention):
         is_outside = torch.cat(seen, dim=1)[0].T == 0  # windows, keys
         return bias.masked_fill(is_outside[:, None, None], float("-inf")).flatten(0, 1)
 
-    def expected_parameters(self) -> int:
-        """``4 C^2 + 4 C``, 50 for pooling, and 19 x 19 fine and 7 x 7 coarse relative positions per head."""
-        fine = 2 * (self.WINDOW - 1 + self.MARGIN) + 1
-        return super().expected_parameters() + self.WINDOW**2 + 1 + self.num_heads * (fine**2 + self.COARSE**2)
 
-    def expected_multiply_adds(self, height: int, width: int) -> int:
-        """Linear in the number of positions.
+class PoolFormerPooling(nn.Module):
+    """Average of the 3x3 neighbours minus the position itself (https://arxiv.org/abs/2111.11418, algorithm 1).
 
-        ``4 C^2`` per position; per window ``49 C`` for pooling, ``2 C^2`` for keys and values of what is pooled, and
-        ``2 * 49 (169 + 49) C`` for attention.
-        """
-        num_windows = -(-height // self.WINDOW) * -(-width // self.WINDOW)
-        queries, keys = self.WINDOW**2, (self.WINDOW + 2 * self.MARGIN) ** 2 + self.COARSE**2
-        per_window = queries * self.dim + 2 * self.dim**2 + 2 * queries * keys * self.dim
-        return height * width * 4 * self.dim**2 + num_windows * per_window
+    No parameters and no multiply-adds; the sums are 9 additions per position and channel.
+    """
+
+    KERNEL = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape; padding is not counted into the averages."""
+        pooled = F.avg_pool2d(
+            x.permute(0, 3, 1, 2), self.KERNEL, stride=1, padding=self.KERNEL // 2, count_include_pad=False
+        )
+        return pooled.permute(0, 2, 3, 1) - x
+
+
+class DepthwiseConvolution(nn.Module):
+    """ConvNeXt's 7x7 depthwise convolution with bias (https://arxiv.org/abs/2201.03545, section 2.5).
+
+    In ConvNeXt convolution and MLP share one norm and one residual connection; here, as every mixer, the convolution
+    has its own. ``49 C`` weights and ``C`` biases; ``49 C`` multiply-adds per position.
+    """
+
+    KERNEL = 7
+
+    def __init__(self, dim: int, *, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.conv = DepthwiseConv(dim, self.KERNEL)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) to the same shape."""
+        return self.dropout(self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))

@@ -1,4 +1,8 @@
-"""FocalNet weights of other code bases, in and out: ``focalclip.weights``."""
+"""FocalNet weights of other code bases, in and out: ``focalclip.weights``.
+
+``from_`` functions build the FocalNet that weights imply; ``state_dict_from_`` and ``to_`` functions translate
+dictionaries.
+"""
 
 from focalclip.models.weights.convert import (
     from_klite,
@@ -7,6 +11,8 @@ from focalclip.models.weights.convert import (
     from_transformers,
     load_focalnet,
     load_strictly,
+    state_dict_from_timm,
+    state_dict_from_transformers,
     to_klite,
     to_official,
     to_timm,
@@ -20,6 +26,8 @@ __all__ = [
     "from_transformers",
     "load_focalnet",
     "load_strictly",
+    "state_dict_from_timm",
+    "state_dict_from_transformers",
     "to_klite",
     "to_official",
     "to_timm",

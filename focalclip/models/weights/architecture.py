@@ -1,4 +1,4 @@
-"""Which FocalNet a set of weights is: what their names and shapes imply, and what they cannot tell."""
+"""Which FocalNet a set of weights belongs to: what their names and shapes imply, and what they leave open."""
 
 import re
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from focalclip.models.focalnet.config import OVERLAP, FocalNetConfig
 from focalclip.models.focalnet.variants import FOCALNETS
 from focalclip.models.weights.dialects import Weights
 
-# What weights cannot tell; but timm's names tell the first.
-_UNTOLD = ("use_post_norm", "normalize_modulator")
+# Weights do not imply these, except that timm's and K-LITE's names imply the first.
+_NOT_IN_WEIGHTS = ("use_post_norm", "normalize_modulator")
 
 # Published configurations disagree on normalize_modulator (the authors' set it, timm's do not); weights cannot tell.
 _DISPUTED = ("focalnet_large_fl4", "focalnet_xlarge_fl4")
@@ -20,7 +20,7 @@ _FREE = ("dropout", "drop_path", "activation_checkpointing", "init")  # of train
 
 
 def implied_config(ours: Weights, *, num_classes: int, where: str) -> FocalNetConfig:
-    """What names and shapes of a state dict of ours tell: all but the normalised modulator.
+    """What names and shapes of a state dict of ours imply.
 
     Raises:
         UserError: if they are not those of a FocalNet.
@@ -60,24 +60,27 @@ def implied_config(ours: Weights, *, num_classes: int, where: str) -> FocalNetCo
 
 
 def complete(
-    implied: FocalNetConfig, flags: Mapping[str, Any], *, where: str, is_post_norm_told: bool
-) -> FocalNetConfig:
-    """``implied`` with what the weights cannot tell: as given, else as in the variant of this architecture.
+    implied: FocalNetConfig, flags: Mapping[str, Any], *, where: str, implies_post_norm: bool
+) -> tuple[FocalNetConfig, str | None]:
+    """``implied`` with what the weights do not imply: as given, else as in the variant of this architecture.
+
+    Returns:
+        The configuration, and the name of that variant or None.
 
     Raises:
         UserError: if a flag is unknown, contradicts the weights, or must be given.
     """
-    known = sorted({field.name for field in fields(FocalNetConfig)} - set(_UNTOLD))
-    untold = () if implied.block == "unicl" else _UNTOLD[is_post_norm_told:]  # of that block there is one kind
+    known = sorted({field.name for field in fields(FocalNetConfig)} - set(_NOT_IN_WEIGHTS))
+    open_flags = () if implied.block == "unicl" else _NOT_IN_WEIGHTS[implies_post_norm:]  # UniCL's has one setting
     for name, value in flags.items():
-        if name not in (*known, *_UNTOLD):
+        if name not in (*known, *_NOT_IN_WEIGHTS):
             raise UserError(
                 f"{name} is not a flag of weights; known are post_norm, normalize_modulator, {', '.join(known)}"
             )
-        told = getattr(implied, name)
-        agrees = (value is None) == (told is None) if name == "layer_scale" else value == told
-        if name not in (*_FREE, *untold) and not agrees:
-            raise UserError(f"{where}: {name}={value} contradicts the weights, which imply {told}; leave it out")
+        in_weights = getattr(implied, name)
+        agrees = (value is None) == (in_weights is None) if name == "layer_scale" else value == in_weights
+        if name not in (*_FREE, *open_flags) and not agrees:
+            raise UserError(f"{where}: {name}={value} contradicts the weights, which imply {in_weights}; leave it out")
     variant = variant_of(implied)
     if variant in _DISPUTED and "normalize_modulator" not in flags:
         raise UserError(
@@ -85,7 +88,7 @@ def complete(
             "the authors' True or timm's False"
         )
     usual = FOCALNETS[variant] if variant else FocalNetConfig()
-    return replace(implied, **({name: getattr(usual, name) for name in untold} | dict(flags)))
+    return replace(implied, **({name: getattr(usual, name) for name in open_flags} | dict(flags))), variant
 
 
 def check_published(config: FocalNetConfig, name: str, num_classes: int) -> None:
@@ -105,10 +108,10 @@ def variant_of(config: FocalNetConfig) -> str | None:
 
 
 def _shapes(config: FocalNetConfig) -> dict[str, Any]:
-    """What weights can tell of a configuration, without the head."""
-    free = {*_FREE, *_UNTOLD, "num_classes"}
-    told = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in free}
-    return told | {"layer_scale": config.layer_scale is not None}
+    """What weights imply of a configuration, without the head."""
+    free = {*_FREE, *_NOT_IN_WEIGHTS, "num_classes"}
+    implied = {field.name: getattr(config, field.name) for field in fields(config) if field.name not in free}
+    return implied | {"layer_scale": config.layer_scale is not None}
 
 
 def _levels_and_window(ours: Weights, stage: int) -> tuple[int, int]:

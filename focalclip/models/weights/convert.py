@@ -1,8 +1,9 @@
 """FocalNet weights between code bases: the authors' (microsoft/FocalNet, microsoft/klite), timm's and transformers'.
 
-The ``from_`` and ``to_`` pairs translate state dicts; :func:`from_official` and :func:`load_focalnet` build the whole
-tower. Our names are timm's; shapes differ where timm has 1x1 convolutions. Whatever has no place in a FocalNet is an
-error.
+:func:`from_official`, :func:`from_timm`, :func:`from_transformers` and :func:`from_klite` build the FocalNet that
+weights imply; :func:`load_focalnet` finds out from the names which of them applies. The ``state_dict_from_`` and
+``to_`` functions translate dictionaries. Our names are timm's; shapes differ where timm has 1x1 convolutions. Whatever
+has no place in a FocalNet is an error.
 """
 
 import pickle
@@ -10,7 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,22 +29,29 @@ from focalclip.models.weights.dialects import (
     Dialect,
     Weights,
     as_conv,
+    as_post_norm,
     some,
     to_ours,
     to_theirs,
 )
 
+Source = str | Path | Mapping[str, Any]
+
 _WRAPPERS = ("model", "state_dict")  # of the authors' files, and of those of most training loops
 
+_GIVEN = "the given weights"
 
-def read_weights(source: str | Path | Mapping[str, Any]) -> tuple[Weights, str]:
+_HEAD = "head.fc."
+
+
+def read_weights(source: Source) -> tuple[Weights, str]:
     """Named tensors of a ``.pth``, ``.pt`` or ``.safetensors`` file or its content, and what messages call them.
 
     Raises:
         UserError: if the file cannot be read safely or whole, or holds no named tensors.
     """
     if isinstance(source, Mapping):
-        content, where = source, "the given weights"
+        content, where = source, _GIVEN
     else:
         content, where = _read(Path(source)), str(source)
     inner = next((content[name] for name in _WRAPPERS if name in content), content)
@@ -108,18 +116,38 @@ def _read(path: Path) -> Mapping[str, Any]:
     return content
 
 
-_GIVEN = "the given weights"
+def load_strictly(
+    module: nn.Module, weights: Mapping[str, Tensor], where: str, *, remedy: str = "get it again"
+) -> None:
+    """Put weights into a module, which may be on the meta device; it then takes the tensors themselves.
 
-_HEAD = "head.fc."
+    Args:
+        module: what they are for.
+        weights: by the module's names.
+        where: source of the weights, for the message.
+        remedy: what to do about weights that do not fit, for the message.
+
+    Raises:
+        UserError: listing what is missing, unexpected or of another shape.
+    """
+    own = module.state_dict()
+    wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    problems = {
+        "missing": own.keys() - weights.keys(), "unexpected": weights.keys() - own.keys(), "of another shape": wrong
+    }  # fmt: skip
+    if any(problems.values()):
+        listed = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names)
+        raise UserError(f"{where}: not the weights of this {type(module).__name__} ({listed}); {remedy}")
+    module.load_state_dict(weights, assign=any(x.is_meta for x in own.values()))
 
 
-def from_timm(weights: Mapping[str, Tensor]) -> Weights:
+def state_dict_from_timm(weights: Mapping[str, Tensor]) -> Weights:
     """State dict of timm's ``focalnet`` as a state dict of ours.
 
     Raises:
         UserError: if a name is not one of a FocalNet.
     """
-    return to_ours(weights, TIMM, post_norm=False, where=_GIVEN)
+    return to_ours(weights, TIMM, where=_GIVEN)
 
 
 def to_timm(weights: Mapping[str, Tensor]) -> Weights:
@@ -127,7 +155,7 @@ def to_timm(weights: Mapping[str, Tensor]) -> Weights:
     return {name: as_conv(x) if MATRIX.search(name) else x for name, x in weights.items()}
 
 
-def from_transformers(weights: Mapping[str, Tensor], *, post_norm: bool = False) -> Weights:
+def state_dict_from_transformers(weights: Mapping[str, Tensor], *, post_norm: bool = False) -> Weights:
     """State dict of transformers' ``FocalNetModel`` or ``FocalNetForImageClassification`` as a state dict of ours.
 
     Args:
@@ -137,7 +165,8 @@ def from_transformers(weights: Mapping[str, Tensor], *, post_norm: bool = False)
     Raises:
         UserError: if a name is not one of a FocalNet, such as the decoder of masked image modelling.
     """
-    return to_ours(weights, TRANSFORMERS, post_norm=post_norm, where=_GIVEN)
+    ours = to_ours(weights, TRANSFORMERS, where=_GIVEN)
+    return as_post_norm(ours) if post_norm else ours
 
 
 def to_transformers(weights: Mapping[str, Tensor]) -> Weights:
@@ -153,36 +182,20 @@ def to_official(weights: Mapping[str, Tensor]) -> Weights:
     return to_theirs(weights, OFFICIAL)
 
 
-def from_klite(
-    source: str | Path | Mapping[str, Any],
-    *,
-    with_head: bool = False,
-    **flags: Any,
-) -> FocalNet:
-    """Build K-LITE's UniCL FocalNet (see :mod:`focalclip.models.focalnet.blocks`) from weights, in float32 on the CPU.
-
-    K-LITE's names tell all but whether gates pass a sigmoid (``USE_SIGMOID``, off in its configuration); here they do
-    not.
-
-    Args:
-        source: a file or its content, as for :func:`from_official`: the image tower, or a two-tower model, of which the
-            image tower is taken (``image_encoder.``, or ``visual.`` in older files).
-        with_head: keep the classification head; the tower then returns logits.
-        **flags: as for :func:`from_official`.
-
-    Raises:
-        UserError: as :func:`from_official`.
-    """
-    return _load(source, with_head, flags, expected=KLITE)
-
-
 def to_klite(weights: Mapping[str, Tensor]) -> Weights:
     """State dict of our UniCL FocalNet as one of K-LITE's image tower."""
     return to_theirs(weights, KLITE)
 
 
+class Loaded(NamedTuple):
+    """A FocalNet built from weights, and the named variant with its architecture, if there is one."""
+
+    tower: FocalNet
+    variant: str | None
+
+
 def from_official(
-    source: str | Path | Mapping[str, Any],
+    source: Source,
     *,
     post_norm: bool | None = None,
     normalize_modulator: bool | None = None,
@@ -206,58 +219,100 @@ def from_official(
         UserError: if the file cannot be read safely or whole, is no FocalNet of the authors, contradicts a flag, or
             has missing, unexpected or misshapen weights.
     """
-    return _load(source, with_head, _flags(flags, post_norm, normalize_modulator), expected=OFFICIAL)
+    return _build(source, with_head, _named(flags, post_norm, normalize_modulator), OFFICIAL).tower
 
 
-def load_focalnet(
-    source: str | Path | Mapping[str, Any],
+def from_timm(
+    source: Source,
     *,
     post_norm: bool | None = None,
     normalize_modulator: bool | None = None,
     with_head: bool = False,
     **flags: Any,
 ) -> FocalNet:
-    """Build a FocalNet from weights of the authors, of K-LITE, timm or transformers, whichever the names tell.
+    """Build a FocalNet from weights of timm's ``focalnet``, in float32 on the CPU.
 
-    Arguments and errors are those of :func:`from_official`. timm's names tell ``post_norm``; transformers' do not:
-    their folders hold a configuration beside the weights, which ``load_image_encoder("transformers:FOLDER")`` reads.
+    Arguments and errors are those of :func:`from_official`; timm's names imply ``post_norm``.
     """
-    return _load(source, with_head, _flags(flags, post_norm, normalize_modulator))
+    return _build(source, with_head, _named(flags, post_norm, normalize_modulator), TIMM).tower
 
 
-def load_strictly(tower: nn.Module, ours: Mapping[str, Tensor], where: str) -> None:
-    """Put weights into a tower, which may be on the meta device.
-
-    Raises:
-        UserError: listing what is missing, unexpected or of another shape.
-    """
-    own = tower.state_dict()
-    wrong = [name for name in own.keys() & ours.keys() if own[name].shape != ours[name].shape]
-    problems = {"missing": own.keys() - ours.keys(), "unexpected": ours.keys() - own.keys(), "of another shape": wrong}
-    if any(problems.values()):
-        listed = "; ".join(f"{len(names)} {what}: {some(names)}" for what, names in problems.items() if names)
-        raise UserError(f"{where}: not the weights of a whole FocalNet ({listed}); get the file again")
-    tower.load_state_dict(ours, assign=True)
-
-
-def _flags(flags: dict[str, Any], post_norm: bool | None, normalize_modulator: bool | None) -> dict[str, Any]:
-    """One mapping of what was given, by the names of :class:`~focalclip.models.focalnet.FocalNetConfig`."""
-    untold = {"use_post_norm": post_norm, "normalize_modulator": normalize_modulator}
-    if twice := flags.keys() & untold.keys():
-        raise UserError(f"{', '.join(twice)} is not a flag of weights; it is called post_norm")
-    return flags | {name: value for name, value in untold.items() if value is not None}
-
-
-def _load(
-    source: str | Path | Mapping[str, Any], with_head: bool, flags: dict[str, Any], expected: Dialect | None = None
+def from_transformers(
+    source: Source,
+    *,
+    post_norm: bool | None = None,
+    normalize_modulator: bool | None = None,
+    with_head: bool = False,
+    **flags: Any,
 ) -> FocalNet:
+    """Build a FocalNet from weights of transformers' ``FocalNetModel`` or ``FocalNetForImageClassification``.
+
+    Arguments and errors are those of :func:`from_official`. A folder holds a configuration beside the weights, which
+    ``load_image_encoder("transformers:FOLDER")`` reads; here ``post_norm`` is their ``use_post_layernorm``.
+    """
+    return _build(source, with_head, _named(flags, post_norm, normalize_modulator), TRANSFORMERS).tower
+
+
+def from_klite(
+    source: Source,
+    *,
+    post_norm: bool | None = None,
+    normalize_modulator: bool | None = None,
+    with_head: bool = False,
+    **flags: Any,
+) -> FocalNet:
+    """Build K-LITE's UniCL FocalNet (see :class:`~focalclip.models.focalnet.blocks.UniCLBlock`) from its weights.
+
+    The names imply everything except whether gates pass a sigmoid (``USE_SIGMOID``, off in K-LITE's configuration);
+    here they do not. Arguments and errors are those of :func:`from_official`; of a two-tower model the image tower is
+    taken (``image_encoder.``, or ``visual.`` in older files).
+    """
+    return _build(source, with_head, _named(flags, post_norm, normalize_modulator), KLITE).tower
+
+
+def load_focalnet(
+    source: Source,
+    *,
+    post_norm: bool | None = None,
+    normalize_modulator: bool | None = None,
+    with_head: bool = False,
+    **flags: Any,
+) -> FocalNet:
+    """Build a FocalNet from weights of the authors, K-LITE, timm or transformers, by the names of the weights.
+
+    Arguments and errors are those of :func:`from_official`.
+    """
+    return _build(source, with_head, _named(flags, post_norm, normalize_modulator)).tower
+
+
+def load_variant(
+    source: Source,
+    *,
+    post_norm: bool | None = None,
+    normalize_modulator: bool | None = None,
+    with_head: bool = False,
+    **flags: Any,
+) -> Loaded:
+    """What :func:`load_focalnet` builds, and which variant it is."""
+    return _build(source, with_head, _named(flags, post_norm, normalize_modulator))
+
+
+def _named(flags: dict[str, Any], post_norm: bool | None, normalize_modulator: bool | None) -> dict[str, Any]:
+    """All flags by the names of :class:`~focalclip.models.focalnet.FocalNetConfig`."""
+    not_in_weights = {"use_post_norm": post_norm, "normalize_modulator": normalize_modulator}
+    if twice := flags.keys() & not_in_weights.keys():
+        raise UserError(f"{', '.join(twice)} is not a flag of weights; it is called post_norm")
+    return flags | {name: value for name, value in not_in_weights.items() if value is not None}
+
+
+def _build(source: Source, with_head: bool, flags: dict[str, Any], expected: Dialect | None = None) -> Loaded:
     """The tower of weights in the names of ``expected``, or of any dialect."""
     weights, where = read_weights(source)
     dialect, weights = recognise(weights, where)
     if expected not in (None, dialect):
         raise UserError(f"{where}: these are {dialect.owner}'s names; use from_{dialect.owner} or load_focalnet")
-    pre_norm = to_ours(weights, dialect, post_norm=False, where=where)  # all but post-norm shows in these names already
-    num_classes = len(pre_norm.get(_HEAD + "weight", ()))
+    ours = to_ours(weights, dialect, where=where)
+    num_classes = len(ours.get(_HEAD + "weight", ()))
     if with_head and not num_classes:
         raise UserError(f"{where}: with_head=True, but the weights have no classification head; leave it out")
     if flags.get("num_classes", kept := num_classes if with_head else 0) != kept:
@@ -265,10 +320,12 @@ def _load(
             f"{where}: num_classes={flags['num_classes']} contradicts the weights, whose head has {num_classes}; "
             "with_head=True keeps it, and without it a head of your own takes the features"
         )
-    implied = implied_config(pre_norm, num_classes=kept, where=where)
-    config = complete(implied, flags, where=where, is_post_norm_told=dialect.tells_post_norm)
-    ours = to_ours(weights, dialect, post_norm=config.use_post_norm, where=where)
+    implied = implied_config(ours, num_classes=kept, where=where)
+    config, variant = complete(implied, flags, where=where, implies_post_norm=dialect.implies_post_norm)
+    if config.use_post_norm and not dialect.implies_post_norm:
+        ours = as_post_norm(ours)
     with torch.device("meta"):
         tower = FocalNet(config)
-    load_strictly(tower, {name: x for name, x in ours.items() if with_head or not name.startswith(_HEAD)}, where)
-    return tower.float()
+    kept_weights = {name: x for name, x in ours.items() if with_head or not name.startswith(_HEAD)}
+    load_strictly(tower, kept_weights, where, remedy="get the file again")
+    return Loaded(tower.float(), variant)

@@ -13,6 +13,7 @@ from focalclip.base.errors import UserError
 
 Weights = dict[str, Tensor]
 
+
 # Pairs (our prefix, their prefix); the first that fits a name renames it. {prev} is {i} - 1: the authors and
 # transformers keep the downsampling at the end of the stage before.
 Rules = list[tuple[str, str]]
@@ -27,13 +28,17 @@ class Dialect(NamedTuple):
     rules: Rules
     base: str = ""
     """Prefix of all names but the head's in a model with a head."""
-    tells_post_norm: bool = False
+    implies_post_norm: bool = False
     """Whether post-norm blocks have other names than pre-norm ones."""
     image_towers: tuple[str, ...] = ()
     """Prefixes of the image tower in their two-tower models."""
 
 
 _BLOCK = "layers.{i}.blocks.{j}."
+
+
+_HF_BLOCK = "encoder.stages.{i}.layers.{j}."
+
 
 _OFFICIAL: Rules = [
     ("stem.", "patch_embed."),
@@ -46,7 +51,6 @@ _OFFICIAL: Rules = [
     ("head.fc.", "head."),
 ]
 
-_HF_BLOCK = "encoder.stages.{i}.layers.{j}."
 
 _TRANSFORMERS: Rules = [
     ("stem.proj.", "embeddings.patch_embeddings.projection."),
@@ -64,7 +68,9 @@ _TRANSFORMERS: Rules = [
     ("head.fc.", "classifier."),
 ]
 
+
 _TIMM: Rules = [(name, name) for name in ("stem.", "layers.{i}.downsample.", _BLOCK, "norm.", "head.fc.")]
+
 
 # microsoft/klite, image_encoder/focal.py. It has no name for what it lacks, a norm in the modulation.
 _KLITE: Rules = [
@@ -75,43 +81,54 @@ _KLITE: Rules = [
     *(rule for rule in _OFFICIAL if "modulation" not in rule[0]),
 ]
 
+
 OFFICIAL = Dialect("official", "patch_embed.proj.weight", _OFFICIAL)
 
-TIMM = Dialect("timm", "stem.proj.weight", _TIMM, tells_post_norm=True)
+
+TIMM = Dialect("timm", "stem.proj.weight", _TIMM, implies_post_norm=True)
+
 
 TRANSFORMERS = Dialect("transformers", "embeddings.patch_embeddings.projection.weight", _TRANSFORMERS, base="focalnet.")
+
 
 KLITE = Dialect(
     "klite",
     "layers.0.blocks.0.attn.pre_conv.weight",
     _KLITE,
-    tells_post_norm=True,
+    implies_post_norm=True,
     image_towers=("image_encoder.", "visual."),
 )
 
+
 DIALECTS = (KLITE, OFFICIAL, TIMM, TRANSFORMERS)  # K-LITE's stem has the authors' name: it is looked for first
+
+
+_BLOCK_NORM = re.compile(r"^(layers\.\d+\.blocks\.\d+\.norm[12])\.")
+
 
 # Matrices for us, 1x1 convolutions for timm; the authors and transformers have a convolution for h alone.
 MATRIX = re.compile(r"(modulation\.(f|h|proj)|mlp\.fc[12])\.weight$")
 
 
-def to_ours(weights: Mapping[str, Tensor], dialect: Dialect, *, post_norm: bool, where: str) -> Weights:
-    """Our state dict from theirs.
+def to_ours(weights: Mapping[str, Tensor], dialect: Dialect, *, where: str) -> Weights:
+    """Our state dict from theirs; pre-norm where their names do not imply it, see :func:`as_post_norm`.
 
     Args:
         weights: theirs.
         dialect: what they call things.
-        post_norm: whether blocks are post-norm, where the dialect does not tell.
         where: source of the weights, for the message.
 
     Raises:
         UserError: if a name is not one of theirs.
     """
-    is_told = dialect.tells_post_norm or not post_norm
-    rules = dialect.rules if is_told else _post_norm_rules(dialect.rules) + dialect.rules
     unprefixed = {name.removeprefix(dialect.base): x for name, x in weights.items()}
-    ours = _rename(unprefixed, [(theirs, ours) for ours, theirs in rules], where)
+    ours = _rename(unprefixed, [(theirs, ours) for ours, theirs in dialect.rules], where)
     return {name: as_matrix(name, x) for name, x in ours.items()}
+
+
+def as_post_norm(ours: Mapping[str, Tensor]) -> Weights:
+    """Our state dict of pre-norm blocks as one of post-norm blocks."""
+    return {_BLOCK_NORM.sub(r"\1_post.", name): x for name, x in ours.items()}
 
 
 def to_theirs(weights: Mapping[str, Tensor], dialect: Dialect) -> Weights:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Speed and exactness against peers: rows of ours and theirs, measured side by side in one run."""

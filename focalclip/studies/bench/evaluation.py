@@ -13,11 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from focalclip.base.errors import UserError
+from focalclip.evaluation.metrics import METRICS
 from focalclip.evaluation.task import Task, registered_tasks
-from focalclip.studies.bench import peers as clip_benchmark
-from focalclip.studies.bench.parity import differences
-from focalclip.studies.bench.peers import OurRun, PeerRun, run_zeroshot
-from focalclip.studies.bench.result import BenchResult, Row
+from focalclip.studies.bench.parity import number_pairs
+from focalclip.studies.bench.peers import (
+    CLIP_BENCHMARK,
+    SHARED,
+    OurRun,
+    PeerRun,
+    install_clip_benchmark,
+    installed_versions,
+    run_clip_benchmark,
+    run_zeroshot,
+)
+from focalclip.studies.bench.result import BenchResult, BenchRow
 from focalclip.studies.bench.synthetic import SyntheticTask, write_model
 
 SHARDS = 4  # as many as CLIP_benchmark's loader has workers by default; with fewer shards it fails
@@ -44,20 +53,20 @@ def timed(architecture: str, images: int, rounds: int, ids: Sequence[str] | None
     if config is None:
         raise UserError(f"--model {architecture}: open_clip has no such architecture; see open_clip.list_models()")
     tasks = _chosen(ids)
-    python = clip_benchmark.install()
+    python = install_clip_benchmark()
     write_model(folder / "model", config)
     for seed, task in enumerate(tasks):
         synthetic_task(task, images, seed).write(folder / "tasks" / task.id)
     ids = [task.id for task in tasks]
     workers = min(int((folder / "tasks" / name / "test" / "nshards.txt").read_text()) for name in ids)
-    run_peer = partial(clip_benchmark.run, python, folder / "model", folder / "tasks", ids, workers=workers)
+    run_peer = partial(run_clip_benchmark, python, folder / "model", folder / "tasks", ids, workers=workers)
     runs = [_round(i, rounds, run_peer, folder) for i in range(rounds)]
     prompts = sum(len(task.names or ()) * len(task.templates or ()) for task in tasks)
     return BenchResult(
         "eval",
         _rows(runs, len(tasks), prompts, images * len(tasks)),
         {
-            "peer_name": f"clip_benchmark {clip_benchmark.VERSION}",
+            "peer_name": f"clip_benchmark {CLIP_BENCHMARK}",
             "model": f"open_clip {architecture}, random weights, float32",
             "tasks": len(tasks),
             "classes": sum(len(task.names or ()) for task in tasks),
@@ -65,8 +74,8 @@ def timed(architecture: str, images: int, rounds: int, ids: Sequence[str] | None
             "images": images * len(tasks),
             "largest_difference": max(_largest_difference(ours, theirs) for ours, theirs in runs),
             "versions": {
-                "ours": {name: version(name) for name in ("numpy", *clip_benchmark.SHARED)},
-                "peer": clip_benchmark.installed_versions(python),
+                "ours": {name: version(name) for name in ("numpy", *SHARED)},
+                "peer": installed_versions(python),
             },
         },
     )
@@ -82,7 +91,7 @@ def synthetic_task(task: Task, images: int, seed: int) -> SyntheticTask:
         raise UserError(f"{task.id}: the registry has no class names or no prompts of it; choose other --tasks")
     rng = np.random.default_rng(seed)
     classes = len(task.names)
-    is_multilabel = task.metric.startswith("map")
+    is_multilabel = METRICS[task.metric].labels == "multilabel"
     labels = rng.random((images, classes)) < 0.1 if is_multilabel else rng.integers(0, classes, images)
     return SyntheticTask(task.names, task.templates, labels, seed, (PICTURE,), ("webp",), min(SHARDS, images))
 
@@ -104,18 +113,18 @@ def _round(i: int, rounds: int, run_peer: Callable[[], PeerRun], folder: Path) -
     return ours, peer
 
 
-def _rows(runs: Sequence[tuple[OurRun, PeerRun]], tasks: int, prompts: int, images: int) -> tuple[Row, ...]:
+def _rows(runs: Sequence[tuple[OurRun, PeerRun]], tasks: int, prompts: int, images: int) -> tuple[BenchRow, ...]:
     def spent(ours: OurRun, side: str) -> float:
         return sum(task[side] for task in ours.result["tasks"].values())
 
     return (
-        Row(f"end to end, {tasks} tasks", [ours.seconds for ours, _ in runs], [peer.seconds for _, peer in runs]),
-        Row(
+        BenchRow(f"end to end, {tasks} tasks", [ours.seconds for ours, _ in runs], [peer.seconds for _, peer in runs]),
+        BenchRow(
             f"text side, {prompts:,} prompts",
             [spent(ours, "text_seconds") for ours, _ in runs],
             [peer.text_seconds for _, peer in runs],
         ),
-        Row(
+        BenchRow(
             f"image side, {images:,} images",
             [spent(ours, "image_seconds") for ours, _ in runs],
             [peer.image_seconds for _, peer in runs],
@@ -129,7 +138,7 @@ def _largest_difference(ours: OurRun, peer: PeerRun) -> float:
     Raises:
         UserError: if our result lacks a number.
     """
-    pairs = differences(peer.metrics, ours.result)
+    pairs = number_pairs(peer.metrics, ours.result)
     lacking = [pair for pair in pairs if pair.ours is None]
     if lacking:
         why = ours.result["failed"].get(lacking[0].task, "")

@@ -1,11 +1,13 @@
-"""The model and the data: an open_clip model of random weights, six small classification tasks and one of retrieval.
+"""Our numbers against CLIP_benchmark's: the model and the data, how far each decision is from a tie, the comparison.
 
-All is made from seeds, and nothing hangs on rounding (see ``margins``), so that what CLIP_benchmark gave on one machine
-must come out of ours on every other.
+An open_clip model of random weights, six small classification tasks and one retrieval set are made from seeds, with
+every decision further from a tie than rounding reaches (:data:`MIN_MARGIN`). So the numbers that CLIP_benchmark gave
+on one machine must come out of ours on every other; ``tests/studies`` keeps them, :func:`compare` measures them.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,11 +16,28 @@ import torch
 from PIL import Image
 from torch.nn.functional import normalize
 
+import focalclip
+from focalclip.base.errors import UserError
+from focalclip.base.files import write_json
 from focalclip.evaluation.data import read_task_folder
 from focalclip.evaluation.features.images import encode_images
+from focalclip.evaluation.features.model import evaluating
 from focalclip.evaluation.features.texts import class_matrix, encode_prompts
-from focalclip.studies.bench.peers import RECALLS
+from focalclip.studies.bench.peers import (
+    RECALLS,
+    install_clip_benchmark,
+    installed_versions,
+    run_clip_benchmark,
+    run_retrieval,
+    run_zeroshot,
+)
 from focalclip.studies.bench.synthetic import SyntheticPairs, SyntheticTask, write_model
+
+TOLERANCE = 1e-6
+"""Largest difference of two numbers that count as equal."""
+
+MIN_MARGIN = 5e-5
+"""Smallest accepted margin of a task; float32 instead of float64 moves these cosines by less than 1e-6."""
 
 MODEL: dict[str, Any] = {
     "embed_dim": 32,
@@ -39,6 +58,17 @@ TEMPLATES = (
 _WORDS = ("seen from afar", "in four colours", "as it was drawn")
 
 _SHAPES = {"sizes": ((40, 52), (36, 36), (64, 48)), "extensions": ("png", "webp")}
+
+PEER_METRICS = {
+    "acc1": "accuracy",
+    "acc5": "top5",
+    "mean_per_class_recall": "mean_per_class",
+    "mean_average_precision": "map",
+}
+"""CLIP_benchmark's metrics of classification and ours."""
+
+PEER_DIRECTIONS = {"image_retrieval": "text_to_image", "text_retrieval": "image_to_text"}
+"""CLIP_benchmark's directions of retrieval, called by what is retrieved, and ours."""
 
 
 def _single(names: str, counts: Sequence[int], seed: int, templates: int, **options: Any) -> SyntheticTask:
@@ -96,10 +126,6 @@ def write_case(folder: Path) -> dict[str, str]:
     return digests | {PAIRS_NAME: PAIRS.write(folder / "retrieval" / PAIRS_NAME)}
 
 
-MIN_MARGIN = 5e-5
-"""Smallest accepted margin of a task; float32 instead of float64 moves these cosines by less than 1e-6."""
-
-
 def task_margin(model: Any, folder: Path) -> float:
     """Margin of a task folder.
 
@@ -135,22 +161,8 @@ def _closest_place(scores: np.ndarray, right: np.ndarray, ks: tuple[int, ...]) -
     return float(np.concatenate(leads).min())
 
 
-TOLERANCE = 1e-6
-
-NAMES = {
-    "acc1": "accuracy",
-    "acc5": "top5",
-    "mean_per_class_recall": "mean_per_class",
-    "mean_average_precision": "map",
-}
-"""Its metrics of classification and ours."""
-
-DIRECTIONS = {"image_retrieval": "text_to_image", "text_retrieval": "image_to_text"}
-"""Its directions of retrieval, called by what is found, and ours."""
-
-
-class Difference(NamedTuple):
-    """One number of both."""
+class NumberPair(NamedTuple):
+    """One number of CLIP_benchmark's and ours."""
 
     task: str
     metric: str
@@ -165,7 +177,7 @@ class Difference(NamedTuple):
         return self.ours is not None and abs(self.ours - self.theirs) <= TOLERANCE
 
 
-def differences(theirs: Mapping[str, Mapping[str, float]], result: Mapping[str, Any]) -> list[Difference]:
+def number_pairs(theirs: Mapping[str, Mapping[str, float]], result: Mapping[str, Any]) -> list[NumberPair]:
     """Every number that CLIP_benchmark gave, beside that of our result.
 
     Args:
@@ -173,7 +185,7 @@ def differences(theirs: Mapping[str, Mapping[str, float]], result: Mapping[str, 
         result: the JSON of ``eval/zeroshot.py`` under the protocol clip_benchmark, or of ``eval/retrieval.py``.
     """
     return [
-        Difference(name, metric, value, _ours(result["tasks"].get(name), metric))
+        NumberPair(name, metric, value, _ours(result["tasks"].get(name), metric))
         for name, metrics in theirs.items()
         for metric, value in metrics.items()
         if not math.isnan(value)
@@ -184,7 +196,76 @@ def _ours(task: Mapping[str, Any] | None, metric: str) -> float | None:
     """Our number for its ``metric``."""
     if task is None:
         return None
-    if metric in NAMES:
-        return task["value"] if task["metric"] == NAMES[metric] else task.get(NAMES[metric])
+    if metric in PEER_METRICS:
+        return task["value"] if task["metric"] == PEER_METRICS[metric] else task.get(PEER_METRICS[metric])
     direction, _, recall = metric.partition("_recall")
-    return task[DIRECTIONS[direction]][f"recall{recall}"]["value"]
+    return task[PEER_DIRECTIONS[direction]][f"recall{recall}"]["value"]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Both sides' numbers on the same weights and data."""
+
+    pairs: tuple[NumberPair, ...]
+    margins: dict[str, float]
+    """Distance of each task's closest decision from a tie, in cosine."""
+    digests: dict[str, str]
+    """SHA-256 of the model and of each task."""
+    theirs: dict[str, dict[str, float]]
+    """CLIP_benchmark's metrics by task."""
+    versions: dict[str, str]
+    """Of CLIP_benchmark and what decides its numbers."""
+
+    @property
+    def unequal(self) -> list[NumberPair]:
+        """Numbers that differ by more than :data:`TOLERANCE`, or that ours lacks."""
+        return [pair for pair in self.pairs if not pair.is_equal]
+
+    def write(self, path: Path) -> Path:
+        """Write CLIP_benchmark's numbers as JSON, with seeds, hashes, margins and versions."""
+        seeds = {name: task.seed for name, task in TASKS.items()} | {PAIRS_NAME: PAIRS.seed}
+        tasks: dict[str, Any] = {
+            name: {
+                "seed": seeds[name],
+                "sha256": self.digests[name],
+                "margin": float(f"{self.margins[name]:.2e}"),
+                # JSON has no not-a-number, which they give for the top 5 of fewer than five classes
+                "metrics": {metric: value for metric, value in metrics.items() if value == value},
+            }
+            for name, metrics in self.theirs.items()
+        }
+        content = {
+            "made_by": f"python scripts/compare_clip_benchmark.py --output tests/studies/{path.name}",
+            "versions": self.versions,
+            "model": {"seed": MODEL_SEED, "sha256": self.digests["model"]},
+            "tasks": tasks,
+        }
+        return write_json(path, content)
+
+
+def compare(folder: Path) -> Parity:
+    """Write model and data into ``folder``, run both sides on them on the CPU, and pair their numbers.
+
+    Raises:
+        UserError: if a side fails, or a decision is so close to a tie that another machine could decide otherwise.
+    """
+    python = install_clip_benchmark()
+    digests, margins = write_case(folder), _checked_margins(folder)
+    model, tasks, retrieval = folder / "model", folder / "tasks", folder / "retrieval"
+    theirs = run_clip_benchmark(python, model, tasks, list(TASKS)).metrics
+    found = run_clip_benchmark(python, model, retrieval, [PAIRS_NAME], "zeroshot_retrieval").metrics
+    pairs = number_pairs(theirs, run_zeroshot(model, tasks).result)
+    pairs += number_pairs(found, run_retrieval(model, retrieval / PAIRS_NAME).result)
+    return Parity(tuple(pairs), margins, digests, theirs | found, installed_versions(python))
+
+
+def _checked_margins(folder: Path) -> dict[str, float]:
+    """Margin of every task, none below :data:`MIN_MARGIN`."""
+    model = focalclip.load(f"open_clip:local-dir:{folder / 'model'}")
+    with evaluating(model):
+        margins = {name: task_margin(model, folder / "tasks" / name) for name in TASKS}
+        margins |= {PAIRS_NAME: pairs_margin(model, PAIRS)}
+    for name, found in margins.items():
+        if found < MIN_MARGIN:
+            raise UserError(f"{name}: two scores are only {found:.1e} apart; choose another seed in bench/parity.py")
+    return margins

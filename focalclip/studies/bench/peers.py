@@ -1,4 +1,8 @@
-"""CLIP_benchmark, run as its users run it, in an environment of its own beside ours."""
+"""Both sides of a comparison as commands: CLIP_benchmark in a separate environment, and our own evaluation.
+
+``install_clip_benchmark`` makes the environment once in the cache; ``run_clip_benchmark`` evaluates in it by
+CLIP_benchmark's command line, ``run_zeroshot`` and ``run_retrieval`` by ours, each in a fresh process.
+"""
 
 import hashlib
 import json
@@ -17,12 +21,13 @@ from typing import Any, NamedTuple
 from focalclip.base.errors import UserError
 from focalclip.base.files import cache_dir
 
-VERSION = "1.6.2"
+CLIP_BENCHMARK = "1.6.2"
 
 RECALLS = (1, 5, 10)
 
-# It imports requests without declaring it, and turns arrays of one element into floats, which numpy 2.4 refuses.
-_ITS_OWN = (f"clip-benchmark=={VERSION}", "numpy<2.3", "requests")
+# CLIP_benchmark imports requests without declaring it, and turns arrays of one element into floats, which numpy 2.4
+# refuses.
+_ITS_OWN = (f"clip-benchmark=={CLIP_BENCHMARK}", "numpy<2.3", "requests")
 
 # What else decides numbers and times is the same on both sides.
 SHARED = ("open_clip_torch", "pillow", "timm", "torch", "torchvision", "webdataset")
@@ -32,7 +37,7 @@ _CLOCK = Path(__file__).with_name("clip_benchmark_clock.py")  # run with -P: thi
 
 @dataclass(frozen=True)
 class PeerRun:
-    """What one run of its command gave."""
+    """What one run of CLIP_benchmark's command gave."""
 
     metrics: dict[str, dict[str, float]]
     """By task, under its own names."""
@@ -44,15 +49,24 @@ class PeerRun:
     """Of its ``run_classification``, over all tasks."""
 
 
-def install() -> Path:
-    """Make its environment in the cache, unless it is there; returns the interpreter.
+class OurRun(NamedTuple):
+    """What one run of our command gave."""
+
+    result: dict[str, Any]
+    """The JSON that it wrote."""
+    seconds: float
+    """Of the whole process."""
+
+
+def install_clip_benchmark() -> Path:
+    """Make CLIP_benchmark's environment in the cache, unless it is there; returns its interpreter.
 
     Raises:
         UserError: if uv is missing or cannot install it.
     """
     requirements = [*_ITS_OWN, *(f"{name}=={_public_version(name)}" for name in SHARED)]
     name = hashlib.sha256("\n".join([sys.executable, *requirements]).encode()).hexdigest()[:12]
-    folder = cache_dir() / "peers" / f"clip_benchmark-{VERSION}-{name}"
+    folder = cache_dir() / "peers" / f"clip_benchmark-{CLIP_BENCHMARK}-{name}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     complete = folder / "requirements.txt"
     if complete.is_file():
@@ -60,7 +74,7 @@ def install() -> Path:
     uv = shutil.which("uv")
     if uv is None:
         raise UserError("uv is not installed, which makes an environment for clip_benchmark; run: pip install uv")
-    print(f"installing clip_benchmark {VERSION} into {folder}", file=sys.stderr)
+    print(f"installing clip_benchmark {CLIP_BENCHMARK} into {folder}", file=sys.stderr)
     _output([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], "uv venv")
     _output([uv, "pip", "install", "--quiet", "--python", str(python), *requirements], "uv pip install")
     complete.write_text("\n".join(requirements) + "\n")
@@ -74,7 +88,7 @@ def installed_versions(python: Path) -> dict[str, str]:
     return json.loads(_output([str(python), "-c", code], "clip_benchmark's environment"))
 
 
-def run(
+def run_clip_benchmark(
     python: Path,
     model: Path,
     tasks: Path,
@@ -109,6 +123,41 @@ def run(
     return PeerRun(metrics, seconds, spent["zero_shot_classifier"], spent["run_classification"])
 
 
+def run_zeroshot(model: Path, tasks: Path) -> OurRun:
+    """Measure an open_clip folder on a folder of wds tasks on the CPU, under CLIP_benchmark's protocol, nothing cached.
+
+    Raises:
+        UserError: if it fails, with the last line that it printed.
+    """
+    return _run_ours("zeroshot", model, "--benchmark", str(tasks), "--protocol", "clip_benchmark", "--no-cache")
+
+
+def run_retrieval(model: Path, folder: Path) -> OurRun:
+    """Measure an open_clip folder on a wds retrieval folder on the CPU.
+
+    Raises:
+        UserError: if it fails, with the last line that it printed.
+    """
+    return _run_ours("retrieval", model, "--data", str(folder))
+
+
+def _run_ours(command: str, model: Path, *words: str) -> OurRun:
+    code = f"from focalclip.cli.{command} import main; raise SystemExit(main())"
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "result.json"
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words, "--model", f"open_clip:local-dir:{model}", "--device", "cpu",
+             "--output", str(output)],
+            capture_output=True, text=True, env=os.environ, check=False,
+        )  # fmt: skip
+        seconds = time.perf_counter() - start
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if line.strip()]
+            raise UserError(f"eval/{command}.py failed: {lines[-1] if lines else done.stdout}")
+        return OurRun(json.loads(output.read_text()), seconds)
+
+
 def _public_version(name: str) -> str:
     """Our version of a package, without the local label of a build such as +cpu."""
     try:
@@ -130,47 +179,3 @@ def _output(command: list[str], what: str) -> str:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise UserError(f"{what} failed with status {done.returncode}: {lines[-1].strip() if lines else 'no message'}")
     return done.stdout
-
-
-class OurRun(NamedTuple):
-    """What one run gave."""
-
-    result: dict[str, Any]
-    """The JSON that it wrote."""
-    seconds: float
-    """Of the whole process."""
-
-
-def run_zeroshot(model: Path, tasks: Path) -> OurRun:
-    """Measure an open_clip folder on a folder of wds tasks on the CPU, under CLIP_benchmark's protocol, nothing cached.
-
-    Raises:
-        UserError: if it fails, with the last line that it printed.
-    """
-    return _run("zeroshot", model, "--benchmark", str(tasks), "--protocol", "clip_benchmark", "--no-cache")
-
-
-def run_retrieval(model: Path, folder: Path) -> OurRun:
-    """Measure an open_clip folder on a wds retrieval folder on the CPU.
-
-    Raises:
-        UserError: if it fails, with the last line that it printed.
-    """
-    return _run("retrieval", model, "--data", str(folder))
-
-
-def _run(command: str, model: Path, *words: str) -> OurRun:
-    code = f"from focalclip.cli.{command} import main; raise SystemExit(main())"
-    with tempfile.TemporaryDirectory() as folder:
-        output = Path(folder) / "result.json"
-        start = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", code, *words, "--model", f"open_clip:local-dir:{model}", "--device", "cpu",
-             "--output", str(output)],
-            capture_output=True, text=True, env=os.environ, check=False,
-        )  # fmt: skip
-        seconds = time.perf_counter() - start
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if line.strip()]
-            raise UserError(f"eval/{command}.py failed: {lines[-1] if lines else done.stdout}")
-        return OurRun(json.loads(output.read_text()), seconds)

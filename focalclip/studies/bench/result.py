@@ -1,4 +1,4 @@
-"""What a comparison of speeds gives: rows of ours against a peer's, measured in turn."""
+"""The result of a benchmark as JSON: rows of our numbers against a peer's, measured in turn."""
 
 import statistics
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from focalclip.base.machine import machine
 
 
 @dataclass(frozen=True)
-class Row:
+class BenchRow:
     """One case, measured several times on both sides in turn."""
 
     case: str
@@ -45,7 +45,7 @@ class BenchResult:
     """A benchmark's rows, and what they were measured on."""
 
     what: str
-    rows: tuple[Row, ...]
+    rows: tuple[BenchRow, ...]
     facts: dict[str, Any]
     """Peer, model, sizes, versions ..."""
 

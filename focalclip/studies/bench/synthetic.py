@@ -23,7 +23,7 @@ def patterns(number: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def collage(of_classes: np.ndarray, classes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A pattern whose cells are taken from the patterns of several classes; of chance colours where there is none."""
+    """A pattern whose cells are taken from the patterns of several classes; random colours where there is no class."""
     if len(classes) == 0:
         return rng.integers(0, 256, of_classes.shape[1:])
     owners = classes[rng.integers(0, len(classes), (CELLS, CELLS))]
@@ -84,7 +84,7 @@ def write_model(folder: Path, model_config: dict[str, Any], seed: int = 0, gain:
 
 
 def _randomise(model: Any, seed: int, gain: float) -> None:
-    """Fill every parameter with uniform numbers: matrices keep the scale of their input, the rest lies near its use."""
+    """Fill every parameter with uniform numbers: matrices keep the scale of their input."""
     import torch
 
     rng = np.random.default_rng(seed)
@@ -110,7 +110,7 @@ class SyntheticPairs:
     size: tuple[int, int] = (40, 52)
 
     def pictures(self) -> Iterator[np.ndarray]:
-        """uint8 (H, W, 3) pictures, each of a pattern of its own."""
+        """uint8 (H, W, 3) pictures, each with its own pattern."""
         rng = np.random.default_rng(self.seed)
         for pattern in patterns(len(self.captions), rng):
             yield draw(pattern, 0, self.size, rng)

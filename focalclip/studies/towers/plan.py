@@ -49,7 +49,7 @@ def measure(configs: dict[str, RunConfig]) -> Measured:
     its caches, for some minutes or for hours; therefore the towers take turns, and the median of their rounds counts.
     The engine is the one that trains; reading and decoding of pictures, equal for all, is not counted.
 
-    This begins a process group of torch.distributed and sets the number of threads: give it a process of its own.
+    This begins a process group of torch.distributed and sets the number of threads: run it in a separate process.
     """
     from focalclip.training import engine
 

@@ -34,7 +34,7 @@ class Row:
     """What failed, and what is not there yet."""
 
     def mean(self, task: str) -> float:
-        """Over seeds; below all others where there is none."""
+        """Over seeds; below all others where there is no value."""
         return fmean(self.values[task].values()) if self.values.get(task) else -math.inf
 
     def half(self, task: str) -> float | None:

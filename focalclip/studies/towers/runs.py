@@ -56,7 +56,7 @@ class Run:
         command = [sys.executable, "-c", _PRETRAIN, "--config", str(self._beside("yaml")), "--resume"]
         one_thread = {"OMP_NUM_THREADS": "1"} if plan.device == "cpu" else {}
         with self._beside("log").open("w") as log:
-            # a session of its own: Ctrl-C reaches it through us, once
+            # its own process session: Ctrl-C reaches it once, through us
             process = subprocess.Popen(
                 command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | one_thread, start_new_session=True
             )
@@ -114,7 +114,7 @@ def _tell(run: Run, plan: Plan, seconds: float, count: str) -> None:
 
 
 def _shares(jobs: int) -> list[list[int]]:
-    """The cores of each of ``jobs`` processes; none where the system does not tell (macOS)."""
+    """The cores of each of ``jobs`` processes; empty where the system does not say (macOS)."""
     if not hasattr(os, "sched_getaffinity"):
         return [[]] * jobs
     cores = sorted(os.sched_getaffinity(0))

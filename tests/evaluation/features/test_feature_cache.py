@@ -6,14 +6,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from wds_folder import picture, tiny_model, write_folder
+from wds_folder import picture, tiny_model, write_folder, zero_shot
 
 from focalclip.evaluation.data import read_task_folder
 from focalclip.evaluation.features import cache as feature_cache
 from focalclip.evaluation.features import images as features
-from focalclip.evaluation.features.cache import FeatureCache, cached_image_features, open_cache
+from focalclip.evaluation.features.cache import FeatureCache, open_cache
+from focalclip.evaluation.features.model import evaluating
 from focalclip.evaluation.features.texts import class_matrix
-from focalclip.evaluation.zeroshot import evaluate
 
 
 @pytest.fixture
@@ -27,7 +27,12 @@ def data(tmp_path):
 
 
 def images(model, data, cache, **options):
-    return cached_image_features(model, data, cache_dir=cache, progress=False, **({"batch_size": 3} | options))
+    """Features of a split's images; ``cache`` is a folder, an open cache or None."""
+    opened = cache if isinstance(cache, FeatureCache) else open_cache(model, cache)
+    with evaluating(model):
+        return features.encode_images(
+            model, data.entries, cache=opened, progress=False, **({"batch_size": 3} | options)
+        )
 
 
 def same(one, two):
@@ -94,9 +99,9 @@ def test_trap_each_split_has_its_own_features(model, tmp_path):
         other = write_folder(tmp_path / split, [0, 1], images=[picture(10 * number), picture(0)])
         (other / "test").rename(folder / split)
         splits[split] = read_task_folder(folder, split)
-    for split, data in splits.items():
-        assert same(images(model, data, cache, split=split), images(model, data, None))
-        assert images(model, data, cache, split=split).num_cached == len(data.entries)
+    for data in splits.values():
+        assert same(images(model, data, cache), images(model, data, None))
+        assert images(model, data, cache).num_cached == len(data.entries)
 
 
 def test_resize_precision_and_batch_size_are_told_apart(model, data, tmp_path):
@@ -131,7 +136,7 @@ def test_changed_code_of_a_users_model_shows_in_its_probe(data, tmp_path, capsys
     assert same(found, images(model, data, None))
     model.weights_sha256 = None
     assert images(model, data, tmp_path / "c").num_cached == 0
-    assert "Plain tells no weights_sha256, so its features are not kept" in capsys.readouterr().err
+    assert "Plain has no weights_sha256, so its features are not cached" in capsys.readouterr().err
 
 
 def test_a_killed_run_goes_on_within_a_data_set(model, data, tmp_path, monkeypatch):
@@ -210,9 +215,9 @@ def test_class_vectors_are_cached_by_prompts(model, tmp_path):
 def test_new_prompts_reuse_the_images(model, tmp_path):
     folder = write_folder(tmp_path / "t", [0, 1, 2, 0])
     options = {"cache_dir": tmp_path / "c", "progress": False}
-    before = evaluate(model, folder, **options).tasks["t"]
+    before = zero_shot(model, folder, **options).tasks["t"]
     other = {"red": ["a red thing"], "green": ["grass", "leaves"], "blue": ["the sea", "the sky", "a blue thing"]}
-    result = evaluate(model, folder, class_prompts=other, **options)
+    result = zero_shot(model, folder, class_prompts=other, **options)
     task = result.tasks["t"]
     assert (task.cached_images, task.images_per_second, task.prompts, task.templates) == (4, None, 6, 0)
     assert result.protocol == "wds, class prompts"

@@ -25,15 +25,15 @@ from focalclip.evaluation.data import read_task_folder
 from focalclip.evaluation.features.images import encode_images
 from focalclip.evaluation.features.model import weights_sha256
 from focalclip.evaluation.opened import open_checked
-from focalclip.evaluation.probes.report import table, write_plot
-from focalclip.evaluation.probes.result import Journal, ProbeRun, summarise
+from focalclip.evaluation.probes.result import Journal, ProbeRun, ProbeSettings, summarise
 from focalclip.evaluation.probes.run import probe
+from focalclip.evaluation.probes.table_and_plot import probe_table, write_plot
 from focalclip.evaluation.task import Benchmark, Task
 from focalclip.models.clip import FocalCLIP
 
 
 def run(folder, shots=(5, "full"), methods=("ridge", "logistic", "language", "knn"), **options):
-    return probe(tiny_model(), folder, shots, methods, progress=False, **options)
+    return probe(tiny_model(), folder, ProbeSettings(shots, methods), progress=False, **options)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ class OtherNames(torch.nn.Module):
 def test_trap_frozen_by_name_prefix(task, result):
     model = OtherNames(copy.deepcopy(tiny_model())).train()
     before = weights_sha256(model)
-    renamed = probe(model, task, (5, "full"), progress=False).tasks["colours"]
+    renamed = probe(model, task, ProbeSettings((5, "full")), progress=False).tasks["colours"]
     assert weights_sha256(model) == before
     assert all(parameter.grad is None for parameter in model.parameters())
     assert all(module.training for module in model.modules())
@@ -151,7 +151,7 @@ def test_interval_is_for_both_the_draws_and_the_test_images():
 def test_task_without_a_train_split_is_missing_with_the_remedy(tmp_path):
     result = run(write_folder(tmp_path / "t", [0, 1, 2]))
     assert "has no train split (it has test)" in result.missing["t"]
-    assert "missing: not evaluated for lack of data" in table(result)
+    assert "missing: not evaluated for lack of data" in probe_table(result)
 
 
 def test_single_shot_leaves_nothing_to_choose_a_strength_on(task):
@@ -186,7 +186,7 @@ def test_probes_of_other_weights_or_data_are_trained_anew(task, tmp_path):
     run(task, shots=(5,), methods=("knn",), journal=journal)
     other = copy.deepcopy(tiny_model())
     torch.nn.init.normal_(other.visual.proj)
-    probe(other, task, (5,), ("knn",), journal=journal, progress=False)
+    probe(other, task, ProbeSettings((5,), ("knn",)), journal=journal, progress=False)
     labels = [i % 3 for i in range(60)]
     run(write_task(tmp_path / "colours", labels, labels[:29]), shots=(5,), methods=("knn",), journal=journal)
     assert len(journal.read_text().splitlines()) == 9
@@ -199,7 +199,7 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path):
 
 
 def test_table_and_picture(result, tmp_path):
-    text = table(result)
+    text = probe_table(result)
     assert "colours: accuracy, chance 33.3%, 3 classes, 60 training and 30 test images" in text
     assert len(text.splitlines()) == 2 + 1 + 2 + 1 + 8
     with Image.open(write_plot(result, tmp_path / "plot.png")) as image:

@@ -21,8 +21,9 @@ from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.model import weights_sha256
 from focalclip.evaluation.metrics.intervals import wilson_interval
-from focalclip.evaluation.retrieval import open_pairs
+from focalclip.evaluation.retrieval.result import retrieval_table
 from focalclip.evaluation.retrieval.run import evaluate
+from focalclip.evaluation.retrieval.sources import open_pairs
 from focalclip.models.clip import FocalCLIP
 
 CAPTIONS = [[f"thing {i}", f"a photo of number {i % 7}"] for i in range(23)]
@@ -87,7 +88,7 @@ def test_damaged_images_go_with_their_captions(tmp_path):
     assert result.broken == ("test/0.tar:2 (not an image)",)
     assert len(result.data.captions) == 10
     assert result.to_json()["tasks"]["t"]["n"] == 5
-    assert "damaged images, left out: 1 of 6: test/0.tar:2" in result.table()
+    assert "damaged images, left out: 1 of 6: test/0.tar:2" in retrieval_table(result)
     whole = run(open_pairs(write_wds(tmp_path / "u", CAPTIONS[:2] + CAPTIONS[3:6])))
     assert result.image_to_text == run(result.data).image_to_text
     assert result.image_to_text.recall[1].chance == whole.image_to_text.recall[1].chance
@@ -98,11 +99,11 @@ def test_repeated_captions_are_counted_and_bound_the_recall(tmp_path):
     result = run(data)
     assert result.text_to_image.recall[1].ceiling == 0.5
     assert result.text_to_image.recall[1].value <= 0.5
-    assert "3 of 4 captions also stand under another image" in result.table()
+    assert "3 of 4 captions also stand under another image" in retrieval_table(result)
     merged = run(data.merged())
     assert merged.to_json()["protocol"] == "merged_captions"
     assert merged.text_to_image.queries == 2
-    assert "1 with several images" in merged.table()
+    assert "1 with several images" in retrieval_table(merged)
 
 
 def numbers_of_process(folder):

@@ -1,6 +1,8 @@
 """Recall, chance, ceiling and interval of one direction, against enumeration, resampling and simulation."""
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +151,12 @@ def test_interval_covers_the_truth_19_times_in_20():
     intervals = [clustered_interval(clustered_hits(rng, 60).ravel(), clusters) for _ in range(1500)]
     coverage = np.mean([low <= truth <= high for low, high in intervals])
     assert 0.93 < coverage < 0.97
+
+
+def test_the_records_of_results_import_no_torch():
+    code = (
+        "import sys, focalclip.evaluation.probes.result, focalclip.evaluation.retrieval.result\n"
+        "print([name for name in ('torch', 'torchvision', 'matplotlib', 'jinja2') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr

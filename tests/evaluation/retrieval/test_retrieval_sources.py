@@ -6,7 +6,7 @@ import pytest
 from wds_folder import picture, write_tar
 
 from focalclip.base.errors import UserError
-from focalclip.evaluation.retrieval import open_pairs
+from focalclip.evaluation.retrieval.sources import open_pairs
 
 
 def write_wds(folder, captions_of, shard_size=3, split="test"):
