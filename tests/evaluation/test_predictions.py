@@ -60,6 +60,7 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.mark.trap("5.2 result", "no saved predictions")
 def test_trap_no_predictions_are_kept(root):
     """They are, and give the result again to the last bit."""
     result = Result.read(root / "a.json")

@@ -110,6 +110,7 @@ def test_class_prompts_take_the_place_of_templates():
             class_matrix(model, ["cat", "owl"], ["{c}"], class_prompts=prompts)
 
 
+@pytest.mark.trap("5.2 speed", "one text forward per class")
 def test_trap_one_text_forward_per_class():
     """CLIP_benchmark encodes class by class: 1,000 small batches for ImageNet, equal prompts again and again."""
     model, rows = tiny_model(), []
@@ -127,6 +128,7 @@ def test_trap_class_names_that_occur_twice_are_two_classes():
     assert len(classes) == 3
 
 
+@pytest.mark.trap("5.2 amp", "mixed precision by default")
 def test_trap_mixed_precision_is_off_unless_asked_for_and_recorded(tmp_path):
     """CLIP_benchmark runs the towers under autocast unless told otherwise; here precision is asked for, and told."""
     folder, model = write_folder(tmp_path / "t", [0, 1, 2, 0, 1]), tiny_model()
@@ -149,6 +151,7 @@ def test_trap_mixed_precision_is_off_unless_asked_for_and_recorded(tmp_path):
     assert 1e-4 < (full - half).abs().max() < 0.1
 
 
+@pytest.mark.trap("5.2 amp", "the batch size moves numbers")
 def test_trap_batch_size_moves_no_number(tmp_path):
     """It can move a logit's last bits, so batches are cut at the same places, whatever rank or cache they come from."""
     model, sizes = tiny_model(), []
@@ -163,6 +166,7 @@ def test_trap_batch_size_moves_no_number(tmp_path):
         assert (part.value, part.interval, part.extras) == (whole.value, whole.interval, whole.extras)
 
 
+@pytest.mark.trap("5.2 speed", "all logits are kept")
 def test_trap_all_logits_are_kept(monkeypatch):
     """CLIP_benchmark keeps the scores of all images; here a block of them is held at a time."""
     rows, ranks = [], metrics.true_class_ranks
@@ -294,6 +298,7 @@ def test_elevater_lists_missing_and_failed_tasks_and_scores_the_rest(tmp_path):
     assert result.tasks["hateful-memes"].test_set == "elevater"
 
 
+@pytest.mark.trap("0.2", "ImageNet-1K is beside the mean")
 def test_trap_imagenet_stands_beside_the_score(tmp_path):
     write_folder(tmp_path / "a", [0, 1, 2])
     write_folder(tmp_path / "b", [1, 1, 1])
@@ -478,6 +483,7 @@ def test_a_mistake_is_one_line_and_exit_status_2(workplace, monkeypatch, capsys,
     assert err.count("\n") == 1
 
 
+@pytest.mark.trap("5.2 flags", "a truth value parsed from text cannot be switched off")
 def test_trap_flags_can_be_switched_off(workplace, monkeypatch, capsys):
     """CLIP_benchmark reads --normalize from text, and any text is true; here a flag takes no text."""
     monkeypatch.chdir(workplace)

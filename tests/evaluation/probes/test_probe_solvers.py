@@ -68,6 +68,7 @@ def test_binary_regressions_of_several_labels_equal_scikit_learns(strength):
         np.testing.assert_allclose(head(features)[:, c].sigmoid(), theirs.predict_proba(x)[:, 1], atol=1e-4)
 
 
+@pytest.mark.trap("5.3", "the final run differs from the sweep (#3)")
 def test_trap_the_final_fit_is_that_of_the_choice():
     """A convex problem solved to its optimum: what was tried before leaves no trace."""
     features, labels = features_and_labels()
@@ -78,6 +79,7 @@ def test_trap_the_final_fit_is_that_of_the_choice():
     torch.testing.assert_close(fit(0.1)(features).softmax(dim=1), first(features).softmax(dim=1), atol=1e-4, rtol=0)
 
 
+@pytest.mark.trap("5.2 probe", "a grid of strengths that diverges")
 def test_trap_no_strength_of_the_grid_diverges():
     """Strong regularisation shrinks the head; a step size that it makes unstable does not exist."""
     features, labels = features_and_labels()
@@ -184,6 +186,7 @@ def test_shots_are_k_per_class_and_differ_by_seed():
     assert len({tuple(draw) for draw in draws}) == 3
 
 
+@pytest.mark.trap("5.2 probe", "a class with fewer than k images ends it in silence")
 def test_trap_class_with_fewer_than_k_images():
     labels = np.array([0] * 30 + [1] * 3 + [2] * 30)
     assert np.bincount(labels[choose_shots(labels, 5, 0)]).tolist() == [5, 3, 5]  # it gives what it has
@@ -217,6 +220,7 @@ def test_shots_of_several_labels_follow_the_toolkits_tolerance(before, own, is_k
     assert (order[-1] in choose_shots(labels, 4, seed=0)) == is_kept
 
 
+@pytest.mark.trap("5.3", "validation is the first images of each class")
 def test_trap_validation_is_random_not_the_first_images():
     labels = np.arange(100) % 4
     splits = [hold_out(labels, seed) for seed in (0, 1)]
