@@ -103,9 +103,15 @@ def test_knn_equals_scikit_learns():
 
 def test_knn_of_several_labels_and_of_fewer_images_than_neighbours():
     features, labels = features_and_labels(n=6)
-    votes = knn(features, torch.nn.functional.one_hot(labels, 4).bool(), 4)(features)
-    torch.testing.assert_close(votes, knn(features, labels, 4)(features))
-    torch.testing.assert_close(votes.sum(dim=1), torch.ones(6).double())
+    several = torch.nn.functional.one_hot(labels, 4).bool()
+    several[1, 3] = True  # one image with two labels votes for both
+    votes = knn(features, several, 4, temperature=0.07)(features)
+    expected = torch.zeros(6, 4).double()
+    for i, query in enumerate(features.double()):
+        weights = [math.exp(float(query @ other) / 0.07) for other in features.double()]
+        for weight, row in zip(weights, several, strict=True):
+            expected[i] += weight / sum(weights) * row
+    torch.testing.assert_close(votes, expected, atol=1e-4, rtol=0)
 
 
 def test_principal_axes_keep_all_that_the_features_span():
