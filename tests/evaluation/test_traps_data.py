@@ -6,7 +6,6 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ import torch
 import torchvision
 from wds_folder import picture, png, tiny_model, write_folder
 
-import focalclip
 from focalclip.base.errors import UserError
 from focalclip.evaluation.data import Unavailable, decode, open_task
 from focalclip.evaluation.data.hub import wanted_files
@@ -73,14 +71,31 @@ def test_trap_hateful_memes_has_no_mirror(tmp_path, monkeypatch):
 
 @pytest.mark.trap("0.1", "the official download host is dead")
 def test_trap_the_official_host_is_dead_and_never_contacted(tmp_path, monkeypatch):
-    """ELEVATER's host is gone: no file of ours names it, and with a data root nothing at all is contacted."""
-    sources = [path for path in Path(focalclip.__file__).parent.rglob("*") if path.suffix in (".py", ".yaml")]
-    assert len(sources) > 50
-    assert not [path for path in sources if "core.windows.net" in path.read_text(encoding="utf-8")]
-    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("no host may be contacted"))
+    """ELEVATER's host is gone: with a data root no host at all is looked up, without one the hub alone."""
+    from huggingface_hub.utils import close_session
+
+    hosts = []
+
+    def look_up(host, *_, **__):
+        hosts.append(host.decode() if isinstance(host, bytes) else host)
+        raise socket.gaierror("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    close_session()  # of other tests: offline ones
     for task in ELEVATER.values():
         with pytest.raises(Unavailable):
             open_task(task, tmp_path, {})
+    assert not hosts
+    for task in ELEVATER.values():
+        with pytest.raises(Unavailable):
+            open_task(task, None, {})
+    assert set(hosts) == {"huggingface.co"}
+    assert len(hosts) >= sum(task.hub is not None for task in ELEVATER.values())
+    close_session()
 
 
 @pytest.mark.trap("5.2 download", "no val split on the hub (evalscope #741)")
