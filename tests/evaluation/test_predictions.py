@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import references
 import torch
 from wds_folder import picture, tiny_model, write_folder, zero_shot
 
@@ -13,7 +14,6 @@ from focalclip.evaluation.compare import compare
 from focalclip.evaluation.data import read_task_folder
 from focalclip.evaluation.data.entries import decode
 from focalclip.evaluation.features.images import ImageFeatures
-from focalclip.evaluation.metrics import definitions as metrics
 from focalclip.evaluation.mistakes import mistakes
 from focalclip.evaluation.predictions import Predictions
 from focalclip.evaluation.result import Result, find_results
@@ -62,6 +62,7 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.mark.trap("5.2 result", "no saved predictions")
 def test_trap_no_predictions_are_kept(root):
     """They are, and give the result again to the last bit."""
     result = Result.read(root / "a.json")
@@ -89,7 +90,7 @@ def test_answers_at_both_scales_are_the_softmax(root):
     p = Predictions.load(root / "a.predictions" / "many.npz")  # this one holds all cosines too
     np.testing.assert_allclose(p.scales[:2], [100, 1 / 0.07], rtol=1e-5)
     for which in (0, 1):
-        full = metrics.softmax(p.scales[which] * p.cosines.astype(np.float64))
+        full = references.softmax(p.scales[which] * p.cosines.astype(np.float64))
         top = np.take_along_axis(full, p.top_classes.astype(np.int64), axis=1)
         np.testing.assert_allclose(p.probabilities(which), top, rtol=2e-4)
     assert (np.diff(p.top_cosines, axis=1) <= 0).all()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import references
 import torch
 from helpers import run_ranks
 from test_retrieval_sources import write_wds
@@ -20,7 +21,6 @@ from focalclip.cli.retrieval import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.model import weights_sha256
-from focalclip.evaluation.metrics.intervals import wilson_interval
 from focalclip.evaluation.retrieval.result import retrieval_table
 from focalclip.evaluation.retrieval.run import evaluate
 from focalclip.evaluation.retrieval.sources import open_pairs
@@ -55,7 +55,7 @@ def test_recalls_equal_the_naive_way(tmp_path, options):
         assert result.image_to_text.recall[k].value == pytest.approx(to_text)
         assert result.text_to_image.recall[k].value == pytest.approx(to_image)
     first = result.image_to_text.recall[1]
-    assert first.interval == pytest.approx(wilson_interval(round(first.value * 23), 23))
+    assert first.interval == pytest.approx(references.wilson_interval(round(first.value * 23), 23))
     assert result.score == pytest.approx((first.value + result.text_to_image.recall[1].value) / 2)
     assert result.score_interval[0] < result.score < result.score_interval[1]
 
