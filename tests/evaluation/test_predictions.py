@@ -10,8 +10,7 @@ from wds_folder import picture, tiny_model, write_folder
 
 from focalclip.base.errors import UserError
 from focalclip.evaluation.compare import compare
-from focalclip.evaluation.data import read_task_folder
-from focalclip.evaluation.data.entries import decode
+from focalclip.evaluation.data import decode, read_task_folder
 from focalclip.evaluation.features.images import ImageFeatures
 from focalclip.evaluation.metrics import definitions as metrics
 from focalclip.evaluation.predictions import Predictions, mistakes

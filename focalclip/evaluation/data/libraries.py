@@ -1,7 +1,9 @@
-"""Data sets as torchvision downloads them, read through its own classes; nothing is downloaded here.
+"""Data sets in the files of two libraries, read through these; nothing is downloaded here.
 
-Class names are torchvision's own ``.classes``. Images in files are read as they are; those that torchvision keeps in
-arrays (CIFAR, MNIST, ...) become PNG, which loses nothing, when they are read.
+``datasets``: what ``save_to_disk`` wrote, and Parquet files.
+
+torchvision: its own folders. Class names are torchvision's own ``.classes``. Images in files are read as they are;
+those that torchvision keeps in arrays (CIFAR, MNIST, ...) become PNG, which loses nothing, when they are read.
 """
 
 import inspect
@@ -15,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from focalclip.base.errors import UserError, first_line
-from focalclip.evaluation.data.entries import SPLIT_WORDS, Split, TaskData, Unavailable, no_split, templates_of
-from focalclip.evaluation.data.trees import FileEntry
+from focalclip.data.reader import SPLIT_WORDS, FileEntry, PictureSet, SplitName, Unavailable, no_split
 from focalclip.evaluation.task import Task
+
+# The library datasets
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
@@ -65,12 +68,12 @@ def parquet_splits(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def read_saved(folder: Path, task: Task, split: Split) -> TaskData:
+def read_saved(folder: Path, task: Task, split: SplitName) -> PictureSet:
     """Read one split of what ``save_to_disk`` wrote; a data set without splits counts as test.
 
     Raises:
         Unavailable: if it has no such split, or the library is not installed.
-        UserError: if its columns do not tell images and labels, or the task has no prompts.
+        UserError: if its columns do not tell images and labels.
     """
     library = _library()
     try:
@@ -83,13 +86,12 @@ def read_saved(folder: Path, task: Task, split: Split) -> TaskData:
     return _read(whole[split], folder, task)
 
 
-def read_parquet(folder: Path, task: Task, split: Split) -> TaskData:
+def read_parquet(folder: Path, task: Task, split: SplitName) -> PictureSet:
     """Read the Parquet files of one split.
 
     Raises:
         Unavailable: if it has no such split, or the library is not installed.
-        UserError: if the files are of several configurations or damaged, their columns do not tell images and labels,
-            or the task has no prompts.
+        UserError: if the files are of several configurations or damaged, or images or labels cannot be found in them.
     """
     library = _library()
     found = parquet_splits(folder)
@@ -129,12 +131,12 @@ def _configuration(path: Path) -> str:
     return "/".join(part for part in path.parent.parts if part.lower() not in SPLIT_WORDS) or "."
 
 
-def _read(table: Any, folder: Path, task: Task) -> TaskData:
+def _read(table: Any, folder: Path, task: Task) -> PictureSet:
     image, label = _image_column(table, folder), _label_column(table, folder, task)
     class_names, labels = _labels(table, label, folder)
     pictures = table.select_columns([image]).cast_column(image, _library().Image(decode=False)).with_format(None)
     entries = tuple(RowEntry(pictures, row, folder) for row in range(len(table)))
-    return TaskData(folder, class_names, templates_of(task, folder), entries, labels)
+    return PictureSet(folder, entries, labels=labels, class_names=class_names)
 
 
 def _image_column(table: Any, folder: Path) -> str:
@@ -190,13 +192,15 @@ def _labels(table: Any, column: str, folder: Path) -> tuple[tuple[str, ...], np.
     return tuple(kind.names), labels
 
 
-_TEST_ONLY: dict[Split, dict[str, Any]] = {"test": {}}
+# torchvision
 
-_TRAIN_FLAG: dict[Split, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+_TEST_ONLY: dict[SplitName, dict[str, Any]] = {"test": {}}
 
-_TWO: dict[Split, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
+_TRAIN_FLAG: dict[SplitName, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 
-_THREE: dict[Split, dict[str, Any]] = {**_TWO, "val": {"split": "val"}}
+_TWO: dict[SplitName, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
+
+_THREE: dict[SplitName, dict[str, Any]] = {**_TWO, "val": {"split": "val"}}
 
 
 @dataclass(frozen=True)
@@ -207,7 +211,7 @@ class TorchvisionSet:
     """Its class in ``torchvision.datasets``."""
     marker: str
     """A path below torchvision's root that tells it is there; may hold wildcards."""
-    splits: dict[Split, dict[str, Any]]
+    splits: dict[SplitName, dict[str, Any]]
     """What the class has to be told for each split."""
     task: str = ""
     """The registry's task of the same data."""
@@ -305,13 +309,13 @@ def sets_of(task: Task) -> tuple[TorchvisionSet, ...]:
     return tuple(known for known in SETS if known.task == task.id)
 
 
-def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: Split) -> TaskData:
+def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: SplitName) -> PictureSet:
     """Read one split; a set that torchvision does not split counts as test.
 
     Raises:
         Unavailable: if the set has no such split, or not the task's, its files are not all there, or a library that it
             needs is missing.
-        UserError: if neither torchvision nor the task names its classes, or the task has no prompts.
+        UserError: if neither torchvision nor the task names its classes.
     """
     from torchvision import datasets
 
@@ -337,10 +341,10 @@ def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: Split
     class_names = _class_names(known, dataset, task)
     entries, labels = _entries(dataset, root)
     place = root / Path(known.marker).parts[0]
-    return TaskData(place, class_names, templates_of(task, place), entries, np.array(labels, dtype=np.int64))
+    return PictureSet(place, entries, labels=np.array(labels, dtype=np.int64), class_names=class_names)
 
 
-def _absent(known: TorchvisionSet, root: Path, split: Split, reason: str) -> Unavailable:
+def _absent(known: TorchvisionSet, root: Path, split: SplitName, reason: str) -> Unavailable:
     arguments = "".join(f", {name}={value!r}" for name, value in known.splits[split].items())
     call = f"{known.name}('{root}'{arguments}, download=True)"
     how = known.obtain or f'to download: python -c "from torchvision.datasets import *; {call}"'

@@ -203,7 +203,7 @@ def test_command_measures_the_newest_run_and_writes_all_files(workplace, monkeyp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "cats"], "error: --data: 1 of 1 shards do not exist (cats)"),
+        (["--data", "cats"], "error: --data cats: no such file or folder"),
         (["--data", "pets", "--split", "train"], "error: pets/train/nshards.txt: missing, or not a number of shards"),
         (["--data", "pets", "--model", "runs/none"], "error: runs/none: no such folder"),
         (["--data", "pets", "--output", "pets"], "error: --output pets: is a folder"),
