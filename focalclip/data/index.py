@@ -1,19 +1,20 @@
-"""Where every sample lies inside its shard: member offsets and lengths, found once and kept beside the tar.
+"""Shards: where every sample lies inside its tar, and what its text, JSON and class number say.
 
-The index of ``00000.tar`` is ``00000.tar.index.npz`` (in the cache folder where the tar's own folder cannot be
-written). It can be deleted at any time: it is rebuilt from the tar, and also whenever the tar's size or time of change
-differs from what the index was made from. One index is read at a time and on demand, so memory does not grow with the
-number of samples.
+Member offsets and lengths are found once and kept in an index beside the tar: ``00000.tar.index.npz`` for
+``00000.tar``, in the cache folder where the tar's own folder cannot be written. It can be deleted at any time: it is
+rebuilt from the tar, also whenever the tar's size or time of change differs from what the index was made from. One
+index is read at a time and on demand, so memory does not grow with the number of samples.
 """
 
 import hashlib
 import itertools
+import json
 import re
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -24,9 +25,6 @@ from focalclip.data.images import SHARD_IMAGES
 from focalclip.data.reader import NO_LABEL, PictureSet, TarEntry
 
 IMAGE, TEXT, JSON, LABEL = range(4)  # columns of the member table
-
-ReadTexts = Callable[[bytes | None, bytes | None], tuple[Sequence[str], Sequence[str]]]
-"""From the text and the JSON of a sample to its captions and keywords."""
 
 _COLUMNS = dict.fromkeys(SHARD_IMAGES, IMAGE) | {"txt": TEXT, "json": JSON, "cls": LABEL}
 
@@ -110,88 +108,6 @@ def scan_shard(shard: Path) -> tuple[np.ndarray, list[str]]:
     members = np.array(rows, dtype=np.int64).reshape(-1, 4, 2)
     _check_content(shard, members)
     return members, keys
-
-
-def read_pairs(place: Path, shards: Sequence[Path], texts: ReadTexts, limit: int | None = None) -> PictureSet:
-    """Images, captions and class numbers of shards, in order; missing indexes are built.
-
-    A class number that cannot be read counts as none.
-
-    Args:
-        place: What the result calls the place it was read from.
-        shards: Tars that exist.
-        texts: Makes captions and keywords of a sample's text and JSON; raises ValueError with the reason if it cannot.
-        limit: Only the first so many samples, those at fault included; None for all.
-
-    Raises:
-        UserError: naming the first shard that cannot be used.
-    """
-    index_shards(shards)
-    samples = list(itertools.islice(_pairs(shards, texts), limit))
-    labels = np.array([sample.label for sample in samples], dtype=np.int64)
-    return PictureSet(
-        place,
-        tuple(sample.entry for sample in samples),
-        captions=tuple(sample.captions for sample in samples),
-        keywords=tuple(sample.keywords for sample in samples),
-        faults={i: sample.fault for i, sample in enumerate(samples) if sample.fault},
-        labels=labels if (labels != NO_LABEL).any() else None,
-    )
-
-
-class _Pair(NamedTuple):
-    entry: TarEntry
-    captions: tuple[str, ...] = ()
-    keywords: tuple[str, ...] = ()
-    label: int = NO_LABEL
-    fault: str = ""
-
-
-def _pairs(shards: Sequence[Path], texts: ReadTexts) -> Iterator[_Pair]:
-    for shard in tqdm(shards, desc="captions", unit=" shards", leave=False, disable=None):
-        members = load_members(shard)
-        with shard.open("rb") as file:
-            for key, places in zip(load_keys(shard), members.tolist(), strict=True):
-                offset, size = places[IMAGE]
-                if size < 0:
-                    yield _Pair(TarEntry(shard, key, 0, 0), fault="no image")
-                    continue
-                text, record, label = (_member(file, *places[column]) for column in (TEXT, JSON, LABEL))
-                entry = TarEntry(shard, key, offset, size)
-                try:
-                    captions, keywords = texts(text, record)
-                except ValueError as error:
-                    yield _Pair(entry, fault=str(error))
-                else:
-                    yield _Pair(entry, tuple(captions), tuple(keywords), _label_or_none(label))
-
-
-def _member(file: BinaryIO, offset: int, size: int) -> bytes | None:
-    if size < 0:
-        return None
-    file.seek(offset)
-    return file.read(size)
-
-
-def _label_or_none(text: bytes | None) -> int:
-    try:
-        return read_label(text)
-    except ValueError:
-        return NO_LABEL
-
-
-def read_label(text: bytes | None) -> int:
-    """A sample's class number; -1 if it has none.
-
-    Raises:
-        ValueError: if it is not an integer of 64 bits.
-    """
-    if text is None:
-        return NO_LABEL
-    try:
-        return int(np.int64(int(text)))
-    except (ValueError, OverflowError):
-        raise ValueError(f"class number {text[:20]!r} is not an integer of 64 bits") from None
 
 
 def walk_tar(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
@@ -287,3 +203,134 @@ def _save(shard: Path, members: np.ndarray, keys: list[str]) -> None:
             continue
         return
     raise UserError(f"{shard}: its index can be written neither beside it nor in {place.parent}; set FOCALCLIP_CACHE")
+
+
+# What samples say
+
+ReadTexts = Callable[[bytes | None, bytes | None], tuple[Sequence[str], Sequence[str]]]
+"""From the text and the JSON of a sample to its captions and keywords."""
+
+
+class Captions(NamedTuple):
+    """All texts of a sample, each once."""
+
+    captions: list[str]
+    """One or more; each describes the picture alone."""
+    keywords: list[str]
+    """Too general to stand alone: they are only joined to the first caption."""
+
+
+def read_captions(text: bytes | None, record: bytes | None) -> Captions:
+    """The texts of a sample: first its text, then ``captions`` or ``caption`` of its JSON; and the JSON's ``keywords``.
+
+    Raises:
+        ValueError: if there is no caption, or the members cannot be read.
+    """
+    try:
+        captions = [text.decode()] if text is not None else []
+        values = json.loads(record.decode()) if record is not None else {}
+    except UnicodeDecodeError:
+        raise ValueError("caption is not UTF-8") from None
+    except ValueError as error:
+        raise ValueError(f"unreadable JSON ({error})") from None
+    keywords = []
+    if isinstance(values, dict):  # JSON of another kind is other metadata
+        single = values.get("caption")
+        captions += _texts("captions", values.get("captions") or ([] if single is None else [single]))
+        keywords = _texts("keywords", values.get("keywords") or [])
+    captions = _each_once(captions)
+    if not captions:
+        raise ValueError("no caption")
+    return Captions(captions, [keyword for keyword in _each_once(keywords) if keyword not in captions])
+
+
+def _texts(name: str, value: Any) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
+        raise ValueError(f"{name} in its JSON are not text")
+    return value
+
+
+def _each_once(texts: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(stripped for text in texts if (stripped := text.strip())))
+
+
+def read_pairs(place: Path, shards: Sequence[Path], texts: ReadTexts, limit: int | None = None) -> PictureSet:
+    """Images, captions and class numbers of shards, in order; missing indexes are built.
+
+    A class number that cannot be read counts as none.
+
+    Args:
+        place: What the result calls the place it was read from.
+        shards: Tars that exist.
+        texts: Makes captions and keywords of a sample's text and JSON; raises ValueError with the reason if it cannot.
+        limit: Only the first so many samples, those at fault included; None for all.
+
+    Raises:
+        UserError: naming the first shard that cannot be used.
+    """
+    index_shards(shards)
+    samples = list(itertools.islice(_pairs(shards, texts), limit))
+    labels = np.array([sample.label for sample in samples], dtype=np.int64)
+    return PictureSet(
+        place,
+        tuple(sample.entry for sample in samples),
+        captions=tuple(sample.captions for sample in samples),
+        keywords=tuple(sample.keywords for sample in samples),
+        faults={i: sample.fault for i, sample in enumerate(samples) if sample.fault},
+        labels=labels if (labels != NO_LABEL).any() else None,
+    )
+
+
+class _Pair(NamedTuple):
+    entry: TarEntry
+    captions: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    label: int = NO_LABEL
+    fault: str = ""
+
+
+def _pairs(shards: Sequence[Path], texts: ReadTexts) -> Iterator[_Pair]:
+    for shard in tqdm(shards, desc="captions", unit=" shards", leave=False, disable=None):
+        members = load_members(shard)
+        with shard.open("rb") as file:
+            for key, places in zip(load_keys(shard), members.tolist(), strict=True):
+                offset, size = places[IMAGE]
+                if size < 0:
+                    yield _Pair(TarEntry(shard, key, 0, 0), fault="no image")
+                    continue
+                text, record, label = (_member(file, *places[column]) for column in (TEXT, JSON, LABEL))
+                entry = TarEntry(shard, key, offset, size)
+                try:
+                    captions, keywords = texts(text, record)
+                except ValueError as error:
+                    yield _Pair(entry, fault=str(error))
+                else:
+                    yield _Pair(entry, tuple(captions), tuple(keywords), _label_or_none(label))
+
+
+def _member(file: BinaryIO, offset: int, size: int) -> bytes | None:
+    if size < 0:
+        return None
+    file.seek(offset)
+    return file.read(size)
+
+
+def _label_or_none(text: bytes | None) -> int:
+    try:
+        return read_label(text)
+    except ValueError:
+        return NO_LABEL
+
+
+def read_label(text: bytes | None) -> int:
+    """A sample's class number; -1 if it has none.
+
+    Raises:
+        ValueError: if it is not an integer of 64 bits.
+    """
+    if text is None:
+        return NO_LABEL
+    try:
+        return int(np.int64(int(text)))
+    except (ValueError, OverflowError):
+        raise ValueError(f"class number {text[:20]!r} is not an integer of 64 bits") from None

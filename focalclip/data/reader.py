@@ -132,7 +132,7 @@ class PictureSet:
     captions: tuple[tuple[str, ...], ...] | None = None
     """(N,): all captions of each picture, the main one first; an empty tuple where it has none."""
     keywords: tuple[tuple[str, ...], ...] | None = None
-    """(N,): words that are too general to describe a picture alone; see :class:`focalclip.data.captions.Captions`."""
+    """(N,): words that are too general to describe a picture alone; see :class:`focalclip.data.index.Captions`."""
     faults: Mapping[int, str] = field(default_factory=dict)
     """Why a picture, by its number, has no captions."""
     labels: np.ndarray | None = None

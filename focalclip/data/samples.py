@@ -12,13 +12,35 @@ from torch import Tensor
 
 from focalclip.base.errors import UserError
 from focalclip.config import DataConfig
-from focalclip.data.captions import choose_caption, read_captions
 from focalclip.data.images import decode_array
-from focalclip.data.index import load_key, load_members, read_label
-from focalclip.data.order import SampleOrder
+from focalclip.data.index import Captions, load_key, load_members, read_captions, read_label
+from focalclip.data.order import Draw, SampleOrder
 from focalclip.data.transforms import min_decoded_side, random_resized_crop
 
 _MAX_REPLACEMENTS = 100  # broken samples in a row after which the data, not a sample, is at fault
+
+
+def choose_caption(texts: Captions, draws: Sequence[float], data: DataConfig) -> str:
+    """The first caption, or it joined with one or two others, or any: see the two probabilities of :class:`DataConfig`.
+
+    Args:
+        texts: The sample's captions and keywords.
+        draws: The position's row of :func:`focalclip.data.order.uniform_draws`.
+        data: The probabilities.
+    """
+    first, *others = texts.captions
+    others += texts.keywords
+    rule = draws[Draw.CAPTION_FIRST] - data.first_caption
+    if rule < 0 or not others:
+        return first
+    if rule >= data.joined_captions:
+        return texts.captions[int(draws[Draw.CAPTION] * len(texts.captions))]
+    picked = [others[int(draws[Draw.CAPTION] * len(others))]]
+    more = 2 * draws[Draw.CAPTION_MORE] - 1  # uniform in [0, 1) in half of all cases
+    if more >= 0 and (second := others[int(more * len(others))]) not in picked:
+        picked.append(second)
+    is_behind = rule < data.joined_captions / 2
+    return ", ".join([first, *picked] if is_behind else [*picked, first])
 
 
 class Members(NamedTuple):

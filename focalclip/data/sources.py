@@ -15,8 +15,7 @@ from pathlib import Path
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import cache_dir, locked, whole_folder
-from focalclip.data.captions import read_captions
-from focalclip.data.index import read_pairs
+from focalclip.data.index import read_captions, read_pairs
 from focalclip.data.reader import PictureSet, Reader, Request
 
 READERS = [

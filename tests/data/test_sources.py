@@ -11,9 +11,8 @@ from wds_folder import write_folder
 from focalclip.base.errors import UserError
 from focalclip.cli.make_shards import main as make_shards
 from focalclip.data import sources, write
-from focalclip.data.captions import read_captions
 from focalclip.data.folders import CLASS_FOLDERS, TASK_FOLDER
-from focalclip.data.index import index_shards
+from focalclip.data.index import index_shards, read_captions
 from focalclip.data.reader import FileEntry, PictureSet, Request, Unavailable
 from focalclip.data.samples import ShardReader
 from focalclip.data.sources import find_reader, open_source, training_shards
