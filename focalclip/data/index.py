@@ -41,7 +41,7 @@ _BLOCK = 512  # bytes of a tar block (POSIX ustar)
 def index_shards(shards: Sequence[Path]) -> np.ndarray:
     """Make sure that every shard has an up-to-date index.
 
-    Several processes may do this at once; each writes under a name of its own and renames.
+    Several processes may do this at once; each writes under its own temporary name and renames.
 
     Returns:
         Samples per shard, int64 (len(shards),).

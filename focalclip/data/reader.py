@@ -37,7 +37,7 @@ class Unavailable(UserError):
 
 def no_split(place: object, split: str, present: list[str]) -> Unavailable:
     """The error for a split that is not there; it names those that are."""
-    has = f"it has {', '.join(present)}" if present else "it has no splits of its own and counts as test"
+    has = f"it has {', '.join(present)}" if present else "it is not split and counts as test"
     hint = ""
     if split == "val" and "train" in present:
         hint = "; a validation set can be cut from train"
@@ -70,7 +70,7 @@ class Entry(Protocol):
 
 
 class FileEntry(NamedTuple):
-    """A picture in a file of its own."""
+    """A picture that is a file."""
 
     path: Path
     key: str

@@ -69,8 +69,8 @@ class TrainSamples:
     """Training samples by global position.
 
     A broken sample (undecodable image, no image, no caption, unreadable JSON or class number) is replaced by the
-    sample at the next position that is whole, with the crop and colours of its own position. So no rank runs short,
-    and the batch is still a pure function of (seed, position).
+    sample at the next position that is not, with the crop and colours of the position asked for. So no rank runs
+    short, and the batch is still a pure function of (seed, position).
 
     Args:
         shards: Indexed shards.
@@ -89,15 +89,15 @@ class TrainSamples:
     def load(self, position: int, draws: Sequence[float]) -> tuple[Sample, str | None]:
         """The sample at a position, or its replacement and what is wrong with the one that belongs there.
 
-        Only the fault of the position's own sample is told: that of a replacement is told where it stands itself, so
-        every broken sample is counted once per epoch.
+        Only the fault of the position's own sample is returned: that of a replacement is returned at its own position,
+        so every broken sample is counted once per epoch.
 
         Args:
             position: Global position, 0 or more.
             draws: The position's row of :func:`focalclip.data.order.uniform_draws`.
 
         Raises:
-            UserError: if far too many samples in a row are broken.
+            UserError: if too many samples in a row are broken.
         """
         first_fault = None
         for candidate in range(position, position + _MAX_REPLACEMENTS):
@@ -137,7 +137,7 @@ class ShardReader:
         self._open: OrderedDict[int, tuple[np.ndarray, int]] = OrderedDict()  # shard: member table, file descriptor
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": OrderedDict()}  # a worker process opens files of its own
+        return {**self.__dict__, "_open": OrderedDict()}  # a worker process opens its own files
 
     def read(self, shard: int, sample: int) -> Members:
         """The members of one sample, in one read.

@@ -46,7 +46,7 @@ def open_source(source: str, request: Request) -> PictureSet:
 
 
 def training_shards(train: str | list[str], field: str = "data.train") -> list[Path]:
-    """The shards to train on: the default corpus, shards as they are, or any other source written as shards once.
+    """The shards to train on: the default corpus, the shards named, or any other source written as shards once.
 
     Shards of other sources lie in ``sources/`` of the cache folder and are written again when a caption, a label, or
     the size or time of change of a picture's file is no longer the same. Several processes may ask at once; one writes.
@@ -151,7 +151,7 @@ def resolve_shards(spec: str | list[str], field: str = "data.train") -> list[Pat
     if missing:
         raise UserError(
             f"{field}: {len(missing)} of {len(paths)} shards do not exist ({_some(missing)}); "
-            "mend the path or pattern, or fetch the missing files"
+            "correct the path or pattern, or fetch the missing files"
         )
     twice = [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]
     if twice:

@@ -24,7 +24,7 @@ _PERMUTATIONS = np.array(list(itertools.permutations(range(3))))
 
 
 def min_decoded_side(draws: Sequence[float], augment: AugmentConfig, size: int) -> int:
-    """Shorter side at which a decoded picture still gives this sample's crop ``size`` pixels of its own."""
+    """Shorter side at which a decoded picture still has ``size`` pixels in this sample's crop."""
     longest = max(augment.ratio[1], 1 / augment.ratio[0])
     return math.ceil(size * math.sqrt(longest / _crop_area(draws, augment)))
 

@@ -92,7 +92,7 @@ def write_task(
 
 
 def write_pictures(pictures: PictureSet, folder: str | Path, chosen: Sequence[int] | None = None) -> int:
-    """Write pictures of a source as training shards, in their order; the compressed bytes are copied as they are.
+    """Write pictures of a source as training shards, in their order; the compressed bytes are copied unchanged.
 
     Captions are the source's own (``txt`` holds the first, ``json`` all, and keywords where there are any). A source
     that has classes and no captions gets every prompt of a picture's classes, or the bare name where it has no prompts.

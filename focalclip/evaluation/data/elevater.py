@@ -251,7 +251,7 @@ def content_offset(archive: Path, member: zipfile.ZipInfo) -> int:
 
 
 class _Section:
-    """A part of a file as a file of its own, as far as ``zipfile`` needs it to read a zip's directory."""
+    """A part of a file seen as a file, as far as ``zipfile`` needs it to read a zip's directory."""
 
     def __init__(self, file: IO[bytes], start: int, size: int) -> None:
         self._file, self._start, self._size, self._at = file, start, size, 0

@@ -104,6 +104,6 @@ def _download(repo: str, patterns: list[str]) -> Path:
     if damaged:
         raise Unavailable(
             f"{repo}: {len(damaged)} of {checked.checked_count} files differ from the hub's SHA-256 ({damaged[0]} ...);"
-            " they were removed, run this again to fetch them anew"
+            " they were removed, run this again to fetch them"
         )
     return Path(snapshot_download(repo, repo_type="dataset", revision=Path(folder).name, allow_patterns=patterns))

@@ -2,7 +2,7 @@
 
 ``datasets``: what ``save_to_disk`` wrote, and Parquet files.
 
-torchvision: its own folders. Class names are torchvision's own ``.classes``. Images in files are read as they are;
+torchvision: its own folders. Class names are torchvision's own ``.classes``. Images in files are read unchanged;
 those that torchvision keeps in arrays (CIFAR, MNIST, ...) become PNG, which loses nothing, when they are read.
 """
 
@@ -45,7 +45,7 @@ class RowEntry(NamedTuple):
 
     @property
     def file(self) -> None:
-        """Unknown: the library keeps the rows in files of its own."""
+        """Unknown: the library keeps the rows in its own files."""
 
     def read(self) -> bytes:
         """The compressed image, from the row or from the file that it names."""
@@ -61,7 +61,7 @@ def is_saved(folder: Path) -> bool:
 
 
 def parquet_splits(folder: Path) -> dict[str, list[Path]]:
-    """The Parquet files in or under a folder by split, told by a word in their path; without such a word: test."""
+    """The Parquet files in or under a folder by split, by a word in their path; without such a word: test."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.parquet")):
         found.setdefault(_split_of(path.relative_to(folder)) or "test", []).append(path)
@@ -73,7 +73,7 @@ def read_saved(folder: Path, task: Task, split: SplitName) -> PictureSet:
 
     Raises:
         Unavailable: if it has no such split, or the library is not installed.
-        UserError: if its columns do not tell images and labels.
+        UserError: if images or labels cannot be found in its columns.
     """
     library = _library()
     try:
@@ -163,7 +163,7 @@ def _label_column(table: Any, folder: Path, task: Task) -> str:
     if usual:
         return usual[0]
     raise UserError(
-        f"{folder}: which of the columns {', '.join(table.column_names)} is the label cannot be told; it should be one"
+        f"{folder}: which of the columns {', '.join(table.column_names)} is the label is not clear; there should be one"
         " 'label' of type ClassLabel, which stores the class names, or of class names"
     )
 
@@ -210,9 +210,9 @@ class TorchvisionSet:
     name: str
     """Its class in ``torchvision.datasets``."""
     marker: str
-    """A path below torchvision's root that tells it is there; may hold wildcards."""
+    """A path below torchvision's root that exists if the set is there; may hold wildcards."""
     splits: dict[SplitName, dict[str, Any]]
-    """What the class has to be told for each split."""
+    """Arguments of the class for each split."""
     task: str = ""
     """The registry's task of the same data."""
     names: tuple[str, ...] = field(default=(), repr=False)
@@ -277,7 +277,7 @@ class ArrayEntry(NamedTuple):
 
     @property
     def file(self) -> None:
-        """Unknown: torchvision has read the array from files of its own."""
+        """Unknown: torchvision has read the array from its own files."""
 
     def read(self) -> bytes:
         """The image as PNG."""
@@ -287,7 +287,7 @@ class ArrayEntry(NamedTuple):
 
 
 def set_named(name: str) -> TorchvisionSet:
-    """The set of a class of ``torchvision.datasets``, whatever its capitals.
+    """The set of a class of ``torchvision.datasets``, ignoring case.
 
     Raises:
         UserError: if there is none that can be read.
@@ -324,13 +324,13 @@ def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: Split
     if len(known.splits) == 1 and known.task == task.id and task.sizes:
         others = f"its hub repository {task.hub} or " if task.hub else ""
         raise Unavailable(
-            f"{root}: torchvision's {known.name} is not split, and {task.id} is defined on a test set of its own; take"
+            f"{root}: torchvision's {known.name} is not split, and {task.id} is defined on another test set; take"
             f" {others}ELEVATER's images from ELEVATER_all.zip (docs/evaluation-data.md)"
         )
     if find_root([root], [known]) is None:
         raise _absent(known, root, split, f"has no {known.marker}")
     make = getattr(datasets, known.name)
-    # torchvision's classes load an image by a function of its path: with this one they tell the path instead
+    # torchvision's classes load an image by a function of its path: with this one they return the path instead
     loader = {"loader": os.fspath} if "loader" in inspect.signature(make).parameters else {}
     try:
         dataset = make(root, **known.splits[split], **loader)

@@ -1,4 +1,4 @@
-"""One split of a task, opened from wherever its data lies and in whatever layout.
+"""One split of a task, opened wherever its data lies and in any known layout.
 
 Layouts that any data may have are read by the table of ``focalclip.data.sources``; those of certain data sets and
 libraries are here in ``evaluation.data``. All return a :class:`~focalclip.data.reader.PictureSet`, which becomes a
@@ -37,7 +37,7 @@ class TaskData:
     """int64 (N,), or bool (N, C) for multi-label data."""
     official_order: np.ndarray | None = None
     """int64 (N,): the i-th image of ELEVATER's official test order, which a submission needs, is
-    ``entries[official_order[i]]``; None where the source does not tell that order."""
+    ``entries[official_order[i]]``; None where the source does not state that order."""
 
     def __post_init__(self) -> None:
         if not self.entries:
@@ -78,7 +78,7 @@ _LAYOUTS = (
 
 
 def open_task(task: Task, data_root: Path | None, absent: dict[str, str], split: str = "test") -> TaskData:
-    """Read one split of a task from wherever its data lies and in whatever layout.
+    """Read one split of a task wherever its data lies and in any known layout.
 
     Args:
         task: its ``source`` says where, or else its ``folders`` under ``data_root``, or else its ``hub`` repository.
