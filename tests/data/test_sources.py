@@ -82,6 +82,7 @@ def test_shards_have_captions_keywords_and_class_numbers(tmp_path):
     assert found.labels.tolist() == [0, 1, 2]
     assert (found.class_names, found.templates) == (None, None)
     assert [entry.read() for entry in found.entries] == [picture(i) for i in range(3)]
+    assert len(open_source(str(tmp_path / "shards"), Request(limit=2)).entries) == 2
 
 
 def test_class_folders_have_names_and_labels_with_or_without_splits(tmp_path):

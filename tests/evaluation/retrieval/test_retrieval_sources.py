@@ -124,6 +124,7 @@ def test_tables(tmp_path, name, lines):
     assert data.pairs[:, 0].tolist() == [0, 0, 1]
     assert [entry.key for entry in data.entries] == ["img/a.png", "img/b.png"]
     assert data.entries[1].read() == picture(1)
+    assert open_pairs(tmp_path / name, limit=1).captions == ("a cat, asleep", "kitty")
 
 
 def test_karpathy_file(tmp_path):
