@@ -11,8 +11,7 @@ from wds_folder import picture, tiny_model, write_folder, zero_shot
 
 from focalclip.base.errors import UserError
 from focalclip.evaluation.compare import compare
-from focalclip.evaluation.data import read_task_folder
-from focalclip.evaluation.data.entries import decode
+from focalclip.evaluation.data import decode, read_task_folder
 from focalclip.evaluation.features.images import ImageFeatures
 from focalclip.evaluation.mistakes import mistakes
 from focalclip.evaluation.predictions import Predictions

@@ -5,20 +5,11 @@ Both draws shuffle with Python's ``random.Random(seed)`` and walk once, as the E
 toolkit, which holds out the first images of each class, the held-out part is drawn at random too.
 """
 
-import io
 import random
-from collections.abc import Iterator, Sequence
-from itertools import chain
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
-
-from focalclip.base.errors import UserError
-from focalclip.data.write import write_shards
-from focalclip.evaluation.data import Entry, TaskData, decode
-from focalclip.evaluation.features.texts import prompts_by_class
 
 HELD_OUT = 5  # one image in five of each class, rounded up: ELEVATER's 20%
 
@@ -89,57 +80,3 @@ def _shuffled(labels: np.ndarray, seed: int) -> Iterator[tuple[int, np.ndarray]]
 
 def _num_classes(labels: np.ndarray) -> int:
     return labels.shape[1] if labels.ndim == 2 else int(labels.max(initial=0)) + 1
-
-
-_MEMBERS = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
-
-
-def write_training_shards(data: TaskData, indices: Sequence[int], folder: str | Path) -> int:
-    """Write images with every prompt of their class as a caption, in the task's order.
-
-    Images of one class carry the same ``cls``. So do images with the same set of several labels; those without any
-    have nothing to be captioned with and are left out.
-
-    Args:
-        data: one split of a task.
-        indices: which of its images.
-        folder: where the shards go; must not hold any yet.
-
-    Returns:
-        The number of images written.
-
-    Raises:
-        UserError: if ``folder`` holds shards, an image is damaged, or none is left.
-    """
-    folder = Path(folder)
-    if any(folder.glob("*.tar")):
-        raise UserError(f"{folder}: holds shards already; name another folder, or remove them")
-    chosen = [i for i in indices if not data.multilabel or data.labels[i].any()]
-    write_shards(_samples(data, chosen), folder)
-    return len(chosen)
-
-
-def _samples(data: TaskData, indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-    groups = np.unique(data.labels, axis=0, return_inverse=True)[1].ravel() if data.multilabel else data.labels
-    for number, i in enumerate(indices):
-        extension, image = _image(data.entries[i])
-        own = np.flatnonzero(data.labels[i]) if data.multilabel else [data.labels[i]]
-        captions = list(chain.from_iterable(prompts_by_class([data.class_names[c] for c in own], data.templates)))
-        sample = {extension: image, "json": {"captions": captions}, "cls": int(groups[i])}
-        yield {"__key__": f"{number:08d}"} | sample
-
-
-def _image(entry: Entry) -> tuple[str, bytes]:
-    """The image as it is, where training reads its format, else as PNG."""
-    content = entry.read()
-    try:
-        picture = decode(content)
-    except ValueError as error:
-        raise UserError(f"{entry.name}: is damaged ({error}); download the task again") from None
-    with Image.open(io.BytesIO(content)) as image:
-        extension = _MEMBERS.get(image.format or "")
-    if extension:
-        return extension, content
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    return "png", buffer.getvalue()

@@ -21,9 +21,9 @@ from focalclip.cli.retrieval import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.model import weights_sha256
+from focalclip.evaluation.retrieval.pairs import open_pairs
 from focalclip.evaluation.retrieval.result import retrieval_table
 from focalclip.evaluation.retrieval.run import evaluate
-from focalclip.evaluation.retrieval.sources import open_pairs
 from focalclip.models.clip import FocalCLIP
 
 CAPTIONS = [[f"thing {i}", f"a photo of number {i % 7}"] for i in range(23)]
@@ -204,7 +204,7 @@ def test_command_measures_the_newest_run_and_writes_all_files(workplace, monkeyp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "cats"], "error: --data: 1 of 1 shards do not exist (cats)"),
+        (["--data", "cats"], "error: --data cats: no such file or folder"),
         (["--data", "pets", "--split", "train"], "error: pets/train/nshards.txt: missing, or not a number of shards"),
         (["--data", "pets", "--model", "runs/none"], "error: runs/none: no such folder"),
         (["--data", "pets", "--output", "pets"], "error: --output pets: is a folder"),

@@ -11,7 +11,7 @@ import references
 import torch
 import torch.nn.functional as F
 
-from focalclip.evaluation.data.trees import FileEntry
+from focalclip.data.reader import FileEntry
 from focalclip.evaluation.metrics.intervals import bootstrap_interval
 from focalclip.evaluation.retrieval.pairs import PairData
 from focalclip.evaluation.retrieval.ranks import retrieval_ranks
