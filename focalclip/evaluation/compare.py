@@ -111,7 +111,8 @@ def compare(a: str | Path, b: str | Path, progress: bool = True) -> ResultCompar
 def _compare_task(name: str, first: TaskResult, second: TaskResult) -> tuple[TaskDifference, np.ndarray]:
     a, b = _pair(first, second)
     metric, answers = METRICS[a.metric], (a.answers, b.answers)
-    draws = paired_draws(*(partial(metric.definition, side) for side in answers), a.n, name)
+    first_statistic, second_statistic = (partial(metric.definition, side) for side in answers)
+    draws = paired_draws(first_statistic, second_statistic, a.n, name)
     values = [metric.value(side) for side in answers]
     counts: dict[str, int] = {}
     if metric.correct or metric.labels == "single":

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from focalclip.base.errors import UserError
 from focalclip.base.files import whole_file
 from focalclip.evaluation.metrics import METRICS
-from focalclip.evaluation.metrics.definitions import Floats
-from focalclip.evaluation.metrics.metric import Answers
+from focalclip.evaluation.metrics.definitions import Floats, softmax
+from focalclip.evaluation.metrics.metric import SCALE, Answers
 
 SIDE = 96  # pixels, of the longer side of a thumbnail
 
@@ -139,7 +139,7 @@ class Predictions:
         """
         if not self.has_all:
             raise UserError(f"{self.task}: the result keeps only the top {TOP} classes; evaluate with --keep-all")
-        return self.answers.rankings["softmax"]
+        return softmax(SCALE * self.cosines.astype(np.float64))
 
     @property
     def fingerprint(self) -> str:

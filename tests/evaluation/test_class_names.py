@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from focalclip.evaluation.names import name_key
+from focalclip.evaluation.opened import name_key
 from focalclip.evaluation.protocols import lines_sha256, load_protocol
 from focalclip.evaluation.task import registered_tasks
 
@@ -70,7 +70,7 @@ PEER_TABLE = {line.split()[0]: line.split()[1:] for line in PEER.strip().splitli
 
 def peer_names(task_id):
     """Our names under its protocol, in its order: the two faces of Caltech-101 stand the other way round."""
-    names = list(load_protocol("clip_benchmark").apply(TASKS[task_id]).names)
+    names = list(TASKS[task_id].under(load_protocol("clip_benchmark")).names)
     if task_id == "caltech-101":
         names[37], names[38] = names[38], names[37]
     return names
@@ -87,7 +87,7 @@ def test_clip_benchmark_protocol_has_the_lists_of_clip_benchmark(task_id):
     _, names_sha, _, templates_sha = PEER_TABLE[task_id]
     if names_sha != "-":
         assert lines_sha256(peer_names(task_id))[:12] == names_sha
-    assert lines_sha256(load_protocol("clip_benchmark").apply(TASKS[task_id]).templates)[:12] == templates_sha
+    assert lines_sha256(TASKS[task_id].under(load_protocol("clip_benchmark")).templates)[:12] == templates_sha
 
 
 @pytest.mark.skipif(importlib.util.find_spec("clip_benchmark") is None, reason="clip_benchmark is not installed")

@@ -14,7 +14,7 @@ import torch
 from helpers import run_ranks
 from helpers_run import ROOT
 from local_hub import serving
-from wds_folder import picture, tiny_model, write_folder
+from wds_folder import picture, tiny_model, write_folder, zero_shot
 
 import focalclip
 from focalclip.base import ranks as distributed
@@ -22,7 +22,6 @@ from focalclip.base.ranks import rank
 from focalclip.cli.zeroshot import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.task import Benchmark, Task
-from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
 
 NAMES = ("cat", "dog", "ankle boot", "fire engine", "owl", "bus", "tree")
@@ -56,23 +55,23 @@ def root(tmp_path_factory):
 
 
 def _measure(root, **options):
-    result = evaluate(tiny_model(), root / "tasks", batch_size=4, progress=False, **options)
+    result = zero_shot(tiny_model(), root / "tasks", batch_size=4, **options)
     return untimed(result.to_json())
 
 
 def _measure_what_one_lacks(root):
     folder, tasks = root / str(rank()), ["hateful-memes", "rendered-sst2"]
-    result = evaluate(tiny_model(), "elevater", data_root=folder, tasks=tasks, progress=False)
+    result = zero_shot(tiny_model(), "elevater", data_root=folder, tasks=tasks)
     return [result.missing, result.failed]
 
 
 def _measure_with_a_lost_disk(root):
     opened, options = {}, {"batch_size": 4, "progress": False}
-    evaluate(tiny_model(), root / "tasks", opened=opened, **options)
+    zero_shot(tiny_model(), root / "tasks", opened=opened, **options)
     if rank() == 1:
         gone = tuple(entry._replace(shard=Path("/gone/0.tar")) for entry in opened["a"].data.entries)
         opened["a"] = replace(opened["a"], data=replace(opened["a"].data, entries=gone))
-    result = evaluate(tiny_model(), root / "tasks", opened=opened, **options)
+    result = zero_shot(tiny_model(), root / "tasks", opened=opened, **options)
     return [list(result.tasks), result.failed]
 
 
@@ -168,7 +167,7 @@ def _measure_from_hub(root, address):
     huggingface_hub.constants.ENDPOINT = address
     huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE = f"{address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     os.environ["NO_PROXY"] = "127.0.0.1"
-    result = evaluate(
+    result = zero_shot(
         tiny_model(), Benchmark("x", "wds", (Task(id="mine", hub="own/wds_mine"),)), progress=False
     )  # fmt: skip
     return json.dumps([result.missing, [task.n for task in result.tasks.values()]])
@@ -201,7 +200,7 @@ def test_caches_are_filled_by_one_process_at_a_time_of_each_machine(monkeypatch)
 
 def _measure_twice_with_own_caches(root):
     cache = root / f"cache{rank()}"  # as on two machines, each with a cache of its own
-    runs = [evaluate(tiny_model(), root / "tasks", batch_size=2, progress=False, cache_dir=cache) for _ in range(2)]
+    runs = [zero_shot(tiny_model(), root / "tasks", batch_size=2, cache_dir=cache) for _ in range(2)]
     return [run.score for run in runs]
 
 

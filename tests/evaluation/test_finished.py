@@ -6,11 +6,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from wds_folder import picture, tiny_model, write_folder
+from wds_folder import picture, tiny_model, write_folder, zero_shot
 
 from focalclip.evaluation import zeroshot
 from focalclip.evaluation.task import Benchmark, Task
-from focalclip.evaluation.zeroshot import evaluate
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def measured(monkeypatch):
 
 
 def run(model, tasks, output, **options):
-    return evaluate(model, tasks, outputs=[output], progress=False, **options)
+    return zero_shot(model, tasks, outputs=[output], **options)
 
 
 def values(result):
@@ -80,7 +79,7 @@ def test_a_killed_run_goes_on_and_its_old_result_stays_until_it_is_done(model, t
     measured.clear()
     result = run(model, tasks, tmp_path / "r.json")
     assert measured == ["b", "c"]
-    assert values(result) == values(evaluate(model, tasks, progress=False))
+    assert values(result) == values(zero_shot(model, tasks))
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["r.json"]
 
 
@@ -114,7 +113,7 @@ def test_what_has_changed_is_measured_anew(model, tasks, tmp_path, measured, cha
     write_folder(folder, labels, names=names, templates=templates, images=[picture(i) for i in pictures])
     result = run(model, folder, tmp_path / "r.json", **options)
     assert measured == ["a", "a"]
-    assert values(result) == values(evaluate(model, folder, progress=False, **options))
+    assert values(result) == values(zero_shot(model, folder, **options))
 
 
 def test_a_change_of_the_tasks_definition_is_measured_anew(model, tasks, tmp_path, measured):
@@ -146,7 +145,7 @@ def test_a_failed_task_is_tried_again_and_the_others_are_not(model, tasks, tmp_p
 def test_a_file_that_is_no_result_is_told_and_replaced(model, tasks, tmp_path, capsys, content):
     (tmp_path / "r.json").write_text(content)
     result = run(model, tasks, tmp_path / "r.json")
-    assert "r.json: not a result of this version; its tasks are measured anew" in capsys.readouterr().err
+    assert "r.json: not a result of this version; its tasks are measured again" in capsys.readouterr().err
     assert json.loads((tmp_path / "r.json").read_text())["score"] == result.score
 
 

@@ -6,7 +6,7 @@ from wds_folder import write_folder
 
 from focalclip.base.errors import UserError
 from focalclip.evaluation.data import open_task, read_task_folder
-from focalclip.evaluation.names import departures, join, places
+from focalclip.evaluation.opened import join, places
 from focalclip.evaluation.protocols import load_protocol
 from focalclip.evaluation.task import Task, registered_tasks
 
@@ -27,7 +27,7 @@ def test_any_order_and_spelling_of_the_folder_gives_the_same_names_and_labels(tm
     for names in (("Barn Owl", "gull", "Wren"), ("wren", "barn_owl", "GULL"), ("Gull", "WREN", "Barn-Owl")):
         truth = [1, 2, 0, 1]  # gull, wren, owl, gull
         labels = [[name.casefold()[:2] for name in names].index(start) for start in ("gu", "wr", "ba", "gu")]
-        joined = join(birds(), folder(tmp_path, names, labels))
+        joined = join(birds(), folder(tmp_path, names, labels)).data
         assert joined.class_names == ("Barn Owl", "gull", "Wren")
         assert joined.templates == ("the {c}",)
         assert joined.labels.tolist() == truth
@@ -37,7 +37,7 @@ def test_any_order_and_spelling_of_the_folder_gives_the_same_names_and_labels(tm
 def test_multi_label_columns_move_with_their_names(tmp_path):
     task = birds(metric="map")
     vectors = [[1, 0, 0], [0, 1, 1]]
-    joined = join(task, folder(tmp_path, ("wren", "gull", "barn owl"), vectors, kind="multilabel"))
+    joined = join(task, folder(tmp_path, ("wren", "gull", "barn owl"), vectors, kind="multilabel")).data
     np.testing.assert_array_equal(joined.labels, [[False, False, True], [True, True, False]])
 
 
@@ -56,14 +56,15 @@ def test_a_wrong_number_of_classes_or_images_is_refused(tmp_path):
     sized = birds(sizes={"test": {"ours": 4}, "train": {"ours": 1}})
     with pytest.raises(UserError, match=r"1 test images, expected 4 \(ours\)"):
         join(sized, folder(tmp_path, ("wren", "gull", "barn owl")))
-    assert join(sized, folder(tmp_path, ("wren", "gull", "barn owl")), split="train").labels.tolist() == [2]
+    assert join(sized, folder(tmp_path, ("wren", "gull", "barn owl")), split="train").data.labels.tolist() == [2]
 
 
 def test_a_task_without_names_takes_the_folders_own(tmp_path):
     data = folder(tmp_path, ("b", "a"), [1, 0], templates=("one {c}", "two {c}"))
-    joined = join(Task(id="own"), data)
+    opened = join(Task(id="own"), data)
+    joined = opened.data
     assert (joined.class_names, joined.templates) == (("b", "a"), ("one {c}", "two {c}"))
-    assert departures(Task(id="own"), data, "unchecked") == ()
+    assert (opened.differences, opened.test_set) == ((), "unchecked")
 
 
 def test_names_that_differ_in_punctuation_alone_need_their_exact_spelling(tmp_path):
@@ -83,20 +84,23 @@ def test_equal_names_are_taken_in_order_and_codes_and_aliases_fit(tmp_path):
     assert places(task, folder(tmp_path, ("projectile", "cat", "missile", "Faces"))).tolist() == [2, 1, 0, 3]
 
 
-def test_what_was_done_is_told_in_sentences(tmp_path):
+def test_what_was_done_is_said_in_sentences(tmp_path):
     task = birds(differences=("the mirror has one image more",), note="scored as elsewhere")
     data = folder(tmp_path, ("gull", "Barn_Owl", "Wren"))
-    assert departures(task, data, "wds") == (
+
+    def differences(source, sizes):
+        return join(task.model_copy(update={"data": source, "sizes": {"test": sizes}}), data).differences
+
+    assert differences("elevater", {"wds": 1, "elevater": 2}) == (
         "the mirror has one image more",
         "scored as elsewhere",
         "the data numbers 2 of 3 classes otherwise: joined by name",
         "the data spells 1 of 3 names otherwise: the protocol's are used",
         "the data's 1 prompts gave way to the protocol's 1",
     )
-    assert departures(task, data, "elevater")[0] == "scored as elsewhere"  # these are the images that it is defined on
-    on_the_mirror = task.model_copy(update={"data": "wds"})
-    assert departures(on_the_mirror, data, "elevater, wds")[0] == "scored as elsewhere"
-    assert departures(on_the_mirror, data, "elevater")[0] == "the mirror has one image more"
+    assert differences("elevater", {"elevater": 1})[0] == "scored as elsewhere"  # the images that it is defined on
+    assert differences("wds", {"elevater": 1, "wds": 1})[0] == "scored as elsewhere"
+    assert differences("wds", {"elevater": 1})[0] == "the mirror has one image more"
 
 
 @pytest.mark.parametrize("name", ["Ram C/V Cargo Van Minivan 2012", "ram c v cargo van minivan 2012"])
@@ -126,7 +130,7 @@ def test_known_other_spellings_of_the_20(tmp_path):
 
 
 def test_unicl_and_openai_names_fit_each_other_both_ways(tmp_path):
-    openai, unicl = ELEVATER["imagenet-1k"], load_protocol("unicl").apply(ELEVATER["imagenet-1k"])
+    openai, unicl = ELEVATER["imagenet-1k"], ELEVATER["imagenet-1k"].under(load_protocol("unicl"))
     assert places(unicl, folder(tmp_path, openai.names)).tolist() == list(range(1000))
     assert places(openai, folder(tmp_path, unicl.names)).tolist() == list(range(1000))
     assert places(openai, folder(tmp_path, openai.codes[::-1])).tolist() == list(range(1000))[::-1]
@@ -135,7 +139,7 @@ def test_unicl_and_openai_names_fit_each_other_both_ways(tmp_path):
 def test_an_empty_line_is_a_name_only_where_the_task_says_so(tmp_path):
     clevr = next(task for task in registered_tasks("vtab_plus") if task.id == "clevr-distance")
     place = write_folder(tmp_path / "wds_vtab-clevr_closest_object_distance", [3, 5], names=clevr.names)
-    data = join(clevr.model_copy(update={"sizes": {}}), open_task(clevr, tmp_path, {}))
+    data = join(clevr.model_copy(update={"sizes": {}}), open_task(clevr, tmp_path, {})).data
     assert (data.class_names[3], data.labels.tolist()) == ("", [3, 5])
     with pytest.raises(UserError, match="line 4 is empty"):
         open_task(Task(id=place.name), tmp_path, {})

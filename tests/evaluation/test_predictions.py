@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from wds_folder import picture, tiny_model, write_folder
+from wds_folder import picture, tiny_model, write_folder, zero_shot
 
 from focalclip.base.errors import UserError
 from focalclip.evaluation.compare import compare
@@ -14,11 +14,13 @@ from focalclip.evaluation.data import read_task_folder
 from focalclip.evaluation.data.entries import decode
 from focalclip.evaluation.features.images import ImageFeatures
 from focalclip.evaluation.metrics import definitions as metrics
-from focalclip.evaluation.predictions import Predictions, mistakes
+from focalclip.evaluation.mistakes import mistakes
+from focalclip.evaluation.predictions import Predictions
 from focalclip.evaluation.result import Result, find_results
+from focalclip.evaluation.scoring import predict
 from focalclip.evaluation.task import Benchmark, Task
-from focalclip.evaluation.zeroshot import evaluate
-from focalclip.reports.classes import class_rows, confusions
+from focalclip.reports.classes import class_numbers, confusions
+from focalclip.reports.tables import comparison_table
 
 NAMES = ("cat", "dog", "ankle boot", "fire engine", "owl", "bus", "tree")
 TASKS = (
@@ -56,7 +58,7 @@ def root(tmp_path_factory):
     write_folder(root / "beside", [i % 3 for i in range(12)], images=damaged)
     benchmark = Benchmark("five", "wds", TASKS, root)
     for name, model in (("a", tiny_model()), ("b", other_model())):
-        evaluate(model, benchmark, progress=False).with_source(name).write(root / f"{name}.json")
+        zero_shot(model, benchmark).with_source(name).write(root / f"{name}.json")
     return root
 
 
@@ -110,7 +112,7 @@ def synthetic(cosines, labels, names, metric="accuracy", folder=None):
     classes = torch.eye(cosines.shape[1], embeds.shape[1])
     data = read_task_folder(write_folder(folder, labels, names=names))
     images = ImageFeatures(embeds, np.ones(len(embeds), dtype=bool), (), "0" * 64, 1.0)
-    return Predictions.of(Task(id="t", metric=metric), data, images, classes)
+    return predict(Task(id="t", metric=metric), data, images, classes)[0]
 
 
 def test_trap_equal_names_tie_to_the_first_class(tmp_path):
@@ -126,7 +128,7 @@ def test_per_class_numbers_and_confusions_by_hand(tmp_path):
     labels = [0, 0, 0, 1, 1, 1, 3]
     cosines = 0.1 + 0.3 * np.eye(4)[answers]
     p = synthetic(cosines, labels, ("a", "b", "c", "d"), folder=tmp_path / "t")
-    rows = {row.name: row for row in class_rows(p)}
+    rows = {row.name: row for row in class_numbers(p)}
     assert (rows["a"].n, rows["a"].given) == (3, 3)
     assert (rows["a"].value, rows["a"].precision) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     assert (rows["b"].value, rows["b"].precision) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
@@ -209,8 +211,8 @@ def test_trap_imagenet_stands_beside_the_compared_mean(root):
     half = (comparison.score.interval[1] - comparison.score.interval[0]) / 2
     halves = [(d.interval[1] - d.interval[0]) / 2 for d in scored]
     assert half == pytest.approx(np.sqrt(np.sum(np.square(halves))) / len(halves), rel=0.15)
-    assert "mean of 4" in comparison.table()
-    assert "(beside)" in comparison.table()
+    assert "mean of 4" in comparison_table(comparison)
+    assert "(beside)" in comparison_table(comparison)
 
 
 def test_a_result_equals_itself(root):
@@ -226,7 +228,7 @@ def test_comparison_as_json_and_what_is_in_one_alone(root, tmp_path):
     (tmp_path / "b.predictions").symlink_to(root / "b.predictions")
     comparison = compare(root / "a.json", tmp_path / "b.json", progress=False)
     assert comparison.only_a == ("memes",)
-    assert "only in A: memes" in comparison.table()
+    assert "only in A: memes" in comparison_table(comparison)
     saved = json.loads(comparison.write(tmp_path / "out" / "c.json").read_text())
     assert saved["tasks"]["plain"]["difference"] == comparison.tasks["plain"].difference
     assert saved["score"]["p"] == comparison.score.p
@@ -244,7 +246,7 @@ def test_other_images_labels_or_metrics_are_refused_and_named(root, tmp_path):
     for i, (message, (other, pictures, metric)) in enumerate(cases.items()):
         folder = tmp_path / str(i)
         write_folder(folder / "plain", other, names=NAMES, images=pictures or images, shard_size=60)
-        result = evaluate(
+        result = zero_shot(
             tiny_model(), Benchmark("x", "wds", (Task(id="plain", metric=metric),), folder), progress=False
         )
         if pictures is None:  # one machine could not read one of the same images
@@ -256,7 +258,7 @@ def test_other_images_labels_or_metrics_are_refused_and_named(root, tmp_path):
         comparison = compare(root / "a.json", folder / "b.json", progress=False)
         assert message in comparison.refused["plain"]
         assert not comparison.tasks
-        assert "no task can be compared" in comparison.table()
+        assert "no task can be compared" in comparison_table(comparison)
 
 
 def test_runs_are_compared_by_the_benchmark_that_both_have(root, tmp_path):
@@ -280,7 +282,7 @@ def test_a_task_taken_over_keeps_its_answers_and_leaves_no_part_behind(root, tmp
     benchmark, output = Benchmark("one", "wds", TASKS[:1], root), tmp_path / "r.json"
 
     def run(**options):
-        return evaluate(tiny_model(), benchmark, progress=False, outputs=[output], **options).tasks["plain"]
+        return zero_shot(tiny_model(), benchmark, outputs=[output], **options).tasks["plain"]
 
     first = run()
     assert {path.name for path in tmp_path.iterdir()} == {"r.json", "r.predictions"}
@@ -290,7 +292,7 @@ def test_a_task_taken_over_keeps_its_answers_and_leaves_no_part_behind(root, tmp
     np.testing.assert_array_equal(second.predictions.top_cosines, first.predictions.top_cosines)
     assert (tmp_path / "r.predictions" / "plain.npz").stat().st_mtime_ns == written
     assert not second.predictions.has_all
-    third = run(keep_all=True)  # what was not kept is measured anew
+    third = run(keep_all=True)  # what was not kept is measured again
     assert third.predictions.has_all
     assert third.value == first.value
     assert Result.read(output).tasks["plain"].predictions.cosines.shape == (60, 7)
@@ -301,9 +303,9 @@ def test_a_task_taken_over_keeps_its_answers_and_leaves_no_part_behind(root, tmp
 @pytest.mark.parametrize("metric", ["map", "map_11point", "map_11point_voc"])
 def test_trap_each_multilabel_metric_is_kept_with_what_it_ranks_by(root, metric, scores):
     benchmark = Benchmark("one", "wds", (Task(id="many", metric=metric, scores=scores),), root)
-    task = evaluate(tiny_model(), benchmark, progress=False).tasks["many"]
+    task = zero_shot(tiny_model(), benchmark).tasks["many"]
     assert float(task.predictions.statistic()[0]) == task.value
-    rows = class_rows(task.predictions)
+    rows = class_numbers(task.predictions)
     assert np.nanmean([row.value for row in rows]) == pytest.approx(task.value, abs=1e-12)
     assert [row.n for row in rows] == task.predictions.labels.sum(axis=0).tolist()
     assert confusions(task.predictions) == []
@@ -312,6 +314,6 @@ def test_trap_each_multilabel_metric_is_kept_with_what_it_ranks_by(root, metric,
 @pytest.mark.parametrize(("metric", "candidates"), [("macro_f1", "all"), ("mean_per_class", "all")])
 def test_metrics_of_the_answer_alone_are_kept(root, metric, candidates):
     benchmark = Benchmark("one", "wds", (Task(id="balanced", metric=metric, candidates=candidates),), root)
-    task = evaluate(tiny_model(), benchmark, progress=False).tasks["balanced"]
+    task = zero_shot(tiny_model(), benchmark).tasks["balanced"]
     assert float(task.predictions.statistic()[0]) == task.value
     assert (task.predictions.predicted == task.predictions.top_classes[:, 0]).all()

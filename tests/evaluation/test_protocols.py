@@ -6,21 +6,21 @@ import torch
 from PIL import Image
 from sklearn import metrics as sk
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
-from wds_folder import tiny_model, write_folder
+from wds_folder import tiny_model, write_folder, zero_shot
 
 from focalclip.base.errors import UserError
 from focalclip.evaluation.features.images import resizer
 from focalclip.evaluation.metrics import definitions as metrics
-from focalclip.evaluation.protocols import PROTOCOLS, lines_sha256, load_protocol, statement
+from focalclip.evaluation.protocols import PROTOCOLS, lines_sha256, load_protocol
 from focalclip.evaluation.scoring import metric_value, score, score_matrix
 from focalclip.evaluation.task import Task, load_benchmark, registered_benchmarks, registered_tasks
-from focalclip.evaluation.zeroshot import evaluate
+from focalclip.reports.tables import result_table
 
 ELEVATER = {task.id: task for task in registered_tasks("elevater")}
 
 
 def under(protocol, task_id):
-    return load_protocol(protocol).apply(ELEVATER[task_id])
+    return ELEVATER[task_id].under(load_protocol(protocol))
 
 
 def unit(rng, n, dim):
@@ -30,7 +30,7 @@ def unit(rng, n, dim):
 
 def test_elevater_is_what_the_task_files_say():
     for task in ELEVATER.values():
-        assert load_protocol("elevater").apply(task) == task
+        assert task.under(load_protocol("elevater")) == task
 
 
 @pytest.mark.parametrize(
@@ -71,8 +71,8 @@ def test_a_protocol_that_has_no_such_task_says_what_is_done():
 
 def test_the_result_can_state_what_was_fixed():
     task = under("clip_benchmark", "oxford-iiit-pets")
-    told = statement(task, task.names, task.templates)
-    assert told == {
+    stated = task.statement(task.names, task.templates)
+    assert stated == {
         "metric": "mean_per_class",
         "scores": "100 x cosine",
         "candidates": "all",
@@ -126,7 +126,7 @@ def test_multi_label_scores_of_every_kind_and_the_protocols_own_among_them():
     cosines = (images @ classes.T).double().numpy()
     softmax = metrics.softmax(100 * cosines)
     task = Task(id="voc", metric="map_11point")
-    results = {name: score(PROTOCOLS[name].apply(task), images, classes, labels) for name in PROTOCOLS}
+    results = {name: score(task.under(PROTOCOLS[name]), images, classes, labels) for name in PROTOCOLS}
     assert results["clip_benchmark"].value == pytest.approx(peers_average_precision(cosines, labels), abs=1e-12)
     assert results["elevater"].value == pytest.approx(metrics.map_11point(softmax, labels)[0], abs=1e-12)
     extras = results["elevater"].extras
@@ -167,8 +167,8 @@ def test_mean_per_class_lets_empty_classes_compete_or_not_as_the_protocol_says()
     labels = np.array([0, 0, 1])  # the third class, which has no image, lies nearest to the last image of none
     classes[2] = images[2]
     task = Task(id="t", metric="mean_per_class")
-    dropped = score(PROTOCOLS["elevater"].apply(task), images, classes, labels)
-    kept = score(PROTOCOLS["clip_benchmark"].apply(task), images, classes, labels)
+    dropped = score(task.under(PROTOCOLS["elevater"]), images, classes, labels)
+    kept = score(task.under(PROTOCOLS["clip_benchmark"]), images, classes, labels)
     assert (dropped.value, kept.value) == (1.0, 0.5)
     answers = (images @ classes.T).argmax(dim=1)
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
@@ -207,9 +207,9 @@ def test_resize_follows_the_models_own_size():
 
 
 def test_datacomp_lists_what_it_leaves_out_and_never_calls_32_tasks_the_whole(tmp_path):
-    result = evaluate(tiny_model(), "datacomp", tmp_path, progress=False)
+    result = zero_shot(tiny_model(), "datacomp", tmp_path)
     assert result.expected == 38
-    assert "no score: 0 of 38 tasks" in result.table()
+    assert "no score: 0 of 38 tasks" in result_table(result)
     assert {
         "dollar-street",
         "geode",

@@ -7,7 +7,7 @@ wrong way beside ours, on real task folders and a real model with random weights
 import numpy as np
 import pytest
 import torch
-from wds_folder import picture, tiny_model, write_folder
+from wds_folder import picture, tiny_model, write_folder, zero_shot
 
 from focalclip.base.errors import UserError
 from focalclip.evaluation.data import read_task_folder
@@ -15,18 +15,18 @@ from focalclip.evaluation.features.images import encode_images
 from focalclip.evaluation.features.texts import class_matrix
 from focalclip.evaluation.metrics import definitions as metrics
 from focalclip.evaluation.metrics.label_check import check_labels
-from focalclip.evaluation.names import departures, join, places
+from focalclip.evaluation.opened import join, places
 from focalclip.evaluation.protocols import PROTOCOLS
 from focalclip.evaluation.scoring import score
 from focalclip.evaluation.task import Benchmark, Task, load_benchmark, registered_tasks
-from focalclip.evaluation.zeroshot import evaluate
+from focalclip.reports.tables import result_table
 
 ELEVATER = {task.id: task for task in registered_tasks("elevater")}
 NAMES = ("cat", "dog", "ankle boot", "fire engine", "owl", "bus", "tree")
 
 
 def measure(folder, task):
-    return evaluate(tiny_model(), Benchmark("b", "elevater", (task,), folder.parent), progress=False).tasks[task.id]
+    return zero_shot(tiny_model(), Benchmark("b", "elevater", (task,), folder.parent)).tasks[task.id]
 
 
 def test_trap_imagenet_is_beside_the_mean_never_inside():
@@ -66,7 +66,7 @@ def test_trap_class_order_differs_so_names_are_joined_by_name(tmp_path):
     [("cifar-100", 99), ("fgvc-aircraft-2013b-variants102", 22), ("food-101", 2)],
 )
 def test_trap_elevater_numbers_classes_otherwise_than_openai(task_id, places_that_differ):
-    openai = sorted(PROTOCOLS["clip_benchmark"].apply(ELEVATER[task_id]).names)  # these three are sorted in prompts.md
+    openai = sorted(ELEVATER[task_id].under(PROTOCOLS["clip_benchmark"]).names)  # these three are sorted in prompts.md
     assert sum(a != b for a, b in zip(ELEVATER[task_id].names, openai, strict=True)) == places_that_differ
 
 
@@ -95,7 +95,7 @@ def test_trap_kitti_prompts_in_a_wrong_order_are_joined_by_name(tmp_path):
     # CLIP_benchmark issue 21: the four sentences stood in a wrong order
     task = ELEVATER["kitti-distance"]
     data = read_task_folder(write_folder(tmp_path / "k", [0, 1, 2, 3], names=task.names[::-1], templates=("{c}",)))
-    assert join(task.model_copy(update={"sizes": {}}), data).labels.tolist() == [3, 2, 1, 0]
+    assert join(task.model_copy(update={"sizes": {}}), data).data.labels.tolist() == [3, 2, 1, 0]
 
 
 def test_trap_kitti_alone_is_squashed_and_the_other_harnesses_crop_it():
@@ -114,7 +114,7 @@ def test_trap_voc2007_is_ranked_by_the_softmax_not_by_the_cosine(tmp_path):
         classes = class_matrix(model, NAMES, ("a {c}.",))
     task = Task(id="v", metric="map_11point")
     elevater, peer = (
-        score(PROTOCOLS[p].apply(task), images, classes, data.labels) for p in ("elevater", "clip_benchmark")
+        score(task.under(PROTOCOLS[p]), images, classes, data.labels) for p in ("elevater", "clip_benchmark")
     )
     cosines = (images @ classes.T).double().numpy()
     assert elevater.value == pytest.approx(metrics.map_11point(metrics.softmax(100 * cosines), data.labels)[0])
@@ -172,7 +172,7 @@ def test_trap_five_mirrors_hold_other_test_images_and_the_result_says_which():
 def test_trap_pcam_and_resisc45_have_other_prompts_in_the_mirror():
     differ = set()
     for task in ELEVATER.values():
-        if PROTOCOLS["clip_benchmark"].apply(task).templates != task.templates:
+        if task.under(PROTOCOLS["clip_benchmark"]).templates != task.templates:
             differ.add(task.id)
     assert differ == {"patch-camelyon", "resisc45_clip"}
 
@@ -181,10 +181,10 @@ def test_trap_prompts_of_a_folder_are_not_overwritten_in_silence(tmp_path):
     # CLIP_benchmark 1.5.0 overwrote the folder's prompts with defaults (issue 109); DataComp had to be measured again
     task = Task(id="t", classes=3, names=("red", "green", "blue"), templates=("a {c}.",))
     data = read_task_folder(write_folder(tmp_path / "t", [0], templates=("one {c}", "two {c}")))
-    assert departures(task, data, "unchecked") == ("the data's 2 prompts gave way to the protocol's 1",)
-    assert join(task, data).templates == ("a {c}.",)
+    assert join(task, data).differences == ("the data's 2 prompts gave way to the protocol's 1",)
+    assert join(task, data).data.templates == ("a {c}.",)
     own = Task(id="t")
-    assert join(own, data).templates == ("one {c}", "two {c}")  # a task without prompts has the folder's
+    assert join(own, data).data.templates == ("one {c}", "two {c}")  # a task without prompts has the folder's
 
 
 def test_trap_hateful_memes_has_no_mirror_and_says_how_to_get_it():
@@ -205,7 +205,7 @@ def test_trap_imagenet_has_two_pairs_of_equal_names_and_one_of_each_can_never_wi
 
 
 def test_trap_unicl_measures_imagenet_by_a_protocol_of_its_own():
-    unicl, elevater = PROTOCOLS["unicl"].apply(ELEVATER["imagenet-1k"]), ELEVATER["imagenet-1k"]
+    unicl, elevater = ELEVATER["imagenet-1k"].under(PROTOCOLS["unicl"]), ELEVATER["imagenet-1k"]
     changed = {i: (a, b) for i, (a, b) in enumerate(zip(elevater.names, unicl.names, strict=True)) if a != b}
     assert changed == {744: ("missile", "projectile"), 837: ("sunglasses", "dark glasses")}
     assert len(set(unicl.names)) == 1000
@@ -247,7 +247,7 @@ def test_trap_a_folder_of_ones_own_may_have_several_labels(tmp_path):
     # the toolkit takes custom data as folders of classes, one label per image
     vectors = [[1, 1, 0], [0, 1, 0], [1, 0, 1], [0, 0, 1]]
     write_folder(tmp_path / "mine", vectors, kind="multilabel")
-    result = evaluate(tiny_model(), tmp_path, progress=False)
+    result = zero_shot(tiny_model(), tmp_path)
     assert result.tasks["mine"].metric == "map_11point"
     assert 0 < result.tasks["mine"].value <= 1
 
@@ -257,10 +257,10 @@ def test_trap_a_failed_task_is_no_score_of_zero(tmp_path):
     write_folder(tmp_path / "good", [0, 1, 2])
     write_folder(tmp_path / "bad", [0, 1, 2])
     (tmp_path / "bad" / "test" / "0.tar").write_bytes(b"not a tar")
-    result = evaluate(tiny_model(), tmp_path, progress=False)
+    result = zero_shot(tiny_model(), tmp_path)
     assert set(result.failed) == {"bad"}
     assert result.score == result.tasks["good"].value
-    assert "mean of 1 of 2 tasks" in result.table()
+    assert "mean of 1 of 2 tasks" in result_table(result)
 
 
 def test_trap_difficult_objects_of_voc_are_stated():
@@ -273,4 +273,4 @@ def test_trap_pictures_do_not_depend_on_the_order_of_classes(tmp_path):
     images = [picture(i) for i in range(3)]
     one = read_task_folder(write_folder(tmp_path / "one", [0, 1, 2], images=images))
     two = read_task_folder(write_folder(tmp_path / "two", [2, 1, 0], names=("blue", "green", "red"), images=images))
-    assert join(task, one).digest("x") == join(task, two).digest("x")
+    assert join(task, one).data.digest("x") == join(task, two).data.digest("x")

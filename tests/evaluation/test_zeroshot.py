@@ -14,7 +14,7 @@ import torch
 from open_clip import build_zero_shot_classifier
 from PIL import Image
 from sklearn import metrics as sk
-from wds_folder import picture, png, tiny_model, write_folder
+from wds_folder import picture, png, tiny_model, write_folder, zero_shot
 
 import focalclip
 from focalclip.base.errors import UserError
@@ -29,8 +29,8 @@ from focalclip.evaluation.features.texts import class_matrix, encode_prompts
 from focalclip.evaluation.metrics import definitions as metrics
 from focalclip.evaluation.metrics.intervals import wilson_interval
 from focalclip.evaluation.task import Benchmark, Task
-from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
+from focalclip.reports.tables import result_table
 
 NAMES = ("cat", "dog", "ankle boot", "fire engine", "owl", "bus", "tree")
 TEMPLATES = ("a photo of a {c}.", "art of the {c}, {c}.")
@@ -42,7 +42,7 @@ FLOAT32_NOISE = 2e-6
 
 
 def run(folder, *, model=None, **options):
-    return evaluate(model or tiny_model(), folder, progress=False, **options)
+    return zero_shot(model or tiny_model(), folder, **options)
 
 
 def naive_cosines(model, folder):
@@ -251,7 +251,7 @@ def test_damaged_images_are_counted_and_named_and_n_says_so(tmp_path):
         tiny_model(), write_folder(tmp_path / "good", [0, 2, 0, 1, 0], images=[images[i] for i in (0, 2, 3, 4, 6)])
     )
     assert task.value == pytest.approx(np.mean(cosines.argmax(1) == [0, 2, 0, 1, 0]))
-    assert "2 of 7: test/0.tar:s0000001 (not an image), test/1.tar:s0000005" in result.table()
+    assert "2 of 7: test/0.tar:s0000001 (not an image), test/1.tar:s0000005" in result_table(result)
 
 
 def test_nothing_but_damaged_images_fails_the_task(tmp_path):
@@ -286,7 +286,7 @@ def test_elevater_lists_missing_and_failed_tasks_and_scores_the_rest(tmp_path):
     assert len(result.missing) == 14
     assert "imagenet-1k" in result.missing
     assert result.score == pytest.approx(np.mean([task.value for task in result.tasks.values()]))
-    assert "mean of 2 of 20 tasks" in result.table()
+    assert "mean of 2 of 20 tasks" in result_table(result)
     kitti = result.tasks["kitti-distance"]
     assert kitti.test_set == "elevater, wds"
     assert kitti.templates == 1  # the protocol's, not the folder's
@@ -300,8 +300,8 @@ def test_trap_imagenet_stands_beside_the_score(tmp_path):
     tasks = (Task(id="a"), Task(id="b", in_score=False))
     result = run(Benchmark("x", "elevater", tasks, tmp_path))
     assert result.score == result.tasks["a"].value
-    assert "mean of 1 of 1 tasks" in result.table()
-    assert "(b)" in result.table()
+    assert "mean of 1 of 1 tasks" in result_table(result)
+    assert "(b)" in result_table(result)
 
 
 def test_result_json_has_the_contract_and_the_provenance(tmp_path):
@@ -414,7 +414,7 @@ def test_command_takes_over_finished_tasks_and_cached_features(workplace, monkey
     assert main([*words, "--cache-dir", "c"]) == 0
     assert "images/s)" in capsys.readouterr().err
     assert main([*words, "--cache-dir", "c"]) == 0
-    assert capsys.readouterr().err.count("% (measured before; --fresh measures it anew)") == 2
+    assert capsys.readouterr().err.count("% (measured before; --fresh measures it again)") == 2
     assert main([*words, "--cache-dir", "c", "--fresh"]) == 0
     assert capsys.readouterr().err.count("all from the cache") == 2
     assert main([*words, "--no-cache", "--fresh"]) == 0

@@ -12,13 +12,12 @@ import pytest
 import torch
 import transformers
 from test_sources import OPEN_CLIP_TOWERS, VIT, open_clip_folder, transformers_folder
-from wds_folder import tiny_model, write_folder
+from wds_folder import tiny_model, write_folder, zero_shot
 
 import focalclip
 from focalclip.base.errors import UserError
 from focalclip.config import ModelConfig, TextTowerConfig
 from focalclip.evaluation.features.texts import encode_prompts
-from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
 
 PROMPTS = ["a", "a photo of a dog", "b c", "itap of the large F-16A/B, a type of aircraft!", "cat", "a very long text"]
@@ -43,12 +42,12 @@ class PlainModel:
 
 def test_an_object_with_three_functions_is_measured(tmp_path):
     folder = write_folder(tmp_path / "t", [0, 1, 2, 0, 1])
-    result = evaluate(PlainModel(), folder, progress=False, cache_dir=tmp_path / "c", outputs=[tmp_path / "r.json"])
+    result = zero_shot(PlainModel(), folder, cache_dir=tmp_path / "c", outputs=[tmp_path / "r.json"])
     assert result.tasks["t"].n == 5
     assert result.model["sha256"] == "unknown"
     assert (result.model["precision"], result.model["device"], result.model["parameters"]) == ("float32", "cpu", None)
     assert result.tasks["t"].settings_sha256 == ""  # nothing can be taken over of a model that may be another by now
-    assert evaluate(PlainModel(), folder, device="cpu", progress=False).score == result.score
+    assert zero_shot(PlainModel(), folder, device="cpu").score == result.score
 
 
 @pytest.fixture
@@ -165,7 +164,7 @@ def clip_of_transformers(folder, eos):
 def test_clip_of_transformers_sees_no_padding_and_is_measured(tmp_path, eos):
     model = clip_of_transformers(tmp_path / "model", eos)
     check_cut(model, ["a", "a b c", "dog", "a c", "a very long caption of many words"])
-    result = evaluate(model, write_folder(tmp_path / "t", [0, 1, 2, 0]), progress=False, cache_dir=tmp_path / "c")
+    result = zero_shot(model, write_folder(tmp_path / "t", [0, 1, 2, 0]), cache_dir=tmp_path / "c")
     assert result.tasks["t"].n == 4
     assert result.model["text_multiply_adds"] > 0
 
@@ -192,7 +191,7 @@ def test_siglip_of_transformers_pads_to_the_full_context_as_it_was_trained(tmp_p
     torch.testing.assert_close(got, torch.nn.functional.normalize(expected, dim=-1), rtol=0, atol=1e-6)
     short = torch.nn.functional.normalize(short, dim=-1)
     assert (got[:1] - short).abs().max() > 1e-3  # without its padding it would be another embedding
-    assert evaluate(model, write_folder(tmp_path / "t", [0, 1, 2, 0]), progress=False).tasks["t"].n == 4
+    assert zero_shot(model, write_folder(tmp_path / "t", [0, 1, 2, 0])).tasks["t"].n == 4
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +237,7 @@ def test_openais_archive_is_read_by_its_path_with_its_activation(architectures, 
         assert next(model.parameters()).dtype == torch.float32
         torch.testing.assert_close(image_features(model), expected, rtol=1e-5, atol=1e-5)
     assert model.tokenizer(["a"]).shape == (1, 12)
-    assert evaluate(model, write_folder(tmp_path / "t", [0, 1, 2, 0]), progress=False).tasks["t"].n == 4
+    assert zero_shot(model, write_folder(tmp_path / "t", [0, 1, 2, 0])).tasks["t"].n == 4
 
 
 def test_trap_the_wrong_activation_is_warned_of(architectures, tmp_path):
@@ -285,5 +284,5 @@ def test_the_model_in_the_documentation_is_one(tmp_path):
     code = text.partition("```python\n")[2].partition("```")[0]
     names = {}
     exec(code, names)  # as a reader would run it
-    result = evaluate(names["load"](), write_folder(tmp_path / "t", [0, 1, 2, 0, 1]), progress=False)
+    result = zero_shot(names["load"](), write_folder(tmp_path / "t", [0, 1, 2, 0, 1]))
     assert result.tasks["t"].n == 5

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from wds_folder import picture, tiny_model, write_folder
+from wds_folder import picture, tiny_model, write_folder, zero_shot
 
 from focalclip.base.errors import UserError
 from focalclip.cli.report import main
@@ -25,10 +25,10 @@ from focalclip.evaluation.features.texts import class_matrix
 from focalclip.evaluation.metrics import definitions as metrics
 from focalclip.evaluation.result import Result
 from focalclip.evaluation.task import Benchmark, Task, registered_tasks
-from focalclip.evaluation.zeroshot import evaluate
-from focalclip.reports.published import published_rows
-from focalclip.reports.submission import Record, notes, write_records
-from focalclip.reports.write import write_report
+from focalclip.reports import write_report
+from focalclip.reports.published import SCORE, published
+from focalclip.reports.submission import SubmissionRecord, notes, write_records
+from focalclip.reports.tables import result_table
 
 NAMES = ("cat", "dog", "a <b>bold</b> & 50% _bird_")
 SIZES = {"alpha": 40, "beta_1": 30, "many": 24}
@@ -58,7 +58,7 @@ def root(tmp_path_factory):
         Task(id="imagenet", in_score=False, sizes={"test": {"elevater": 20}}),
     )
     benchmark = Benchmark("four", "elevater", tasks, root)
-    result = evaluate(tiny_model(), benchmark, progress=False, keep_all=True).with_source("runs/x_1 & co")
+    result = zero_shot(tiny_model(), benchmark, keep_all=True).with_source("runs/x_1 & co")
     result.write(root / "r.json")
     return root
 
@@ -211,7 +211,8 @@ def test_page_is_well_formed_and_self_contained(result, tmp_path):
     assert page.stack == []
     assert page.sources
     assert all(source.startswith("data:image/webp;base64,") for source in page.sources)
-    allowed = {cell.source.url for row in published_rows() for cell in [*row.tasks.values(), row.mean]}
+    shown = [model for model in published().models.values() if model.label]
+    allowed = {published().source_of(model, number).url for model in shown for number in model.on_page().values()}
     outside = {link for link in page.links if not link.startswith("#")}
     assert outside <= allowed
     assert {link[1:] for link in page.links if link.startswith("#")} <= page.ids
@@ -265,31 +266,38 @@ def test_trap_at_or_below_chance_is_starred(result):
     assert not kitti.beats_guessing  # above chance, not above always saying the commonest class
     assert replace(kitti, interval=(0.296, 0.33)).beats_guessing
     below = replace(result, tasks={"kitti": kitti})
-    assert "29.0*" in below.table()
-    assert "* not above guessing" in below.table()
+    assert "29.0*" in result_table(below)
+    assert "* not above guessing" in result_table(below)
 
 
 def test_trap_recalled_numbers_are_marked_and_other_measurements_are_named():
     ids = {task.id for task in registered_tasks("elevater")}
-    rows = {row.name: row for row in published_rows()}
+    models = {model.label: model for model in published().models.values() if model.label}
+    assert list(models) == ["CLIP ViT-B/32", "CLIP ViT-B/16", "UniCL Swin-B", "UniCL FocalNet-B"]
     for name in ("CLIP ViT-B/32", "CLIP ViT-B/16"):
-        cells = rows[name].tasks
-        assert cells.keys() == ids
-        trusts = {task: cell.source.trust for task, cell in cells.items()}
+        numbers = models[name].on_page()
+        assert numbers.keys() == ids | {SCORE}
+        trusts = {task: published().source_of(models[name], number).trust for task, number in numbers.items()}
         assert trusts["hateful-memes"] == trusts["voc-2007-classification"] == "recalled"
-        assert rows[name].mean.source.trust == "derived"
+        assert trusts.pop(SCORE) == "derived"
         assert {task for task, trust in trusts.items() if trust == "read"} == ids - {
             "hateful-memes",
             "voc-2007-classification",
         }
         for task in ("eurosat_clip", "fer-2013", "resisc45_clip", "patch-camelyon", "kitti-distance", "caltech-101"):
-            assert cells[task].remark, task  # other images, prompts or crop than ELEVATER's
-    assert rows["UniCL FocalNet-B"].mean.value == pytest.approx(0.44)  # README of microsoft/UniCL
-    assert "42.5" in rows["UniCL Swin-B"].mean.remark  # two READMEs disagree on one model
-    for row in rows.values():
-        for cell in [*row.tasks.values(), row.mean]:
-            assert 0 < cell.value < 1
-            assert cell.source.url.startswith("https://")
+            assert numbers[task].remark, task  # other images, prompts or crop than ELEVATER's
+    shown = models["CLIP ViT-B/32"].on_page()  # of several numbers of a task the one nearest to ELEVATER's measurement
+    values = {
+        task: shown[task].value for task in ("eurosat_clip", "fer-2013", "kitti-distance", "resisc45_clip", SCORE)
+    }
+    assert list(values.values()) == [50.44, 41.2, 27.43, 53.62, 58.2]
+    assert shown["voc-2007-classification"].value == 83.1
+    assert models["UniCL FocalNet-B"].on_page()[SCORE].value == 44.0  # README of microsoft/UniCL
+    assert "42.5" in models["UniCL Swin-B"].on_page()[SCORE].remark  # two READMEs disagree on one model
+    for model in published().models.values():
+        for number in model.numbers:
+            assert 1 < number.value < 100
+            assert published().source_of(model, number).url.startswith("https://")
 
 
 def test_submission_has_the_servers_fields_and_the_probabilities(root, result, tmp_path):
@@ -335,7 +343,7 @@ def test_submission_follows_the_official_order(result, tmp_path):
 
 def test_submission_of_adapted_models_has_seeds(tmp_path):
     seeds = [np.full((4, 2), 0.5) for _ in range(3)]
-    record = Record("dtd", seeds, 110, 50, 100, num_trainable_params=10, n_shot=5, seeds=(0, 1, 2))
+    record = SubmissionRecord("dtd", seeds, 110, 50, 100, num_trainable_params=10, n_shot=5, seeds=(0, 1, 2))
     with zipfile.ZipFile(write_records([record], "m", tmp_path / "s.zip")) as archive:
         content = json.loads(archive.read("all_predictions.json"))["data"][0]
     assert np.array(content["predictions"]).shape == (3, 4, 2)

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from focalclip.evaluation.zeroshot import ZeroShotOptions, evaluate
+
 
 def png(pixels):
     buffer = io.BytesIO()
@@ -78,3 +80,8 @@ def tiny_model():
     model.preprocess = image_transform((16, 16), is_train=False, mean=(0.5,) * 3, std=(0.25,) * 3)
     model.tokenizer = open_clip.SimpleTokenizer(context_length=16)
     return model.eval()
+
+
+def zero_shot(model, benchmark, data_root=None, *, opened=None, **options):
+    """A zero-shot result without progress on stderr; ``options`` are those of ``ZeroShotOptions``."""
+    return evaluate(model, benchmark, data_root, ZeroShotOptions(**{"progress": False} | options), opened=opened)

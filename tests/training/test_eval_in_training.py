@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wds_folder import tiny_model, write_folder
+from wds_folder import tiny_model, write_folder, zero_shot
 
 import focalclip
 from focalclip.base.errors import UserError
 from focalclip.base.strict import from_dict, load_yaml
 from focalclip.config import RunConfig
-from focalclip.evaluation.zeroshot import Evaluator, evaluate
+from focalclip.evaluation.zeroshot import Evaluator
 from focalclip.models.clip import FocalCLIP
 
 WORDS = ["--eval.every", "3", "--eval.max-images", "20", "--train.save-every", "3", "--train.keep-checkpoints", "9"]
@@ -60,7 +60,7 @@ def test_what_is_logged_is_what_the_weights_of_that_step_give(evaluated, tasks):
     model = FocalCLIP(config.model)
     saved = torch.load(run_dir / "checkpoints/step-6/mp_rank_00_model_states.pt", weights_only=False)
     model.load_state_dict(saved["module"])
-    result = evaluate(model, tasks, max_images=20, progress=False)
+    result = zero_shot(model, tasks, max_images=20)
     assert found[1]["zeroshot"] == {"score": result.score} | {name: t.value for name, t in result.tasks.items()}
     assert result.tasks["a"].n == 20
     board = EventAccumulator(str(run_dir / "tensorboard"))

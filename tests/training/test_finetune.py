@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from coloured_tasks import coloured, write_task
-from wds_folder import write_folder
+from wds_folder import write_folder, zero_shot
 
 import focalclip
 from focalclip.base.errors import UserError
@@ -17,7 +17,6 @@ from focalclip.data.index import index_shards
 from focalclip.data.samples import ShardReader
 from focalclip.evaluation.data import decode, read_task_folder
 from focalclip.evaluation.probes.draw import write_training_shards
-from focalclip.evaluation.zeroshot import evaluate
 from focalclip.models.clip import FocalCLIP
 from focalclip.training.start import start_from
 
@@ -135,7 +134,7 @@ def test_fine_tuning_fits_the_task_and_resumes_without_its_source(task, tmp_path
     whole = helpers_run.losses(run_dir)
 
     def fit(model):  # the very images that were trained on, through the prompts
-        return evaluate(model, tmp_path / "seen", progress=False).score
+        return zero_shot(model, tmp_path / "seen").score
 
     shutil.copytree(task, tmp_path / "seen")
     shutil.rmtree(tmp_path / "seen" / "test")

@@ -6,14 +6,13 @@ import os
 import numpy as np
 import pytest
 import torch
-from wds_folder import picture, tiny_model, write_folder
+from wds_folder import picture, tiny_model, write_folder, zero_shot
 
 from focalclip.evaluation.data import read_task_folder
 from focalclip.evaluation.features import cache as feature_cache
 from focalclip.evaluation.features import images as features
 from focalclip.evaluation.features.cache import FeatureCache, cached_image_features, open_cache
 from focalclip.evaluation.features.texts import class_matrix
-from focalclip.evaluation.zeroshot import evaluate
 
 
 @pytest.fixture
@@ -210,9 +209,9 @@ def test_class_vectors_are_cached_by_prompts(model, tmp_path):
 def test_new_prompts_reuse_the_images(model, tmp_path):
     folder = write_folder(tmp_path / "t", [0, 1, 2, 0])
     options = {"cache_dir": tmp_path / "c", "progress": False}
-    before = evaluate(model, folder, **options).tasks["t"]
+    before = zero_shot(model, folder, **options).tasks["t"]
     other = {"red": ["a red thing"], "green": ["grass", "leaves"], "blue": ["the sea", "the sky", "a blue thing"]}
-    result = evaluate(model, folder, class_prompts=other, **options)
+    result = zero_shot(model, folder, class_prompts=other, **options)
     task = result.tasks["t"]
     assert (task.cached_images, task.images_per_second, task.prompts, task.templates) == (4, None, 6, 0)
     assert result.protocol == "wds, class prompts"

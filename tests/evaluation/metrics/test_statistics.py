@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from focalclip.evaluation.statistics.efficiency import average_head, pe_score
 from scipy import stats
 
 from focalclip.evaluation.metrics import definitions as metrics
@@ -165,13 +164,3 @@ def test_trap_the_scale_of_100_is_not_the_models_own():
     )
     assert learned_scale(model) == pytest.approx(1 / 0.07, rel=1e-5)
     assert learned_scale(torch.nn.Linear(2, 2)) is None
-
-
-@pytest.mark.parametrize(("score", "parameters", "expected"), [(0.6549, 87.9e6, 0.498), (0.6632, 0.03e6, 0.663)])
-def test_pe_score_equals_the_published_rows(score, parameters, expected):
-    assert pe_score(score, parameters) == pytest.approx(expected, abs=5e-4)
-
-
-def test_zero_shot_costs_nothing_and_the_average_head_has_57_classes():
-    assert pe_score(0.582, 0) == 0.582
-    assert average_head(512) == 29466  # 512 x 57.55
