@@ -177,7 +177,7 @@ def test_answers_of_another_result_are_refused(root, tmp_path):
     content = json.loads((tmp_path / "x.json").read_text())
     content["tasks"]["plain"]["value"] += 1 / 60
     (tmp_path / "x.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"plain.npz: these are not the answers"):
+    with pytest.raises(UserError, match=r"plain.npz: these answers do not belong"):
         Result.read(tmp_path / "x.json")
     (tmp_path / "x.predictions" / "plain.npz").write_bytes(b"PK\x03\x04 rubbish")
     with pytest.raises(UserError, match=r"plain.npz: no predictions can be read"):
