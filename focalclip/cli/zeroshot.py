@@ -48,9 +48,9 @@ Your own model is any object with encode_image, encode_text, tokenizer and prepr
 
 The same command again reuses finished tasks from the file that it writes, as long as weights, precision, prompts,
 task and data are the same; a killed one continues where it stopped (FILE.part). Image features and class vectors are
-kept by content in ~/.cache/focalclip/features, so that new prompts cost seconds: a hash of weights, preprocessing, precision
-and of the images' bytes names them, never a file's name. The folder may be deleted at any time; beyond 20 GB the models
-not used for longest are dropped from it.
+kept by content in ~/.cache/focalclip/features, so that new prompts cost seconds: a hash of weights, preprocessing,
+precision and of the images' bytes names them, never a file's name. The folder may be deleted at any time; beyond 20 GB
+the models not used for longest are dropped from it.
 
 To fetch one data set of ELEVATER into DATA:
   hf download clip-benchmark/wds_vtab-dtd --repo-type dataset --exclude 'train/*' --local-dir DATA/wds_vtab-dtd

@@ -98,8 +98,9 @@ def _check(task: Task, data: TaskData, split: str) -> str:
 def places(task: Task, data: TaskData) -> np.ndarray:
     """The task's label of each class of the data: int64 (C,), a permutation.
 
-    A name matches where the spelling is equal, else where it differs in case, accents, spaces and punctuation alone, else
-    by code (WordNet id, country code), else by alias. Equal names, such as ImageNet's two missiles, are taken in order.
+    A name matches where the spelling is equal, else where it differs in case, accents, spaces and punctuation alone,
+    else by code (WordNet id, country code), else by alias. Equal names, such as ImageNet's two missiles, are taken in
+    order.
 
     Raises:
         UserError: naming the classes without a match, or one with several.

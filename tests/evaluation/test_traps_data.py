@@ -165,8 +165,8 @@ def test_trap_undeclared_packages_at_import(tmp_path):
         "for name in 'requests webdataset datasets huggingface_hub torchvision scipy torch'.split():\n"
         "    sys.modules[name] = None\n"
         "from pathlib import Path\n"
-        "from focalclip.evaluation.datasets import open_task\n"
-        "from focalclip.evaluation.registry.tasks import Task\n"
+        "from focalclip.evaluation.data import open_task\n"
+        "from focalclip.evaluation.task import Task\n"
         "print(open_task(Task(id='mine'), Path(sys.argv[1]), {}).labels.tolist())\n"
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False)
