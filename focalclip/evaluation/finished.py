@@ -1,7 +1,7 @@
-"""Finished tasks outlive a killed run: a repeated command reuses those for which nothing has changed.
+"""Finished tasks survive a killed run: a repeated command reuses those for which nothing has changed.
 
 A result is written to ``FILE.part`` after each task and to ``FILE`` at the end, each whole or not at all; so what
-is in ``FILE`` is never partial, and the previous result stays until the new one is complete.
+stands in ``FILE`` is always complete, and the previous result stays until the new one is.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ class Finished:
                 self._tasks[name, task.settings_sha256] = task
 
     def find(self, task_id: str, settings: str) -> TaskResult | None:
-        """The finished task with these settings; its ``task_sha256`` says whether the data is the same."""
+        """The finished task with these settings; its ``task_sha256`` shows whether its data is the same."""
         return self._tasks.get((task_id, settings))
 
     def write_part(self, result: Result) -> None:

@@ -113,7 +113,7 @@ def score(task: Task, images: Tensor, classes: Tensor, labels: NDArray[Any]) -> 
 
 
 def score_matrix(task: Task, scores: NDArray[np.floating], labels: NDArray[Any]) -> Score:
-    """Score a matrix of class scores, such as a probe's; images are ranked by them as they are.
+    """Score a matrix of class scores, such as a probe's; images are ranked by the scores themselves.
 
     Args:
         task: says which metric, and which classes compete.

@@ -36,9 +36,9 @@ class ZeroShotOptions:
     tasks: Sequence[str] | None = None
     """Ids of the tasks to run; None for all."""
     max_images: int | None = None
-    """Only this many images of each task, evenly spaced; the result says so. None for all."""
+    """Evaluate only this many evenly spaced images of each task, as the result notes; None for all."""
     class_prompts: ClassPrompts | None = None
-    """Whole prompts by class name instead of templates; the result's protocol says so."""
+    """Whole prompts by class name instead of templates; the result's protocol notes it."""
     batch_size: int = 256
     """Images, and prompts, per forward pass."""
     device: str | torch.device | None = None
@@ -162,7 +162,7 @@ class _Run:
         return done
 
     def _open(self, task: Task) -> Opened:
-        """The task's data on all ranks; what has to be downloaded is there before the ranks that would only wait ask.
+        """The task's data on all ranks; one rank of each machine downloads before the others read.
 
         Files that are damaged on the way are removed, so a second process must not be reading them meanwhile.
         """
@@ -219,7 +219,7 @@ class _Run:
         )
 
     def _settings(self, task: Task) -> str:
-        """Empty where the model has no digest of its weights, so that nothing is reused."""
+        """Empty where the hash of the weights is unknown, so that nothing is reused."""
         if self.weights is None:
             return ""
         precision = str(device_and_dtype(self.model)[1])
@@ -251,14 +251,14 @@ class _Run:
 
 
 def _agreed(work: Callable[[], T]) -> T:
-    """Do ``work`` on all ranks; where it fails on any, all raise the same."""
+    """Do ``work`` on all ranks; if it fails on any, all raise the same error."""
     result, fault = None, None
     try:
         result = work()
     except (Unavailable, UserError) as error:
         fault = error
     except OSError as error:
-        fault = UserError(f"{first_line(error)}; see that the data can be read")
+        fault = UserError(f"{first_line(error)}; check that the data can be read")
     for other in gather_objects(fault):
         if other is not None:
             raise other

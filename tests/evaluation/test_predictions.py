@@ -13,6 +13,7 @@ from focalclip.base.errors import UserError
 from focalclip.evaluation.compare import compare
 from focalclip.evaluation.data import decode, read_task_folder
 from focalclip.evaluation.features.images import ImageFeatures
+from focalclip.evaluation.metrics import definitions as metrics
 from focalclip.evaluation.mistakes import mistakes
 from focalclip.evaluation.predictions import Predictions
 from focalclip.evaluation.result import Result, find_results
@@ -177,7 +178,7 @@ def test_answers_of_another_result_are_refused(root, tmp_path):
     content = json.loads((tmp_path / "x.json").read_text())
     content["tasks"]["plain"]["value"] += 1 / 60
     (tmp_path / "x.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"plain.npz: these are not the answers"):
+    with pytest.raises(UserError, match=r"plain.npz: these answers do not belong"):
         Result.read(tmp_path / "x.json")
     (tmp_path / "x.predictions" / "plain.npz").write_bytes(b"PK\x03\x04 rubbish")
     with pytest.raises(UserError, match=r"plain.npz: no predictions can be read"):
@@ -292,7 +293,7 @@ def test_a_task_taken_over_keeps_its_answers_and_leaves_no_part_behind(root, tmp
     np.testing.assert_array_equal(second.predictions.top_cosines, first.predictions.top_cosines)
     assert (tmp_path / "r.predictions" / "plain.npz").stat().st_mtime_ns == written
     assert not second.predictions.has_all
-    third = run(keep_all=True)  # what was not kept is measured anew
+    third = run(keep_all=True)  # what was not kept is measured again
     assert third.predictions.has_all
     assert third.value == first.value
     assert Result.read(output).tasks["plain"].predictions.cosines.shape == (60, 7)

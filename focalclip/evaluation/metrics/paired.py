@@ -1,7 +1,7 @@
 """Two models on the same images: tests and intervals of their difference.
 
-The images that both get right, or both wrong, say nothing about the difference. A paired comparison leaves them out and
-so sees differences that two separate intervals hide.
+Images that both get right, or both wrong, carry no information about the difference. A paired comparison leaves them
+out and so detects differences that two separate intervals hide.
 """
 
 import zlib
@@ -34,8 +34,8 @@ def paired_draws(a: Callable[[Floats], Floats], b: Callable[[Floats], Floats], n
         a: statistic of the first model: weights (draws, n) to (draws,).
         b: the same of the second.
         n: number of images.
-        name: of the task. Each gets its own draws: with common ones, tasks of equal size would rise and fall
-            together, and the interval of their mean would come out too wide or too narrow.
+        name: of the task. Each has its own draws: common draws would correlate tasks of equal size, and the
+            interval of their mean would be too wide or too narrow.
 
     Returns:
         (PAIRED_DRAWS,).
@@ -44,7 +44,7 @@ def paired_draws(a: Callable[[Floats], Floats], b: Callable[[Floats], Floats], n
 
 
 def bootstrap_p(draws: Floats) -> float:
-    """Two-sided p-value of "no difference": twice the share of draws on the far side of zero, never quite 0."""
+    """Two-sided p-value of "no difference": twice the share of draws on the opposite side of zero, never quite 0."""
     draws = draws[~np.isnan(draws)]
     far = min(int((draws <= 0).sum()), int((draws >= 0).sum()))
     return min(1.0, 2 * (far + 1) / (len(draws) + 1))
