@@ -69,7 +69,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _shots(pictures: "PictureSet", shots: int, seed: int) -> list[int]:
     from focalclip.base.errors import UserError
-    from focalclip.evaluation.probes.draw import choose_shots
+    from focalclip.evaluation.probes.train import choose_shots
 
     if pictures.labels is None:
         raise UserError(f"--shots: {pictures.place} has no classes to take images from; leave --shots away")

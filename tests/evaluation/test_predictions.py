@@ -13,11 +13,9 @@ from focalclip.base.errors import UserError
 from focalclip.evaluation.compare import compare
 from focalclip.evaluation.data import decode, read_task_folder
 from focalclip.evaluation.features.images import ImageFeatures
-from focalclip.evaluation.metrics import definitions as metrics
-from focalclip.evaluation.mistakes import mistakes
 from focalclip.evaluation.predictions import Predictions
 from focalclip.evaluation.result import Result, find_results
-from focalclip.evaluation.scoring import predict
+from focalclip.evaluation.scoring import mistakes, predict
 from focalclip.evaluation.task import Benchmark, Task
 from focalclip.reports.classes import class_numbers, confusions
 from focalclip.reports.tables import comparison_table

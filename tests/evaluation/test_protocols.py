@@ -11,7 +11,6 @@ from wds_folder import tiny_model, write_folder, zero_shot
 
 from focalclip.base.errors import UserError
 from focalclip.evaluation.features.images import resizer
-from focalclip.evaluation.metrics import definitions as metrics
 from focalclip.evaluation.protocols import PROTOCOLS, lines_sha256, load_protocol
 from focalclip.evaluation.scoring import metric_value, score, score_matrix
 from focalclip.evaluation.task import Task, load_benchmark, registered_benchmarks, registered_tasks

@@ -19,7 +19,6 @@ from focalclip.data.samples import ShardReader
 from focalclip.data.sources import open_source
 from focalclip.data.write import write_pictures
 from focalclip.evaluation.data import decode, read_task_folder
-from focalclip.evaluation.probes.draw import write_training_shards
 from focalclip.models.clip import FocalCLIP
 from focalclip.training.start import start_from
 

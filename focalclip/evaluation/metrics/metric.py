@@ -1,6 +1,6 @@
 """What a metric is: one record holds all that scores, probes, comparisons, files, pages and tables need of it.
 
-The table of metrics is :data:`focalclip.evaluation.metrics.METRICS`; docs/extending-metric.md adds one.
+The table of metrics is :data:`focalclip.evaluation.metrics.METRICS`; docs/extending.md adds one.
 """
 
 from collections.abc import Callable

@@ -9,11 +9,10 @@ from wds_folder import picture, tiny_model, write_folder, zero_shot
 
 from focalclip.base.errors import UserError
 from focalclip.base.strict import from_dict
-from focalclip.evaluation.compare import compare
+from focalclip.evaluation.compare import compare, mcnemar_exact
 from focalclip.evaluation.metrics import METRICS, Metric, find_metric
 from focalclip.evaluation.metrics.definitions import accuracy
 from focalclip.evaluation.metrics.intervals import wilson_interval
-from focalclip.evaluation.metrics.paired import mcnemar_exact
 from focalclip.evaluation.result import Result
 from focalclip.evaluation.scoring import metric_value, score, score_matrix
 from focalclip.evaluation.task import Benchmark, Task

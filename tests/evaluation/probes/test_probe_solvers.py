@@ -9,7 +9,6 @@ import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 
-from focalclip.evaluation.probes.draw import choose_shots, hold_out
 from focalclip.evaluation.probes.solvers import (
     Head,
     PrincipalAxes,
@@ -19,6 +18,7 @@ from focalclip.evaluation.probes.solvers import (
     logistic,
     ridge,
 )
+from focalclip.evaluation.probes.train import choose_shots, hold_out
 
 
 def features_and_labels(n=80, dim=12, classes=4, seed=0):
