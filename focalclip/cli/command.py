@@ -51,7 +51,7 @@ def _reader_is_gone() -> bool:
 def _tell(message: str) -> None:
     """Print an error once on each machine: all ranks come upon it."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {message}", file=sys.stderr)
+        print(f"error: {as_called(message)}", file=sys.stderr)
 
 
 def command_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:
@@ -62,13 +62,18 @@ def command_parser(name: str, description: str, examples: str) -> argparse.Argum
         description: one sentence.
         examples: shown below the options, written for a checkout (``python eval/zeroshot.py``); see :func:`as_called`.
     """
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=as_called(f"python {COMMANDS[name][0]}/{name.replace('-', '_')}.py"),
         description=description,
-        epilog=as_called(examples),
+        epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+
+
+class _Parser(argparse.ArgumentParser):
+    def format_help(self) -> str:
+        return as_called(super().format_help())
 
 
 def as_called(text: str) -> str:

@@ -90,7 +90,7 @@ def parse(argv: list[str]) -> tuple[RunConfig, bool]:
             rest.append(word)
     base = load_config(source or DEFAULT_CONFIG)
     if wants_help:
-        print(as_called(HELP) + settings.help_text(base))
+        print(as_called(HELP + settings.help_text(base)))
         raise SystemExit(0)
     return settings.with_overrides(base, rest), resume
 
