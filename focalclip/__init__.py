@@ -11,7 +11,7 @@ from focalclip.interop.register import register_with_timm, register_with_transfo
 
 if TYPE_CHECKING:
     from focalclip import losses
-    from focalclip.explain.maps import explain
+    from focalclip.explanation.maps import explain
     from focalclip.interop.folder import save
     from focalclip.interop.load import load, load_image_encoder
     from focalclip.models import weights
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "create_image_tower": "focalclip.models.image",
     "create_model": "focalclip.models.clip",
-    "explain": "focalclip.explain.maps",
+    "explain": "focalclip.explanation.maps",
     "list_models": "focalclip.models.clip",
     "load": "focalclip.interop.load",
     "load_image_encoder": "focalclip.interop.load",

@@ -164,7 +164,8 @@ class DataConfig(Strict):
     """What is trained on."""
 
     train: str | list[str] = "emoji"
-    """``emoji`` for the default corpus, or shards: paths, folders, patterns such as ``cc3m/{00000..00331}.tar``."""
+    """``emoji`` for the default corpus, or shards: paths, folders, patterns such as ``cc3m/{00000..00331}.tar``; or any
+    other source that ``make_shards`` takes, such as a table or class folders: written as shards into the cache once."""
     batch_size: int = Field(192, ge=1)
     """Pairs per optimiser step, over all ranks and accumulation steps together."""
     first_caption: float = Field(0.0, ge=0, le=1)

@@ -6,6 +6,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import io
+import re
 import tarfile
 from pathlib import Path
 
@@ -47,6 +48,34 @@ def shards(tmp_path_factory) -> Path:
     return folder
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The table of traps is made from the marks at their tests."""
+    parser.addoption("--traps", action="store_true", help="print the marked traps as a Markdown table and run nothing")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """With ``--traps`` this process collects by itself, and prints neither a header nor durations."""
+    if config.option.traps:
+        config.option.numprocesses, config.option.durations, config.option.verbose = 0, 0, -2
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The launcher's tests take longest: they start first, so that no process waits for them at the end."""
     items.sort(key=lambda item: item.path.name != "test_launch.py")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> bool | None:
+    """With ``--traps``, print a row for each mark and run nothing."""
+    if not session.config.option.traps:
+        return None
+    rows = {
+        (*mark.args, f"`{item.nodeid.partition('[')[0]}`")
+        for item in session.items
+        for mark in item.iter_markers("trap")
+    }
+    print("| place | trap | test |\n|---|---|---|")
+    for row in sorted(rows, key=lambda row: ([int(n) for n in re.findall(r"\d+", row[0])], row)):
+        print("| " + " | ".join(row) + " |")
+    return True

@@ -58,6 +58,20 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file while the block runs: one process at a time; the lock ends with its process, however that ends.
+
+    Folders on the way are made.
+    """
+    import fcntl  # not on every system
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write UTF-8, whole or not at all; returns ``path``."""
     with whole_file(path) as temporary:

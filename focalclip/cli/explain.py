@@ -45,7 +45,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from focalclip.explain import figures
+    from focalclip.explanation import figures
     from focalclip.interop.load import newest_run
 
     pictures = figures.find_pictures(args.images)

@@ -113,14 +113,10 @@ def prepare(config: RunConfig) -> list[Path]:
 
 
 def training_shards(config: RunConfig) -> list[Path]:
-    """The training shards; the default corpus is built if this is its first use."""
-    from focalclip.data.sources import resolve_shards
+    """The training shards; the default corpus, or shards of another source, are built if this is their first use."""
+    from focalclip.data import sources
 
-    if config.data.train == "emoji":
-        from focalclip.data.corpus.emoji import ensure_corpus
-
-        return resolve_shards(str(ensure_corpus().train))
-    return resolve_shards(config.data.train)
+    return sources.training_shards(config.data.train)
 
 
 def check_benchmark(config: RunConfig) -> None:

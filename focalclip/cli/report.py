@@ -42,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(args: argparse.Namespace) -> int:
     if args.compare:
         if args.result:
-            raise UserError(f"--compare takes two results and nothing else; leave {args.result} away")
+            raise UserError(f"--compare takes two results and nothing else; remove {args.result}")
         a, b = args.compare
         return run_comparison(a, b, args.output)
     if not args.result:
@@ -60,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def write_reports(result: Any, files: Sequence[str | Path]) -> None:
-    """Write each file in the format of its ending, and say so; submissions come with what to know of them."""
+    """Write each file in the format of its ending, and print its name; for submissions also their warnings."""
     from focalclip.reports import check_format, write_report
 
     paths = [check_format(file) for file in files]

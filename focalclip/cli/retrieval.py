@@ -101,8 +101,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     import focalclip
     from focalclip.base.ranks import is_main, main_first
     from focalclip.evaluation.features.model import to_precision
+    from focalclip.evaluation.retrieval.pairs import open_pairs
     from focalclip.evaluation.retrieval.run import evaluate
-    from focalclip.evaluation.retrieval.sources import open_pairs
     from focalclip.interop.load import newest_run
 
     device = usable_device(args.device)

@@ -47,11 +47,11 @@ the single images (.predictions/), from which eval/report.py writes any report l
 
 Your own model is any object with encode_image, encode_text, tokenizer and preprocess (docs/zero-shot.md).
 
-The same command again takes over finished tasks from the file that it writes, as long as weights, precision, prompts,
-task and data are the same; a killed one goes on where it stopped (FILE.part). Image features and class vectors are kept
-by content in ~/.cache/focalclip/features, so that new prompts cost seconds: a hash of weights, preprocessing, precision
-and of the images' bytes names them, never a file's name. The folder may be deleted at any time; beyond 20 GB the models
-not used for longest are dropped from it.
+The same command again reuses finished tasks from the file that it writes, as long as weights, precision, prompts,
+task and data are the same; a killed one continues where it stopped (FILE.part). Image features and class vectors are
+kept by content in ~/.cache/focalclip/features, so that new prompts cost seconds: a hash of weights, preprocessing,
+precision and of the images' bytes names them, never a file's name. The folder may be deleted at any time; beyond 20 GB
+the models not used for longest are dropped from it.
 
 To fetch one data set of ELEVATER into DATA:
   hf download clip-benchmark/wds_vtab-dtd --repo-type dataset --exclude 'train/*' --local-dir DATA/wds_vtab-dtd
@@ -153,11 +153,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     )  # fmt: skip
     result = evaluate(model, benchmark, options=options)
     if is_main():
-        _tell(result, outputs, reports)
+        _print_result(result, outputs, reports)
     return 0 if result.tasks else 1
 
 
-def _tell(result: "Result", outputs: Sequence[Path], reports: Sequence[Path]) -> None:
+def _print_result(result: "Result", outputs: Sequence[Path], reports: Sequence[Path]) -> None:
     from focalclip.reports.tables import result_table
 
     print("\n" + result_table(result))

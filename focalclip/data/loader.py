@@ -42,13 +42,34 @@ class Batch:
         return replace(self, **{name: tensor.pin_memory() for name, tensor in tensors.items()})
 
 
-class TrainLoader:
-    """Training batches of one rank; iterating yields them for ever.
+@dataclass(frozen=True)
+class Dealing:
+    """Which positions each micro-batch of a rank takes.
 
     The state of the data is one integer, the number of samples consumed by all ranks together: ``start``. Global batch
     k takes the G = ``data.batch_size`` positions from ``start + k * G`` on. They are dealt in order: micro-batch a of A
     takes the a-th of A equal parts, and of that part rank r of W the r-th of W. So a micro-batch gathered over all
     ranks holds the same samples in the same order on any number of ranks, and one rank yields A batches per step.
+    """
+
+    rank: int = 0
+    """This process."""
+    world_size: int = 1
+    """Number of processes."""
+    accumulation: int = 1
+    """Micro-batches per step."""
+    start: int = 0
+    """Samples consumed so far, by all ranks together."""
+
+    def positions(self, batch_size: int, micro_batch: int) -> range:
+        """Positions of this rank's micro-batch, counted from the first of ``start`` on; batches of ``batch_size``."""
+        size = batch_size // (self.world_size * self.accumulation)
+        first = self.start + (micro_batch * self.world_size + self.rank) * size
+        return range(first, first + size)
+
+
+class TrainLoader:
+    """Training batches of one rank; iterating yields them for ever.
 
     Args:
         shards: Files of :func:`focalclip.data.sources.resolve_shards`. Missing indexes are built, by every process that
@@ -58,10 +79,7 @@ class TrainLoader:
         tokenize: From captions to int64 tokens (len(captions), L). It runs in the workers, so it must be picklable
             where processes are not forked.
         seed: Seed of order, captions and augmentation.
-        rank: This process.
-        world_size: Number of processes.
-        accumulation: Micro-batches per step.
-        start: Samples consumed so far.
+        dealing: Which part of each global batch this rank takes, and from where on.
 
     Raises:
         UserError: if the batch cannot be dealt evenly or is larger than the data, or a shard cannot be used.
@@ -74,16 +92,13 @@ class TrainLoader:
         image_size: int,
         tokenize: Callable[[list[str]], Tensor],
         seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        accumulation: int = 1,
-        start: int = 0,
+        dealing: Dealing = Dealing(),
     ):
-        parts = world_size * accumulation
+        parts = dealing.world_size * dealing.accumulation
         if data.batch_size % parts:
             raise UserError(
-                f"data.batch_size={data.batch_size} is not divisible by {world_size} ranks times "
-                f"train.accumulation={accumulation}; use a multiple of {parts}"
+                f"data.batch_size={data.batch_size} is not divisible by {dealing.world_size} ranks times "
+                f"train.accumulation={dealing.accumulation}; use a multiple of {parts}"
             )
         self.counts = counts = index_shards(shards)
         """Samples per shard, int64 (len(shards),)."""
@@ -95,7 +110,6 @@ class TrainLoader:
                 "a batch would hold samples twice; use a smaller one"
             )
         samples = TrainSamples(shards, counts, data, image_size, seed)
-        dealing = _Dealing(start, data.batch_size // parts, rank, world_size)
         self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
         self._workers = data.workers
 
@@ -120,27 +134,13 @@ class TrainLoader:
             yield batch
 
 
-@dataclass(frozen=True)
-class _Dealing:
-    """Which positions a rank's micro-batch takes."""
-
-    start: int
-    size: int
-    rank: int
-    world_size: int
-
-    def first(self, micro_batch: int) -> int:
-        """First of the ``size`` consecutive positions of this rank's micro-batch, counted from ``start`` on."""
-        return self.start + (micro_batch * self.world_size + self.rank) * self.size
-
-
 class _MicroBatches(Dataset):
     """Micro-batches of one rank by number; a worker makes each whole, so colours and tokens are done batch by batch."""
 
     def __init__(
         self,
         samples: TrainSamples,
-        dealing: _Dealing,
+        dealing: Dealing,
         data: DataConfig,
         image_size: int,
         tokenize: Callable[[list[str]], Tensor],
@@ -148,6 +148,7 @@ class _MicroBatches(Dataset):
     ):
         self._samples = samples
         self._dealing = dealing
+        self._batch_size = data.batch_size
         self._augment = data.augment
         self._image_size = image_size
         self._tokenize = tokenize
@@ -156,7 +157,8 @@ class _MicroBatches(Dataset):
     def __getitem__(self, index: int) -> Batch | UserError:
         """Returns the user's errors: raised in a worker they would come out wrapped in a stack trace."""
         try:
-            return self._batch(self._dealing.first(index), self._dealing.size)
+            positions = self._dealing.positions(self._batch_size, index)
+            return self._batch(positions.start, len(positions))
         except UserError as error:
             return error
 

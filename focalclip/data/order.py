@@ -1,7 +1,7 @@
 """Which sample stands at a position, and which random numbers it meets there: pure functions, nothing is stored.
 
 A position counts samples from the start of training over all epochs: position p lies in epoch ``p // n``. Everything
-follows from (seed, position), so the whole state of the data is one integer, whatever the number of ranks, workers and
+follows from (seed, position), so the whole state of the data is one integer, for any number of ranks, workers and
 batches. Only the raw words of numpy's Philox are used, whose stream numpy keeps stable (NEP 19), never its
 distributions, which may change.
 """
@@ -56,7 +56,7 @@ def uniform_draws(seed: int, start: int, count: int) -> np.ndarray:
 class SampleOrder:
     """The order of samples: shards are permuted, then samples within windows of consecutive permuted shards.
 
-    Every sample comes exactly once per epoch, and each epoch has an order of its own. A reader touches the files of
+    Every sample comes exactly once per epoch, and each epoch has another order. A reader touches the files of
     one window at a time.
 
     Args:

@@ -1,67 +1,23 @@
 """From a global position to a decoded sample, with a fixed rule for samples that are broken."""
 
-import io
-import json
 import os
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
-from PIL import Image
 from torch import Tensor
 
 from focalclip.base.errors import UserError
 from focalclip.config import DataConfig
-from focalclip.data.index import load_key, load_members
+from focalclip.data.images import decode_array
+from focalclip.data.index import Captions, load_key, load_members, read_captions, read_label
 from focalclip.data.order import Draw, SampleOrder
 from focalclip.data.transforms import min_decoded_side, random_resized_crop
 
-
-class Captions(NamedTuple):
-    """All texts of a sample, each once."""
-
-    captions: list[str]
-    """One or more; each describes the picture alone."""
-    keywords: list[str]
-    """Too general to stand alone: they are only joined to the first caption."""
-
-
-def read_captions(text: bytes | None, record: bytes | None) -> Captions:
-    """The texts of a sample: first its text, then ``captions`` or ``caption`` of its JSON; and the JSON's ``keywords``.
-
-    Raises:
-        ValueError: if there is no caption, or the members cannot be read.
-    """
-    try:
-        captions = [text.decode()] if text is not None else []
-        values = json.loads(record.decode()) if record is not None else {}
-    except UnicodeDecodeError:
-        raise ValueError("caption is not UTF-8") from None
-    except ValueError as error:
-        raise ValueError(f"unreadable JSON ({error})") from None
-    keywords = []
-    if isinstance(values, dict):  # JSON of another kind is other metadata
-        single = values.get("caption")
-        captions += _texts("captions", values.get("captions") or ([] if single is None else [single]))
-        keywords = _texts("keywords", values.get("keywords") or [])
-    captions = _each_once(captions)
-    if not captions:
-        raise ValueError("no caption")
-    return Captions(captions, [keyword for keyword in _each_once(keywords) if keyword not in captions])
-
-
-def _texts(name: str, value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"{name} in its JSON are not text")
-    return value
-
-
-def _each_once(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(stripped for text in texts if (stripped := text.strip())))
+_MAX_REPLACEMENTS = 100  # broken samples in a row after which the data, not a sample, is at fault
 
 
 def choose_caption(texts: Captions, draws: Sequence[float], data: DataConfig) -> str:
@@ -85,58 +41,6 @@ def choose_caption(texts: Captions, draws: Sequence[float], data: DataConfig) ->
         picked.append(second)
     is_behind = rule < data.joined_captions / 2
     return ", ".join([first, *picked] if is_behind else [*picked, first])
-
-
-MAX_PIXELS = 1 << 28  # a header that claims more (16384 x 16384) is taken for damage: decoding it would end the process
-
-_FORMATS = ("JPEG", "PNG", "WEBP")
-
-
-def decode_image(data: bytes, min_side: int = 0) -> np.ndarray:
-    """Decode one picture; colours only, an alpha channel is dropped as Pillow's ``convert("RGB")`` does.
-
-    Args:
-        data: A JPEG, PNG or WebP file.
-        min_side: If positive, a large JPEG is decoded at 4/8 to 1/8 of its size where both sides keep this many
-            pixels. (Scales of 7/8 to 5/8 cost more than a full decode.)
-
-    Returns:
-        uint8 (height, width, 3).
-
-    Raises:
-        ValueError: if the bytes are not a whole picture; the message says why.
-    """
-    if data[:2] == b"\xff\xd8":
-        try:
-            return _decode_jpeg(data, min_side)
-        except ValueError:
-            pass  # CMYK, and odd files that Pillow still reads
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            _check_size(*image.size)
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("more than 8 bits per channel, which would be clipped to white")
-            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-    except Image.UnidentifiedImageError:
-        raise ValueError("undecodable image (neither JPEG, PNG nor WebP)") from None
-    except Exception as error:  # noqa: BLE001 (on damaged files Pillow raises whatever it stumbles over)
-        raise ValueError(f"undecodable image ({error})") from None
-
-
-def _decode_jpeg(data: bytes, min_side: int) -> np.ndarray:
-    height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-    _check_size(int(width), int(height))
-    return simplejpeg.decode_jpeg(data, "RGB", min_height=min_side, min_width=min_side, min_factor=2)
-
-
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"its header claims {width} x {height} pixels")
-
-
-NO_LABEL = -1  # class number of a sample without one
-
-_MAX_REPLACEMENTS = 100  # broken samples in a row after which the data, not a sample, is at fault
 
 
 class Members(NamedTuple):
@@ -165,8 +69,8 @@ class TrainSamples:
     """Training samples by global position.
 
     A broken sample (undecodable image, no image, no caption, unreadable JSON or class number) is replaced by the
-    sample at the next position that is whole, with the crop and colours of its own position. So no rank runs short,
-    and the batch is still a pure function of (seed, position).
+    sample at the next position that is not, with the crop and colours of the position asked for. So no rank runs
+    short, and the batch is still a pure function of (seed, position).
 
     Args:
         shards: Indexed shards.
@@ -185,15 +89,15 @@ class TrainSamples:
     def load(self, position: int, draws: Sequence[float]) -> tuple[Sample, str | None]:
         """The sample at a position, or its replacement and what is wrong with the one that belongs there.
 
-        Only the fault of the position's own sample is told: that of a replacement is told where it stands itself, so
-        every broken sample is counted once per epoch.
+        Only the fault of the position's own sample is returned: that of a replacement is returned at its own position,
+        so every broken sample is counted once per epoch.
 
         Args:
             position: Global position, 0 or more.
             draws: The position's row of :func:`focalclip.data.order.uniform_draws`.
 
         Raises:
-            UserError: if far too many samples in a row are broken.
+            UserError: if too many samples in a row are broken.
         """
         first_fault = None
         for candidate in range(position, position + _MAX_REPLACEMENTS):
@@ -209,11 +113,11 @@ class TrainSamples:
     def _decode(self, members: Members, draws: Sequence[float]) -> Sample:
         if members.image is None:
             raise BrokenSampleError("no image")
-        label = _label(members.label)
         augment, size = self._data.augment, self._image_size
         try:
+            label = read_label(members.label)
             caption = choose_caption(read_captions(members.text, members.json), draws, self._data)
-            pixels = decode_image(members.image, min_decoded_side(draws, augment, size))
+            pixels = decode_array(members.image, min_decoded_side(draws, augment, size))
         except ValueError as error:
             raise BrokenSampleError(str(error)) from None
         return Sample(random_resized_crop(pixels, draws, augment, size), caption, label)
@@ -233,7 +137,7 @@ class ShardReader:
         self._open: OrderedDict[int, tuple[np.ndarray, int]] = OrderedDict()  # shard: member table, file descriptor
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_open": OrderedDict()}  # a worker process opens files of its own
+        return {**self.__dict__, "_open": OrderedDict()}  # a worker process opens its own files
 
     def read(self, shard: int, sample: int) -> Members:
         """The members of one sample, in one read.
@@ -270,12 +174,3 @@ class ShardReader:
             if len(self._open) > self._keep:
                 os.close(self._open.popitem(last=False)[1][1])
         return self._open[shard]
-
-
-def _label(text: bytes | None) -> int:
-    if text is None:
-        return NO_LABEL
-    try:
-        return int(np.int64(int(text)))
-    except (ValueError, OverflowError):
-        raise BrokenSampleError(f"class number {text[:20]!r} is not an integer of 64 bits") from None

@@ -1,10 +1,132 @@
-"""From what ``data.train`` says to a list of shard files."""
+"""What a user names as data, and the one table of what can be read.
 
+Training (``data.train``), ``make_shards``, retrieval (``--data``) and the evaluation of task folders all look a source
+up in :data:`READERS`, so a new kind of source is one new module with a :class:`~focalclip.data.reader.Reader` and one
+line in the table (docs/extending.md).
+"""
+
+import hashlib
+import json
+import pkgutil
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import cache_dir, locked, whole_folder
+from focalclip.data.index import read_captions, read_pairs
+from focalclip.data.reader import PictureSet, Reader, Request
+
+READERS = [
+    "focalclip.data.sources:SHARDS",
+    "focalclip.data.folders:TASK_FOLDER",
+    "focalclip.data.folders:CLASS_FOLDERS",
+    "focalclip.data.tables:TABLE",
+    "focalclip.data.tables:CAPTION_FILE",
+]
+"""``module:name`` of every reader, imported when it is asked for; the first that recognises a source reads it."""
+
+_CACHED_FORMAT = 1  # raise it when the shards written for one and the same source could change
+
+
+def find_reader(source: str) -> Reader | None:
+    """The reader of a source; None if no reader recognises it."""
+    return next((reader for reader in map(pkgutil.resolve_name, READERS) if reader.recognises(source)), None)
+
+
+def open_source(source: str, request: Request) -> PictureSet:
+    """Read captions and labels of a source of any known kind; its pictures are left where they are.
+
+    Raises:
+        Unavailable: if it has no such split.
+        UserError: if nothing is there, it is of no known kind, or it is faulty; names the file.
+    """
+    return _reader_of(source, request.field).open(source, request)
+
+
+def training_shards(train: str | list[str], field: str = "data.train") -> list[Path]:
+    """The shards to train on: the default corpus, the shards named, or any other source written as shards once.
+
+    Shards of other sources lie in ``sources/`` of the cache folder and are written again when a caption, a label, or
+    the size or time of change of a picture's file is no longer the same. Several processes may ask at once; one writes.
+
+    Args:
+        train: ``emoji``, or what :func:`resolve_shards` or :func:`open_source` takes.
+        field: Name of the setting, for messages.
+
+    Raises:
+        UserError: if the source cannot be read, or the cache folder cannot be written.
+    """
+    if train == "emoji":
+        from focalclip.data.corpus.emoji import ensure_corpus
+
+        return resolve_shards(str(ensure_corpus().train))
+    if not isinstance(train, str) or not train.strip() or _names_shards(train):
+        return resolve_shards(train, field)
+    pictures = _reader_of(train, field).open(train, Request(field=field))
+    cache = cache_dir() / "sources"
+    folder = cache / _digest(pictures)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with locked(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                from focalclip.data.write import write_pictures
+
+                print(f"Writing {train} as shards in {folder} (once)", file=sys.stderr)
+                with whole_folder(folder) as temporary:
+                    write_pictures(pictures, temporary)
+    except OSError as error:
+        raise UserError(f"{field}: {folder} cannot be written ({error.strerror}); set FOCALCLIP_CACHE") from None
+    return resolve_shards(str(folder), field)
+
+
+def _reader_of(source: str, field: str) -> Reader:
+    reader = find_reader(source)
+    if reader is not None:
+        return reader
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"{field} {source}: no such file or folder")
+    known = "; ".join(reader.what for reader in map(pkgutil.resolve_name, READERS))
+    raise UserError(f"{field} {source}: not a source that can be read; expected one of: {known}")
+
+
+def _digest(pictures: PictureSet) -> str:
+    """SHA-256, shortened, of all that decides the shards: what was read, and size and time of change of the files."""
+    labels = pictures.labels
+    content = {
+        "format": _CACHED_FORMAT,
+        "place": str(pictures.place.resolve()),
+        "keys": [entry.key for entry in pictures.entries],
+        "texts": [pictures.captions, pictures.keywords, pictures.class_names, pictures.templates],
+        "labels": None if labels is None else hashlib.sha256(labels.tobytes()).hexdigest(),
+        "files": [_stamp(file) for file in dict.fromkeys(entry.file for entry in pictures.entries)],
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def _stamp(file: Path | None) -> list[str | int]:
+    if file is None:
+        return []
+    stat = file.stat()
+    return [str(file.resolve()), stat.st_size, stat.st_mtime_ns]
+
+
+def _names_shards(source: str) -> bool:
+    """A pattern, a path or URL of a tar, or a folder with tars directly in it."""
+    if any(mark in source for mark in ("{", "::", "://")) or source.startswith("pipe:") or source.endswith(".tar"):
+        return True
+    return any(Path(source).expanduser().glob("*.tar"))
+
+
+def _open_shards(source: str, request: Request) -> PictureSet:
+    shards = resolve_shards(source, request.field)
+    folder = shards[0].resolve().parent
+    return read_pairs(folder, shards, read_captions, request.limit)
+
+
+SHARDS = Reader("shards, a folder of .tar files or a pattern like a/{000..331}.tar", _names_shards, _open_shards)
 
 
 def resolve_shards(spec: str | list[str], field: str = "data.train") -> list[Path]:
@@ -29,7 +151,7 @@ def resolve_shards(spec: str | list[str], field: str = "data.train") -> list[Pat
     if missing:
         raise UserError(
             f"{field}: {len(missing)} of {len(paths)} shards do not exist ({_some(missing)}); "
-            "mend the path or pattern, or fetch the missing files"
+            "correct the path or pattern, or fetch the missing files"
         )
     twice = [str(path) for path, count in Counter(path.resolve() for path in paths).items() if count > 1]
     if twice:

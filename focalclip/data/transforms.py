@@ -1,6 +1,6 @@
-"""Pixels on their way into the image tower: random crops and colours for training, the fixed chain for evaluation.
+"""Training augmentation: random crops, rotations and colours (evaluation's chain is ``models.preprocess``).
 
-Training stays in uint8 up to the device, where the batch is normalised. Crops are taken from each picture; all else is
+Pixels stay uint8 up to the device, where the batch is normalised. Crops are taken from each picture; everything else is
 done to a whole batch at once.
 """
 
@@ -24,7 +24,7 @@ _PERMUTATIONS = np.array(list(itertools.permutations(range(3))))
 
 
 def min_decoded_side(draws: Sequence[float], augment: AugmentConfig, size: int) -> int:
-    """Shorter side at which a decoded picture still gives this sample's crop ``size`` pixels of its own."""
+    """Shorter side at which a decoded picture still has ``size`` pixels in this sample's crop."""
     longest = max(augment.ratio[1], 1 / augment.ratio[0])
     return math.ceil(size * math.sqrt(longest / _crop_area(draws, augment)))
 
@@ -33,8 +33,8 @@ def random_resized_crop(pixels: np.ndarray, draws: Sequence[float], augment: Aug
     """Cut this sample's box out of a picture and resize it (bicubic, antialiased).
 
     The area is uniform in ``augment.scale``; the ratio is log-uniform over the part of ``augment.ratio`` at which a
-    box of that area fits into the picture. (torchvision draws both anew until they fit, which favours small areas,
-    and gives up after ten draws.)
+    box of that area fits into the picture. (torchvision redraws both until they fit, which favours small areas, and
+    gives up after ten draws.)
 
     Args:
         pixels: uint8 (height, width, 3).

@@ -1,14 +1,20 @@
 """Write standard WebDataset shards and evaluation task folders, byte for byte the same for the same samples."""
 
+import io
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import webdataset
+from tqdm import tqdm
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import whole_file
+from focalclip.data.images import SHARD_SUFFIXES, decode, image_format
+from focalclip.data.reader import Entry, PictureSet
 
 SHARDS_PER_TASK = 4  # clip_benchmark's loader has 4 workers by default and fails with fewer shards than workers
 
@@ -38,13 +44,15 @@ def write_shards(
     num_shards = 0
     while shard := list(itertools.islice(numbered, samples_per_shard)):
         path = folder / name.format(num_shards)
-        partial = path.with_name(path.name + ".partial")
-        # One owner, mode and time for all members: equal samples give equal files.
-        with partial.open("wb") as file, webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as tar:
+        with (
+            whole_file(path) as temporary,
+            temporary.open("wb") as file,
+            # One owner, mode and time for all members: equal samples give equal files.
+            webdataset.TarWriter(file, user="", group="", mtime=0, encoder=False) as tar,
+        ):
             for number, sample in shard:
-                members = {extension: _to_bytes(value) for extension, value in sample.items() if extension != "__key__"}
+                members = {kind: _to_bytes(value) for kind, value in sample.items() if kind != "__key__"}
                 tar.write({"__key__": sample.get("__key__", f"{number:08d}"), **members})
-        partial.rename(path)
         num_shards += 1
     if not num_shards:
         raise UserError(f"{folder}: no samples to write")
@@ -81,6 +89,83 @@ def write_task(
     (folder / split / "nshards.txt").write_text(f"{num_shards}\n")
     (folder / "classnames.txt").write_text("".join(f"{name}\n" for name in classnames))
     (folder / "zeroshot_classification_templates.txt").write_text("".join(f"{template}\n" for template in templates))
+
+
+def write_pictures(pictures: PictureSet, folder: str | Path, chosen: Sequence[int] | None = None) -> int:
+    """Write pictures of a source as training shards, in their order; the compressed bytes are copied unchanged.
+
+    Captions are the source's own (``txt`` holds the first, ``json`` all, and keywords where there are any). A source
+    that has classes and no captions gets every prompt of a picture's classes, or the bare name where it has no prompts.
+    Pictures of one class carry the same ``cls``; so do pictures with the same set of several labels. Pictures without
+    any caption or label are left out. A format that shards do not hold becomes PNG.
+
+    Args:
+        pictures: What :func:`focalclip.data.sources.open_source` returned.
+        folder: Where the shards go; must not hold any yet.
+        chosen: Which of the pictures, by number; None for all.
+
+    Returns:
+        The number of pictures written.
+
+    Raises:
+        UserError: if ``folder`` holds shards, a picture is damaged, or none is left.
+    """
+    folder = Path(folder)
+    if any(folder.glob("*.tar")):
+        raise UserError(f"{folder}: holds shards already; name another folder, or remove them")
+    captions = _captions(pictures)
+    written = [i for i in (range(len(captions)) if chosen is None else chosen) if captions[i]]
+    if not written:
+        raise UserError(f"{pictures.place}: no picture with a caption or a label, so there is nothing to write")
+    progress = tqdm(written, desc="writing shards", unit=" pictures", leave=False, disable=None)
+    write_shards(_samples(pictures, captions, progress), folder)
+    return len(written)
+
+
+def _captions(pictures: PictureSet) -> Sequence[Sequence[str]]:
+    """All captions of each picture; empty where it has none."""
+    if pictures.captions is not None:
+        return pictures.captions
+    labels, names = pictures.labels, pictures.class_names
+    if labels is None or names is None:
+        raise UserError(f"{pictures.place}: has neither captions nor named classes; add captions")
+    prompts = [[template.replace("{c}", name) for template in pictures.templates or ("{c}",)] for name in names]
+    classes = map(np.flatnonzero, labels) if labels.ndim == 2 else ([label] if label >= 0 else [] for label in labels)
+    return [[prompt for label in own for prompt in prompts[label]] for own in classes]
+
+
+def _samples(
+    pictures: PictureSet, captions: Sequence[Sequence[str]], chosen: Iterable[int]
+) -> Iterator[dict[str, Any]]:
+    labels = pictures.labels
+    if labels is not None and labels.ndim == 2:
+        labels = np.unique(labels, axis=0, return_inverse=True)[1].ravel()
+    for number, i in enumerate(chosen):
+        extension, image = _image(pictures.entries[i])
+        sample: dict[str, Any] = {"__key__": f"{number:08d}", extension: image}
+        if pictures.captions is not None:
+            sample["txt"] = captions[i][0]
+        sample["json"] = {"captions": list(captions[i])}
+        if pictures.keywords is not None and pictures.keywords[i]:
+            sample["json"]["keywords"] = list(pictures.keywords[i])
+        if labels is not None and labels[i] >= 0:
+            sample["cls"] = int(labels[i])
+        yield sample
+
+
+def _image(entry: Entry) -> tuple[str, bytes]:
+    """The picture unchanged where shards hold its format, else as PNG."""
+    content = entry.read()
+    try:
+        picture = decode(content)
+    except ValueError as error:
+        raise UserError(f"{entry.name}: is damaged ({error}); repair it or take it out of the source") from None
+    extension = SHARD_SUFFIXES.get(image_format(content) or "")
+    if extension:
+        return extension, content
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return "png", buffer.getvalue()
 
 
 def _to_bytes(value: Any) -> bytes:

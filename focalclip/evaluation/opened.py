@@ -2,7 +2,7 @@
 
 Whatever order a data folder lists its classes in, its labels become the protocol's. Class orders differ between
 ELEVATER, OpenAI, torchvision and TensorFlow Datasets for at least nine of ELEVATER's data sets; joined by position,
-Oxford Pets has scored 9.9% and Caltech-101 2.9% for somebody (openai/CLIP issue 346).
+Oxford Pets has been reported at 9.9% and Caltech-101 at 2.9% (openai/CLIP issue 346).
 """
 
 import unicodedata
@@ -98,11 +98,12 @@ def _check(task: Task, data: TaskData, split: str) -> str:
 def places(task: Task, data: TaskData) -> np.ndarray:
     """The task's label of each class of the data: int64 (C,), a permutation.
 
-    A name fits where the spelling is equal, else where only case, accents, spaces and punctuation differ, else by
-    code (WordNet id, country code), else by alias. Equal names, such as ImageNet's two missiles, are taken in order.
+    A name matches where the spelling is equal, else where it differs in case, accents, spaces and punctuation alone,
+    else by code (WordNet id, country code), else by alias. Equal names, such as ImageNet's two missiles, are taken in
+    order.
 
     Raises:
-        UserError: naming the classes that fit nowhere, or one that fits several.
+        UserError: naming the classes without a match, or one with several.
     """
     names = task.names or ()
     place = np.full(len(data.class_names), -1, dtype=np.int64)
@@ -152,7 +153,7 @@ def _protocol_differences(task: Task, data: TaskData, test_set: str, place: np.n
 def _fill(
     place: np.ndarray, theirs: Sequence[str | int | None], ours: Sequence[str | int | None], names: Sequence[str]
 ) -> None:
-    """Give each class of the data that has no place yet the first free one with the same entry; changes ``place``."""
+    """Assign to each class of the data without a place the first free one with the same entry; modifies ``place``."""
     free: dict[str | int | None, list[int]] = {}
     taken = set(place[place >= 0].tolist())
     for i, entry in enumerate(ours):

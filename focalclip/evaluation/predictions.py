@@ -52,7 +52,7 @@ class Pictures:
 
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> "Pictures":
-        """Take its arrays out of those of a file."""
+        """The pictures in a file's arrays, which are removed from them."""
         rows, sizes = arrays.pop("picture_rows"), arrays.pop("picture_sizes")
         parts = np.split(arrays.pop("picture_bytes"), np.cumsum(sizes)[:-1]) if len(sizes) else []
         return cls(rows, tuple(part.tobytes() for part in parts))
@@ -68,7 +68,7 @@ class Predictions:
     """``softmax`` or ``cosine``: what a ranking metric ranks by."""
     task_sha256: str
     images_sha256: str
-    """Of the compressed images only; prompts do not change it."""
+    """Of the compressed images alone, independent of the prompts."""
     class_names: tuple[str, ...]
     entries: int
     """Images of the test set, the damaged ones among them."""
@@ -166,7 +166,7 @@ class Predictions:
         return METRICS[self.metric].definition(self.answers, weights)
 
     def save(self, path: Path) -> None:
-        """Write the file, whole or not at all; one that holds the same answers is left as it is."""
+        """Write the file atomically; one that holds the same answers is left unchanged."""
         if _fingerprint_in(path) == self.fingerprint:
             return
         names = [field.name for field in fields(self) if field.name != "pictures"]
@@ -180,7 +180,7 @@ class Predictions:
         """Read the file.
 
         Raises:
-            UserError: if it is not a prediction file of this version.
+            UserError: if it is not such a file, or of another version.
         """
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:

@@ -2,7 +2,7 @@
 
 A task file states a task as ELEVATER has it. Another protocol changes it by rule (:class:`Protocol`) and by the task
 file's exceptions for that protocol (:class:`Override`). Common to all: a class is the normalised mean of the normalised
-embeddings of its prompts, images are normalised, and scores are 100 x cosine, whatever temperature the model learned.
+embeddings of its prompts, images are normalised, and scores are 100 x cosine, whatever scale the model learned.
 The pixels' mean and standard deviation are the model's own under every protocol.
 """
 
@@ -86,7 +86,7 @@ class Override(Strict):
     names: tuple[str, ...] | None = None
     """Class names in label order, or a reference to a :func:`shipped_list`."""
     respelt: dict[str, str] = Field(default_factory=dict)
-    """Names that are written otherwise: the task's spelling to the protocol's."""
+    """Names that the protocol spells differently: from the task's spelling to the protocol's."""
     templates: tuple[str, ...] | None = None
     note: str | None = None
     """Where the protocol has no rule for the task: what is done."""

@@ -20,7 +20,7 @@ class TaskResult:
     metric: str
     value: float
     interval: Interval
-    """95%: Wilson for accuracy, bootstrap over images otherwise."""
+    """95%: Wilson's for a share of images that are right, else the bootstrap over images."""
     n: int
     """Images that were scored."""
     chance: float
@@ -48,11 +48,11 @@ class TaskResult:
     prompts: int = 0
     """Of all classes together."""
     settings_sha256: str = ""
-    """Of all that decides the numbers besides the data (see ``finished``)."""
+    """Of everything besides the data that determines the numbers (see ``finished``)."""
     stated: dict[str, Any] = field(default_factory=dict)
     """What the protocol fixed: metric, scores, candidates, resize, and hashes of names and prompts."""
     label_warning: str = ""
-    """Names that may have changed places (see ``label_check``); empty where nothing is suspicious."""
+    """Class names that may be swapped (see ``label_check``); empty where nothing is suspicious."""
     calibration: dict[str, float] = field(default_factory=dict)
     """See :func:`calibration_errors`; empty for multi-label data."""
     predictions: Predictions | None = field(default=None, repr=False, compare=False)
@@ -79,7 +79,7 @@ class TaskResult:
         return self.interval[0] > self.guess
 
     def to_json(self) -> dict[str, Any]:
-        """JSON-ready; the extras are beside the metric."""
+        """JSON-ready; the extras are keys beside the metric."""
         names = [f.name for f in fields(self) if f.name not in ("extras", "predictions")]
         return {name: getattr(self, name) for name in names} | {"above_chance": self.above_chance} | self.extras
 
@@ -108,11 +108,11 @@ class Result:
     """Tasks that the full score is the mean of."""
     tasks: dict[str, TaskResult] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    """Tasks whose data is not there, and what to do."""
+    """Tasks whose data is missing, and what to do."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Tasks whose data is there and not right, and why."""
+    """Tasks whose data is faulty, and why."""
     model: dict[str, Any] = field(default_factory=dict)
-    """source, sha256, and the facts of ``describe`` about the model and the machine."""
+    """source, sha256, and sizes and costs of the model (``features.model.describe``)."""
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -160,7 +160,7 @@ class Result:
         }
 
     def write(self, path: str | Path) -> Path:
-        """Write the JSON, whole or not at all, and beside it ``NAME.predictions/TASK.npz``."""
+        """Write the JSON atomically, and beside it ``NAME.predictions/TASK.npz``."""
         path = Path(path)
         for name, task in self.tasks.items():
             if task.predictions is not None:
@@ -169,7 +169,7 @@ class Result:
 
     @classmethod
     def read(cls, path: str | Path) -> "Result":
-        """Read what :meth:`write` wrote, with the predictions that lie beside it.
+        """Read what :meth:`write` wrote, with the predictions beside it.
 
         Raises:
             UserError: if it is no result, or predictions beside it are not of this result.
@@ -265,11 +265,11 @@ def _with_predictions(task: TaskResult, path: Path) -> TaskResult:
         return task
     predictions = Predictions.load(path)
     if predictions.task_sha256 != task.task_sha256 or abs(float(predictions.statistic()[0]) - task.value) > 1e-9:
-        raise UserError(f"{path}: these are not the answers that the result beside it is from; evaluate again")
+        raise UserError(f"{path}: these answers do not belong to the result beside it; evaluate again")
     return replace(task, predictions=predictions)
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, (TypeError, AttributeError)):
-        return "it has another form"
+        return "unexpected structure"
     return f"no {error}" if isinstance(error, KeyError) else str(error)

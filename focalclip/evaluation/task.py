@@ -57,7 +57,7 @@ class Task(Strict):
     """``model``: its own preprocessing. ``squash``: the whole picture is resized to the model's square before it.
     ``resize256_crop224``: the shorter side is resized to 256/224 of the model's side, then the centre is cropped."""
     classes: int | None = Field(None, ge=2)
-    """Number of classes the data must have; null: whatever it has."""
+    """Number of classes the data must have; null: any number."""
     sizes: dict[str, dict[str, int | None]] = Field(default_factory=dict)
     """Images per split (train, val, test) and known source. Data of a listed split must have one of its sizes, and the
     result says which; null: a source whose size is not known. A split that is not listed may have any size."""
@@ -89,7 +89,7 @@ class Task(Strict):
     protocols: dict[str, Override] = Field(default_factory=dict)
     """What other protocols change."""
     obtain: str = ""
-    """How to get data that no mirror holds."""
+    """How to get data that no mirror has."""
 
     @field_validator("names", "templates", "codes", mode="before")
     @classmethod
@@ -126,7 +126,7 @@ class Task(Strict):
         return tuple(form.format(name) for form in ("wds_{}", "{}", "wds_{}_test") for name in names)
 
     def which_set(self, size: int, split: str = "test") -> str:
-        """The known data of this split and size, such as ``elevater, wds``; ``unchecked`` where it is unknown.
+        """The known data of this split and size, such as ``elevater, wds``; ``unchecked`` where this is unknown.
 
         Raises:
             UserError: if the sizes of all sources are known and this is not one of them.
@@ -137,7 +137,7 @@ class Task(Strict):
             return ", ".join(matches) or "unchecked"
         expected = " or ".join(f"{images:,} ({source})" for source, images in known.items())
         raise UserError(
-            f"the data has {size:,} {split} images, expected {expected}; download it again or mend the split"
+            f"the data has {size:,} {split} images, expected {expected}; download it again or correct the split"
         )
 
     def under(self, protocol: Protocol) -> Self:
@@ -178,7 +178,7 @@ class Task(Strict):
         unknown = [name for name in respelt if name not in (names or ())]
         if unknown:
             raise UserError(
-                f"{self.id}: respelt names {unknown[0]!r}, which is not one of its class names; mend the task file"
+                f"{self.id}: respelt names {unknown[0]!r}, which is not one of its class names; correct the task file"
             )
         return names if names is None else tuple(respelt.get(name, name) for name in names)
 

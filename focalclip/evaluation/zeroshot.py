@@ -1,5 +1,11 @@
-"""Zero-shot classification over the tasks of a benchmark under a protocol (see ``protocols`` and ``scoring``)."""
+"""Zero-shot classification over the tasks of a benchmark under a protocol (see ``protocols`` and ``scoring``).
 
+Finished tasks outlive a killed run: the same command reuses those whose data, weights and settings are unchanged.
+"""
+
+import hashlib
+import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -10,6 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from focalclip.base import __version__
 from focalclip.base.errors import UserError, first_line
 from focalclip.base.machine import peak_memory, versions
 from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only
@@ -18,11 +25,10 @@ from focalclip.evaluation.features.cache import open_cache
 from focalclip.evaluation.features.images import encode_images, images_sha256
 from focalclip.evaluation.features.model import DualEncoder, describe, device_and_dtype, evaluating, known_weights
 from focalclip.evaluation.features.texts import ClassPrompts, class_matrix
-from focalclip.evaluation.finished import Finished, settings_sha256
 from focalclip.evaluation.metrics.calibration import learned_scale
 from focalclip.evaluation.metrics.label_check import check_labels
 from focalclip.evaluation.opened import Opened, open_checked
-from focalclip.evaluation.result import Result, TaskResult
+from focalclip.evaluation.result import Result, TaskResult, predictions_folder
 from focalclip.evaluation.scoring import predict
 from focalclip.evaluation.task import Benchmark, Task, load_benchmark
 
@@ -36,9 +42,9 @@ class ZeroShotOptions:
     tasks: Sequence[str] | None = None
     """Ids of the tasks to run; None for all."""
     max_images: int | None = None
-    """Only this many images of each task, evenly spaced; the result says so. None for all."""
+    """Evaluate only this many evenly spaced images of each task, as the result notes; None for all."""
     class_prompts: ClassPrompts | None = None
-    """Whole prompts by class name instead of templates; the result's protocol says so."""
+    """Whole prompts by class name instead of templates; the result's protocol notes it."""
     batch_size: int = 256
     """Images, and prompts, per forward pass."""
     device: str | torch.device | None = None
@@ -162,7 +168,7 @@ class _Run:
         return done
 
     def _open(self, task: Task) -> Opened:
-        """The task's data on all ranks; what has to be downloaded is there before the ranks that would only wait ask.
+        """The task's data on all ranks; one rank of each machine downloads before the others read.
 
         Files that are damaged on the way are removed, so a second process must not be reading them meanwhile.
         """
@@ -219,7 +225,7 @@ class _Run:
         )
 
     def _settings(self, task: Task) -> str:
-        """Empty where the model has no digest of its weights, so that nothing is reused."""
+        """Empty where the hash of the weights is unknown, so that nothing is reused."""
         if self.weights is None:
             return ""
         precision = str(device_and_dtype(self.model)[1])
@@ -251,14 +257,14 @@ class _Run:
 
 
 def _agreed(work: Callable[[], T]) -> T:
-    """Do ``work`` on all ranks; where it fails on any, all raise the same."""
+    """Do ``work`` on all ranks; if it fails on any, all raise the same error."""
     result, fault = None, None
     try:
         result = work()
     except (Unavailable, UserError) as error:
         fault = error
     except OSError as error:
-        fault = UserError(f"{first_line(error)}; see that the data can be read")
+        fault = UserError(f"{first_line(error)}; check that the data can be read")
     for other in gather_objects(fault):
         if other is not None:
             raise other
@@ -309,3 +315,66 @@ class Evaluator:
     def __call__(self, model: Any) -> Result:
         """Measure; all ranks call this together. Modes and random generators are as before afterwards."""
         return evaluate(model, self._benchmark, options=self._options, opened=self._opened)
+
+
+def settings_sha256(
+    weights: str,
+    precision: str,
+    protocol: str,
+    task: Task,
+    *,
+    batch_size: int,
+    class_prompts: ClassPrompts | None,
+    max_images: int | None,
+) -> str:
+    """Hash of all that decides a task's numbers besides its data; only a finished task of the same is reused."""
+    prompts = class_prompts and {name: list(own) for name, own in class_prompts.items()}
+    model = [__version__, weights, precision]
+    parts = [model, protocol, task.model_dump(mode="json"), batch_size, prompts, max_images]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+class Finished:
+    """Results on disk, which only the main rank reads and writes.
+
+    Args:
+        outputs: files that the result is written to.
+        fresh: ignore what is there, so that finished tasks are re-evaluated.
+    """
+
+    def __init__(self, outputs: Sequence[Path], *, fresh: bool = False) -> None:
+        self.outputs = tuple(outputs)
+        self._tasks: dict[tuple[str, str], TaskResult] = {}
+        for path in () if fresh or not is_main() else [form for output in outputs for form in (output, _part(output))]:
+            for name, task in _read(path).items():
+                self._tasks[name, task.settings_sha256] = task
+
+    def find(self, task_id: str, settings: str) -> TaskResult | None:
+        """The finished task with these settings; its ``task_sha256`` shows whether its data is the same."""
+        return self._tasks.get((task_id, settings))
+
+    def write_part(self, result: Result) -> None:
+        """Keep what is done so far."""
+        for output in self.outputs if result.tasks else ():
+            result.write(_part(output))
+
+    def write(self, result: Result) -> None:
+        """Write the whole result; without any task, an earlier one stays."""
+        for output in self.outputs if result.tasks else ():
+            result.write(output)
+            _part(output).unlink(missing_ok=True)
+            shutil.rmtree(predictions_folder(_part(output)), ignore_errors=True)
+
+
+def _part(output: Path) -> Path:
+    return output.with_name(f"{output.name}.part")
+
+
+def _read(path: Path) -> dict[str, TaskResult]:
+    if not path.is_file():
+        return {}
+    try:
+        return Result.read(path).tasks
+    except UserError:
+        print(f"{path}: not a result of this version; its tasks are measured again", file=sys.stderr)
+        return {}

@@ -237,7 +237,7 @@ def _from_openai(architecture: str, path: str) -> tuple[Any, Any]:
 
 
 def _warn_of_activation(architecture: str, path: str) -> None:
-    """Warn that a file does not record its activation; the wrong one costs points (B/32, LAION-400M: 60.2, not 62.9)."""
+    """Warn that a file does not record its activation; a wrong one costs points (B/32, LAION-400M: 60.2, not 62.9)."""
     import open_clip
 
     twin = f"{architecture}-quickgelu"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from focalclip.base.terminal import percent
 from focalclip.evaluation.metrics.calibration import Reliability, reliability
 from focalclip.evaluation.predictions import Predictions
-from focalclip.reports.published import SCORE, PublishedModel, PublishedNumber, Source, published
+from focalclip.reports.published import SCORE, PublishedModel, PublishedNumber, PublishedSource, published
 
 if TYPE_CHECKING:
     from focalclip.evaluation.result import Result
@@ -50,7 +50,7 @@ def _dot(
 
 
 def _marks(models: Sequence[PublishedModel], task: str) -> list[dict[str, Any]]:
-    """What was published for a task; each model has its own shape."""
+    """What was published for a task; each model has its own marker."""
     marks = []
     for shape, model in enumerate(models):
         if number := model.on_page().get(task):
@@ -81,7 +81,7 @@ def published_table(result: "Result", models: Sequence[PublishedModel]) -> list[
 
 def sources(models: Sequence[PublishedModel]) -> list[dict[str, Any]]:
     """The sources of what is shown, in order of first use, lettered."""
-    found: dict[str, Source] = {}
+    found: dict[str, PublishedSource] = {}
     for model in models:
         for number in model.on_page().values():
             source = published().source_of(model, number)

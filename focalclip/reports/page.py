@@ -208,7 +208,7 @@ def _section(name: str, task: "TaskResult") -> dict[str, Any]:
 
 
 def _worst(p: Predictions) -> list[dict[str, Any]]:
-    """The mistakes that pictures were kept of, with what was said and how surely."""
+    """The mistakes that pictures were kept of, with the answer and its confidence."""
     shown = []
     sure = None if p.multilabel else p.probabilities()[:, 0]
     for row in p.pictures.rows[:WORST].tolist():

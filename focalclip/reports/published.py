@@ -21,7 +21,7 @@ SCORE = "score"  # the benchmark's mean, among the names of tasks
 Verdict = Literal["pass", "fail", "missing", "not comparable", "weak"]
 
 
-class Source(Strict):
+class PublishedSource(Strict):
     """Where numbers were read."""
 
     title: str
@@ -78,10 +78,10 @@ class PublishedModel(Strict):
 class PublishedFile(Strict):
     """All of ``published.yaml``."""
 
-    sources: dict[str, Source]
+    sources: dict[str, PublishedSource]
     models: dict[str, PublishedModel]
 
-    def source_of(self, model: PublishedModel, number: PublishedNumber) -> Source:
+    def source_of(self, model: PublishedModel, number: PublishedNumber) -> PublishedSource:
         """Where a model's number was read."""
         return self.sources[number.source or model.source]
 
@@ -105,7 +105,7 @@ def published() -> PublishedFile:
 
 
 def models_beside(result: "Result") -> list[PublishedModel]:
-    """The models that a result may be read beside: on ELEVATER, under whatever protocol; none for other benchmarks.
+    """The models that are shown beside a result: on ELEVATER, under any protocol; none for other benchmarks.
 
     A task of the same name in another benchmark may have other images: the demo's MNIST is a half of MNIST.
     """

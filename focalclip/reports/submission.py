@@ -49,7 +49,7 @@ def write_records(records: Sequence[SubmissionRecord], model_name: str, path: Pa
     """Write the zip; probabilities are written one image at a time, so that ImageNet's 50 million need no memory.
 
     Raises:
-        UserError: if probabilities are not of one sum, or seeds and predictions differ in number.
+        UserError: if probabilities do not sum to 1, or seeds and predictions differ in number.
     """
     with (
         whole_file(path) as temporary,
@@ -119,7 +119,7 @@ def write_submission(result: "Result", path: Path) -> Path:
 
 
 def notes(result: "Result") -> list[str]:
-    """What whoever submits has to know: data sets not there, and those whose official order is not known."""
+    """Warnings for a submission: missing data sets, and those whose official order is not known."""
     absent = [*result.missing, *result.failed]
     lines = [f"not in the submission: {', '.join(absent)}; the server gives no average"] if absent else []
     kept = {name: task.predictions for name, task in result.tasks.items() if task.predictions}

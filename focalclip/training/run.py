@@ -15,7 +15,7 @@ from focalclip.base.files import write_text
 from focalclip.base.ranks import barrier, gather_objects, is_main, main_first, main_only, rank, together, world_size
 from focalclip.base.strict import dump_yaml
 from focalclip.config import RunConfig
-from focalclip.data.loader import TrainLoader
+from focalclip.data.loader import Dealing, TrainLoader
 from focalclip.interop import folder as store
 from focalclip.models.clip import FocalCLIP
 from focalclip.training import checkpoint, engine, optim
@@ -152,10 +152,7 @@ def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, stat
         image_size=config.model.image.image_size,
         tokenize=model.tokenizer,
         seed=config.seed,
-        rank=rank(),
-        world_size=world_size(),
-        accumulation=config.train.accumulation,
-        start=state.samples,
+        dealing=Dealing(rank(), world_size(), config.train.accumulation, state.samples),
     )
     fingerprint = _fingerprint(shards, loader.counts.tolist())
     if state.data not in ("", fingerprint):

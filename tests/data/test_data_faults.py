@@ -13,7 +13,7 @@ from tiny_shards import ByteTokenizer, good_sample, picture, write_shards, write
 from focalclip.base.errors import UserError
 from focalclip.config import DataConfig
 from focalclip.data.index import index_shards
-from focalclip.data.loader import TrainLoader
+from focalclip.data.loader import Dealing, TrainLoader
 from focalclip.data.order import SampleOrder
 
 
@@ -60,7 +60,7 @@ def broken_shards(folder, kinds=tuple(BROKEN)):
 
 def batches(shards, count, **options):
     data = DataConfig(batch_size=8, workers=options.pop("workers", 0), window_shards=2)
-    loader = TrainLoader(shards, data, 16, ByteTokenizer(), seed=3, **options)
+    loader = TrainLoader(shards, data, 16, ByteTokenizer(), seed=3, dealing=Dealing(**options))
     return list(itertools.islice(loader, count))
 
 

@@ -17,7 +17,7 @@ from tiny_shards import ByteTokenizer, write_shards
 from focalclip.base.errors import UserError
 from focalclip.base.strict import from_dict
 from focalclip.config import AugmentConfig, DataConfig, RunConfig
-from focalclip.data.loader import Batch, TrainLoader
+from focalclip.data.loader import Batch, Dealing, TrainLoader
 
 AUGMENT = AugmentConfig(scale=(0.5, 1.0), flip=0.5, grey=0.3, invert=0.5, recolour=0.5)
 NUM_SAMPLES = 30
@@ -37,7 +37,7 @@ def loader(shards, *, batch_size=12, workers=0, seed=0, captions=(0.0, 0.0), **o
         first_caption=captions[0],
         joined_captions=captions[1],
     )
-    return TrainLoader(shards, data, 16, ByteTokenizer(), seed, **options)
+    return TrainLoader(shards, data, 16, ByteTokenizer(), seed, Dealing(**options))
 
 
 def take(source: TrainLoader, count: int) -> list[Batch]:

@@ -10,8 +10,8 @@ from PIL import Image
 from tiny_shards import picture
 
 from focalclip.config import AugmentConfig, ImageTowerConfig
+from focalclip.data.images import decode_array
 from focalclip.data.order import Draw, uniform_draws
-from focalclip.data.samples import decode_image
 from focalclip.data.transforms import augment_batch, min_decoded_side, random_resized_crop
 from focalclip.models.preprocess import eval_transform
 
@@ -60,7 +60,7 @@ def test_eval_transform_equals_open_clip_in_every_mode(mode):
 def test_decoding_matches_pillow(format, mode):
     data = picture(3, (61, 40), format, mode)
     expected = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
-    pixels = decode_image(data)
+    pixels = decode_array(data)
     assert pixels.shape == (40, 61, 3)
     assert pixels.dtype == np.uint8
     assert np.abs(pixels - expected).max() <= (0 if format != "JPEG" else ROUNDING)
@@ -68,7 +68,7 @@ def test_decoding_matches_pillow(format, mode):
 
 @pytest.mark.parametrize("min_side", [0, 30, 100, 101, 150, 200, 201, 500])
 def test_large_jpegs_are_decoded_small_but_never_too_small(min_side):
-    height, width, _ = decode_image(picture(4, (600, 400), "JPEG"), min_side).shape
+    height, width, _ = decode_array(picture(4, (600, 400), "JPEG"), min_side).shape
     if 0 < min_side <= 200:
         assert min_side <= height < min_side + 400 / 8  # scales come in eighths
         assert (width, height) <= (300, 200)
@@ -77,7 +77,7 @@ def test_large_jpegs_are_decoded_small_but_never_too_small(min_side):
 
 
 def test_jpegs_that_simplejpeg_refuses_are_read_by_pillow():
-    assert decode_image(picture(5, (30, 20), "JPEG", "CMYK")).shape == (20, 30, 3)
+    assert decode_array(picture(5, (30, 20), "JPEG", "CMYK")).shape == (20, 30, 3)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_jpegs_that_simplejpeg_refuses_are_read_by_pillow():
 )
 def test_undecodable_images_say_why(data, reason):
     with pytest.raises(ValueError, match=f"undecodable image .*{reason}"):
-        decode_image(data)
+        decode_array(data)
 
 
 def test_huge_claims_and_deep_pixels_are_refused():
@@ -100,11 +100,11 @@ def test_huge_claims_and_deep_pixels_are_refused():
     frame = header.index(b"\xff\xc0")
     header[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"  # 65500 x 65500
     with pytest.raises(ValueError, match=r"65500 x 65500|decompression bomb"):
-        decode_image(bytes(header))
+        decode_array(bytes(header))
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(buffer, "PNG")
     with pytest.raises(ValueError, match="more than 8 bits"):
-        decode_image(buffer.getvalue())
+        decode_array(buffer.getvalue())
 
 
 # Training
@@ -157,7 +157,7 @@ def test_scaled_decoding_leaves_every_crop_its_pixels():
 
 def test_scaled_decoding_gives_nearly_the_same_crop():
     data, draws = picture(7, (1200, 900), "JPEG"), draws_of(1)[0].tolist()
-    small, full = decode_image(data, min_decoded_side(draws, AugmentConfig(), 64)), decode_image(data)
+    small, full = decode_array(data, min_decoded_side(draws, AugmentConfig(), 64)), decode_array(data)
     assert small.shape[0] < full.shape[0]
     crops = [random_resized_crop(pixels, draws, AugmentConfig(), 64).float() for pixels in (small, full)]
     assert (crops[0] - crops[1]).abs().mean() < 2

@@ -58,7 +58,12 @@ def test_it_is_one_new_file_and_one_line(example, tmp_path):
     new = [title for language, title, _ in changes if language != "diff"]
     assert uses, "an example that nothing uses"
     assert len(new) == len(set(new)) == sum(language == "diff" for language, _, _ in changes), "a file and a line each"
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": str(tmp_path),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     for language, title, content in changes:
         if language == "diff":
             _insert(tmp_path / title, content)

@@ -5,19 +5,17 @@ import json
 
 import numpy as np
 import pytest
+import references
 import torch
 from wds_folder import picture, tiny_model, write_folder, zero_shot
 
 from focalclip.base.errors import UserError
 from focalclip.evaluation.compare import compare
-from focalclip.evaluation.data import read_task_folder
-from focalclip.evaluation.data.entries import decode
+from focalclip.evaluation.data import decode, read_task_folder
 from focalclip.evaluation.features.images import ImageFeatures
-from focalclip.evaluation.metrics import definitions as metrics
-from focalclip.evaluation.mistakes import mistakes
 from focalclip.evaluation.predictions import Predictions
 from focalclip.evaluation.result import Result, find_results
-from focalclip.evaluation.scoring import predict
+from focalclip.evaluation.scoring import mistakes, predict
 from focalclip.evaluation.task import Benchmark, Task
 from focalclip.reports.classes import class_numbers, confusions
 from focalclip.reports.tables import comparison_table
@@ -62,6 +60,7 @@ def root(tmp_path_factory):
     return root
 
 
+@pytest.mark.trap("5.2 result", "no saved predictions")
 def test_trap_no_predictions_are_kept(root):
     """They are, and give the result again to the last bit."""
     result = Result.read(root / "a.json")
@@ -89,7 +88,7 @@ def test_answers_at_both_scales_are_the_softmax(root):
     p = Predictions.load(root / "a.predictions" / "many.npz")  # this one holds all cosines too
     np.testing.assert_allclose(p.scales[:2], [100, 1 / 0.07], rtol=1e-5)
     for which in (0, 1):
-        full = metrics.softmax(p.scales[which] * p.cosines.astype(np.float64))
+        full = references.softmax(p.scales[which] * p.cosines.astype(np.float64))
         top = np.take_along_axis(full, p.top_classes.astype(np.int64), axis=1)
         np.testing.assert_allclose(p.probabilities(which), top, rtol=2e-4)
     assert (np.diff(p.top_cosines, axis=1) <= 0).all()
@@ -177,7 +176,7 @@ def test_answers_of_another_result_are_refused(root, tmp_path):
     content = json.loads((tmp_path / "x.json").read_text())
     content["tasks"]["plain"]["value"] += 1 / 60
     (tmp_path / "x.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"plain.npz: these are not the answers"):
+    with pytest.raises(UserError, match=r"plain.npz: these answers do not belong"):
         Result.read(tmp_path / "x.json")
     (tmp_path / "x.predictions" / "plain.npz").write_bytes(b"PK\x03\x04 rubbish")
     with pytest.raises(UserError, match=r"plain.npz: no predictions can be read"):
@@ -292,7 +291,7 @@ def test_a_task_taken_over_keeps_its_answers_and_leaves_no_part_behind(root, tmp
     np.testing.assert_array_equal(second.predictions.top_cosines, first.predictions.top_cosines)
     assert (tmp_path / "r.predictions" / "plain.npz").stat().st_mtime_ns == written
     assert not second.predictions.has_all
-    third = run(keep_all=True)  # what was not kept is measured anew
+    third = run(keep_all=True)  # what was not kept is measured again
     assert third.predictions.has_all
     assert third.value == first.value
     assert Result.read(output).tasks["plain"].predictions.cosines.shape == (60, 7)

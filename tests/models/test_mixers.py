@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from naive_modulation import naive_modulation
 from torch import nn
 
 from focalclip.base.errors import UserError
@@ -138,35 +139,43 @@ def focal_parts(mixer, x):
     return q, [*contexts, nn.functional.gelu(z.mean((2, 3)))[:, None, None]], gates
 
 
-EXPECTED = {
-    "additive": lambda m, q, z, g: m.proj(q + m.h(g[..., :1] * z[0] + g[..., 1:2] * z[1] + g[..., 2:] * z[2])),
-    "no_global": lambda m, q, z, g: m.proj(q * m.h(g[..., :1] * z[0] + g[..., 1:] * z[1])),
-    "last_level": lambda m, q, z, g: m.proj(q * m.h(g * z[1])),
-    "no_gates": lambda m, q, z, g: m.proj(q * m.h(z[0] + z[1] + z[2])),
-    "single_level": lambda m, q, z, g: m.proj(q * m.h(g[..., :1] * z[0] + g[..., 1:] * z[1])),
-    "pooling": lambda m, q, z, g: m.proj(q * m.h(g[..., :1] * z[0] + g[..., 1:2] * z[1] + g[..., 2:] * z[2])),
-    "squeeze_excitation": lambda m, q, z, g: m.proj(q * m.h(g * z[0])),
+# How each ablation of two levels weighs Z^1 to Z^3, as naive_modulation has it, and how many contexts it sums up.
+ABLATIONS = {
+    "focal_modulation": ({"gated": [0, 1, 2]}, 3),
+    "additive": ({"gated": [0, 1, 2], "add": True}, 3),
+    "no_global": ({"gated": [0, 1, None]}, 2),
+    "last_level": ({"gated": [None, 0, None]}, 1),
+    "no_gates": ({"gated": [-1, -1, -1]}, 3),
+    "single_level": ({"gated": [0, 1]}, 2),
+    "pooling": ({"gated": [0, 1, 2], "pools": (3, 5)}, 3),
+    "squeeze_excitation": ({"gated": [0]}, 1),
 }
 
 
-@pytest.mark.parametrize("name", EXPECTED)
-def test_ablations_change_the_one_thing(name):
-    mixer = randomised(name, MixerSpec(dim=6, num_levels=2))
+@pytest.mark.parametrize("normalize", [False, True])
+@pytest.mark.parametrize("name", FOCAL)
+def test_ablations_change_the_one_thing(name, normalize):
+    options, num_contexts = ABLATIONS[name]
+    mixer = randomised(name, MixerSpec(dim=6, num_levels=2, normalize=normalize))
     x = torch.randn(2, 5, 8, 6, dtype=torch.float64)
-    torch.testing.assert_close(mixer(x), EXPECTED[name](mixer, *focal_parts(mixer, x)))
+    divisor = num_contexts if normalize else 1
+    with torch.no_grad():
+        expected = torch.stack([naive_modulation(mixer, sample, divisor=divisor, **options) for sample in x])
+        torch.testing.assert_close(mixer(x), expected)
 
 
 def test_kernels_of_the_ablations():
-    kernels = {name: build_mixer(name, MixerSpec(dim=4, num_levels=3)).kernel_sizes for name in FOCAL}
-    plain = [3, 5, 7]
-    assert kernels == dict.fromkeys(FOCAL, plain) | {"single_level": [13], "pooling": [], "squeeze_excitation": []}
-
-
-def test_normalisation_divides_by_the_number_of_contexts():
-    counts = {name: build_mixer(name, MixerSpec(dim=4, num_levels=3, normalize=True)).divisor for name in FOCAL}
-    assert counts == dict.fromkeys(FOCAL, 4) | {
-        "no_global": 3, "last_level": 1, "single_level": 2, "squeeze_excitation": 1
-    }  # fmt: skip
+    kernels = {}
+    for name in FOCAL:
+        shapes = [tuple(p.shape) for p in build_mixer(name, MixerSpec(dim=4, num_levels=3)).focal_layers.parameters()]
+        assert all(shape[:2] == (4, 1) for shape in shapes), name
+        kernels[name] = [shape[2:] for shape in shapes]
+    plain = [(3, 3), (5, 5), (7, 7)]
+    assert kernels == dict.fromkeys(FOCAL, plain) | {
+        "single_level": [(13, 13)],
+        "pooling": [],
+        "squeeze_excitation": [],
+    }
 
 
 def test_poolformer_is_the_mean_of_the_neighbours_minus_the_position():

@@ -1,6 +1,6 @@
 """Our numbers against those that CLIP_benchmark 1.6.2 gave for the same weights and the same task folders.
 
-``python scripts/compare_clip_benchmark.py`` runs both side by side and writes the numbers that are kept here.
+``python scripts/bench.py parity`` runs both side by side and writes the numbers that are kept here.
 """
 
 import json
@@ -25,7 +25,7 @@ def case(tmp_path_factory):
     for name, digest in digests.items():
         assert digest == known[name]["sha256"], (
             f"{name} is not what CLIP_benchmark was measured on: its seed gives other values now (another numpy or "
-            "Pillow, or a change in focalclip/studies/bench); run scripts/compare_clip_benchmark.py --output again"
+            "Pillow, or a change in focalclip/studies/bench); run scripts/bench.py parity --output again"
         )
     return folder
 

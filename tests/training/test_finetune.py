@@ -14,9 +14,11 @@ from focalclip.base.errors import UserError
 from focalclip.cli.make_shards import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.data.index import index_shards
+from focalclip.data.reader import Request
 from focalclip.data.samples import ShardReader
+from focalclip.data.sources import open_source
+from focalclip.data.write import write_pictures
 from focalclip.evaluation.data import decode, read_task_folder
-from focalclip.evaluation.probes.draw import write_training_shards
 from focalclip.models.clip import FocalCLIP
 from focalclip.training.start import start_from
 
@@ -70,8 +72,8 @@ def test_make_shards_writes_prompts_as_captions_and_labels_as_classes(task, tmp_
 
 def test_images_of_several_labels_share_a_class_where_they_share_all_labels(tmp_path):
     vectors = [[1, 0, 1], [0, 0, 0], [1, 0, 0], [1, 0, 1]]
-    data = read_task_folder(write_folder(tmp_path / "t", vectors, names=NAMES, kind="multilabel"))
-    assert write_training_shards(data, range(4), tmp_path / "shards") == 3
+    folder = write_folder(tmp_path / "t", vectors, names=NAMES, kind="multilabel")
+    assert write_pictures(open_source(str(folder), Request("test")), tmp_path / "shards") == 3
     both, one, again = members(tmp_path / "shards")
     assert both.label == again.label != one.label
     assert b'["a red.", "a blue."]' in both.json

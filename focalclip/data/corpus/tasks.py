@@ -47,10 +47,10 @@ def write_emoji_tasks(pictures: Sequence[tuple[Icon, bytes]], folder: Path) -> N
 
 
 def write_fashion_mnist(folder: Path) -> None:
-    """Fashion-MNIST's 10,000 test pictures as they are: 28x28, light on black.
+    """Fashion-MNIST's 10,000 test pictures, unchanged: 28x28, light on black.
 
     Raises:
-        UserError: if the Debian package cannot be had.
+        UserError: if the Debian package cannot be fetched.
     """
     with tempfile.TemporaryDirectory() as work:
         images, labels = fetch_debian("dataset-fashion-mnist", FASHION_MNIST_FILES, Path(work)).values()

@@ -8,16 +8,16 @@ that is whole in the cache is a verified one.
 from pathlib import Path
 
 from focalclip.base.errors import UserError, first_line
-from focalclip.evaluation.data import wds
-from focalclip.evaluation.data.entries import Split, Unavailable
+from focalclip.data.folders import COUNT, NAMES, TEMPLATES, TYPE, is_whole
+from focalclip.data.reader import SplitName, Unavailable
 from focalclip.evaluation.data.libraries import parquet_splits
 
-_LAST = ("README.md", f"*/{wds.COUNT}")
+_LAST = ("README.md", f"*/{COUNT}")
 
-_TEXTS = (wds.NAMES, wds.TEMPLATES, wds.TYPE)
+_TEXTS = (NAMES, TEMPLATES, TYPE)
 
 
-def fetch(repo: str, split: Split, subfolder: str = "") -> Path:
+def fetch(repo: str, split: SplitName, subfolder: str = "") -> Path:
     """Local folder of a repository with one split in it.
 
     Args:
@@ -61,16 +61,16 @@ def fetch(repo: str, split: Split, subfolder: str = "") -> Path:
     return folder
 
 
-def wanted_files(split: Split, subfolder: str = "") -> list[str]:
+def wanted_files(split: SplitName, subfolder: str = "") -> list[str]:
     """Patterns of the files that a split needs, in the hub's own form: with ``/`` on every system."""
     place = f"{subfolder}/" if subfolder else ""
     return ["README.md", *_TEXTS, f"{split}/*", f"{place}*{split}*.parquet"]
 
 
-def has_split(folder: Path, split: Split, subfolder: str = "") -> bool:
+def has_split(folder: Path, split: SplitName, subfolder: str = "") -> bool:
     """Whether a repository's folder holds a whole split in one of the layouts."""
-    if (folder / wds.NAMES).is_file():
-        return wds.is_whole(folder / split)
+    if (folder / NAMES).is_file():
+        return is_whole(folder / split)
     return split in parquet_splits(folder / subfolder)
 
 
@@ -83,7 +83,7 @@ def _cached(repo: str, patterns: list[str]) -> Path | None:
         return Path(snapshot_download(repo, repo_type="dataset", allow_patterns=patterns, local_files_only=True))
     except IncompleteSnapshotError as error:  # whether a split in the wds layout is whole we see for ourselves
         folder = Path(error.snapshot_path)
-        return folder if (folder / wds.NAMES).is_file() else None
+        return folder if (folder / NAMES).is_file() else None
     except LocalEntryNotFoundError:
         return None
     except HFValidationError as error:
@@ -104,6 +104,6 @@ def _download(repo: str, patterns: list[str]) -> Path:
     if damaged:
         raise Unavailable(
             f"{repo}: {len(damaged)} of {checked.checked_count} files differ from the hub's SHA-256 ({damaged[0]} ...);"
-            " they were removed, run this again to fetch them anew"
+            " they were removed, run this again to fetch them"
         )
     return Path(snapshot_download(repo, repo_type="dataset", revision=Path(folder).name, allow_patterns=patterns))

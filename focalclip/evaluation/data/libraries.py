@@ -1,7 +1,9 @@
-"""Data sets as torchvision downloads them, read through its own classes; nothing is downloaded here.
+"""Data sets in the files of two libraries, read through these; nothing is downloaded here.
 
-Class names are torchvision's own ``.classes``. Images in files are read as they are; those that torchvision keeps in
-arrays (CIFAR, MNIST, ...) become PNG, which loses nothing, when they are read.
+``datasets``: what ``save_to_disk`` wrote, and Parquet files.
+
+torchvision: its own folders. Class names are torchvision's own ``.classes``. Images in files are read unchanged;
+those that torchvision keeps in arrays (CIFAR, MNIST, ...) become PNG, which loses nothing, when they are read.
 """
 
 import inspect
@@ -15,9 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from focalclip.base.errors import UserError, first_line
-from focalclip.evaluation.data.entries import SPLIT_WORDS, Split, TaskData, Unavailable, no_split, templates_of
-from focalclip.evaluation.data.trees import FileEntry
+from focalclip.data.reader import SPLIT_WORDS, FileEntry, PictureSet, SplitName, Unavailable, no_split
 from focalclip.evaluation.task import Task
+
+# The library datasets
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label")
 
@@ -42,7 +45,7 @@ class RowEntry(NamedTuple):
 
     @property
     def file(self) -> None:
-        """Unknown: the library keeps the rows in files of its own."""
+        """Unknown: the library keeps the rows in its own files."""
 
     def read(self) -> bytes:
         """The compressed image, from the row or from the file that it names."""
@@ -58,19 +61,19 @@ def is_saved(folder: Path) -> bool:
 
 
 def parquet_splits(folder: Path) -> dict[str, list[Path]]:
-    """The Parquet files in or under a folder by split, told by a word in their path; without such a word: test."""
+    """The Parquet files in or under a folder by split, by a word in their path; without such a word: test."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob("*.parquet")):
         found.setdefault(_split_of(path.relative_to(folder)) or "test", []).append(path)
     return found
 
 
-def read_saved(folder: Path, task: Task, split: Split) -> TaskData:
+def read_saved(folder: Path, task: Task, split: SplitName) -> PictureSet:
     """Read one split of what ``save_to_disk`` wrote; a data set without splits counts as test.
 
     Raises:
         Unavailable: if it has no such split, or the library is not installed.
-        UserError: if its columns do not tell images and labels, or the task has no prompts.
+        UserError: if images or labels cannot be found in its columns.
     """
     library = _library()
     try:
@@ -83,13 +86,12 @@ def read_saved(folder: Path, task: Task, split: Split) -> TaskData:
     return _read(whole[split], folder, task)
 
 
-def read_parquet(folder: Path, task: Task, split: Split) -> TaskData:
+def read_parquet(folder: Path, task: Task, split: SplitName) -> PictureSet:
     """Read the Parquet files of one split.
 
     Raises:
         Unavailable: if it has no such split, or the library is not installed.
-        UserError: if the files are of several configurations or damaged, their columns do not tell images and labels,
-            or the task has no prompts.
+        UserError: if the files are of several configurations or damaged, or images or labels cannot be found in them.
     """
     library = _library()
     found = parquet_splits(folder)
@@ -129,12 +131,12 @@ def _configuration(path: Path) -> str:
     return "/".join(part for part in path.parent.parts if part.lower() not in SPLIT_WORDS) or "."
 
 
-def _read(table: Any, folder: Path, task: Task) -> TaskData:
+def _read(table: Any, folder: Path, task: Task) -> PictureSet:
     image, label = _image_column(table, folder), _label_column(table, folder, task)
     class_names, labels = _labels(table, label, folder)
     pictures = table.select_columns([image]).cast_column(image, _library().Image(decode=False)).with_format(None)
     entries = tuple(RowEntry(pictures, row, folder) for row in range(len(table)))
-    return TaskData(folder, class_names, templates_of(task, folder), entries, labels)
+    return PictureSet(folder, entries, labels=labels, class_names=class_names)
 
 
 def _image_column(table: Any, folder: Path) -> str:
@@ -161,7 +163,7 @@ def _label_column(table: Any, folder: Path, task: Task) -> str:
     if usual:
         return usual[0]
     raise UserError(
-        f"{folder}: which of the columns {', '.join(table.column_names)} is the label cannot be told; it should be one"
+        f"{folder}: which of the columns {', '.join(table.column_names)} is the label is not clear; there should be one"
         " 'label' of type ClassLabel, which stores the class names, or of class names"
     )
 
@@ -190,13 +192,15 @@ def _labels(table: Any, column: str, folder: Path) -> tuple[tuple[str, ...], np.
     return tuple(kind.names), labels
 
 
-_TEST_ONLY: dict[Split, dict[str, Any]] = {"test": {}}
+# torchvision
 
-_TRAIN_FLAG: dict[Split, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+_TEST_ONLY: dict[SplitName, dict[str, Any]] = {"test": {}}
 
-_TWO: dict[Split, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
+_TRAIN_FLAG: dict[SplitName, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 
-_THREE: dict[Split, dict[str, Any]] = {**_TWO, "val": {"split": "val"}}
+_TWO: dict[SplitName, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
+
+_THREE: dict[SplitName, dict[str, Any]] = {**_TWO, "val": {"split": "val"}}
 
 
 @dataclass(frozen=True)
@@ -206,9 +210,9 @@ class TorchvisionSet:
     name: str
     """Its class in ``torchvision.datasets``."""
     marker: str
-    """A path below torchvision's root that tells it is there; may hold wildcards."""
-    splits: dict[Split, dict[str, Any]]
-    """What the class has to be told for each split."""
+    """A path below torchvision's root that exists if the set is there; may hold wildcards."""
+    splits: dict[SplitName, dict[str, Any]]
+    """Arguments of the class for each split."""
     task: str = ""
     """The registry's task of the same data."""
     names: tuple[str, ...] = field(default=(), repr=False)
@@ -273,7 +277,7 @@ class ArrayEntry(NamedTuple):
 
     @property
     def file(self) -> None:
-        """Unknown: torchvision has read the array from files of its own."""
+        """Unknown: torchvision has read the array from its own files."""
 
     def read(self) -> bytes:
         """The image as PNG."""
@@ -283,7 +287,7 @@ class ArrayEntry(NamedTuple):
 
 
 def set_named(name: str) -> TorchvisionSet:
-    """The set of a class of ``torchvision.datasets``, whatever its capitals.
+    """The set of a class of ``torchvision.datasets``, ignoring case.
 
     Raises:
         UserError: if there is none that can be read.
@@ -305,13 +309,13 @@ def sets_of(task: Task) -> tuple[TorchvisionSet, ...]:
     return tuple(known for known in SETS if known.task == task.id)
 
 
-def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: Split) -> TaskData:
+def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: SplitName) -> PictureSet:
     """Read one split; a set that torchvision does not split counts as test.
 
     Raises:
         Unavailable: if the set has no such split, or not the task's, its files are not all there, or a library that it
             needs is missing.
-        UserError: if neither torchvision nor the task names its classes, or the task has no prompts.
+        UserError: if neither torchvision nor the task names its classes.
     """
     from torchvision import datasets
 
@@ -320,13 +324,13 @@ def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: Split
     if len(known.splits) == 1 and known.task == task.id and task.sizes:
         others = f"its hub repository {task.hub} or " if task.hub else ""
         raise Unavailable(
-            f"{root}: torchvision's {known.name} is not split, and {task.id} is defined on a test set of its own; take"
+            f"{root}: torchvision's {known.name} is not split, and {task.id} is defined on another test set; take"
             f" {others}ELEVATER's images from ELEVATER_all.zip (docs/evaluation-data.md)"
         )
     if find_root([root], [known]) is None:
         raise _absent(known, root, split, f"has no {known.marker}")
     make = getattr(datasets, known.name)
-    # torchvision's classes load an image by a function of its path: with this one they tell the path instead
+    # torchvision's classes load an image by a function of its path: with this one they return the path instead
     loader = {"loader": os.fspath} if "loader" in inspect.signature(make).parameters else {}
     try:
         dataset = make(root, **known.splits[split], **loader)
@@ -337,10 +341,10 @@ def read_torchvision(known: TorchvisionSet, root: Path, task: Task, split: Split
     class_names = _class_names(known, dataset, task)
     entries, labels = _entries(dataset, root)
     place = root / Path(known.marker).parts[0]
-    return TaskData(place, class_names, templates_of(task, place), entries, np.array(labels, dtype=np.int64))
+    return PictureSet(place, entries, labels=np.array(labels, dtype=np.int64), class_names=class_names)
 
 
-def _absent(known: TorchvisionSet, root: Path, split: Split, reason: str) -> Unavailable:
+def _absent(known: TorchvisionSet, root: Path, split: SplitName, reason: str) -> Unavailable:
     arguments = "".join(f", {name}={value!r}" for name, value in known.splits[split].items())
     call = f"{known.name}('{root}'{arguments}, download=True)"
     how = known.obtain or f'to download: python -c "from torchvision.datasets import *; {call}"'

@@ -1,4 +1,4 @@
-"""Are the probabilities true? Of the answers given with 70% confidence, 70% should be right.
+"""Calibration: of the answers given with 70% confidence, 70% should be right.
 
 Zero-shot probabilities are softmax(scale x cosine). ELEVATER fixes the scale at 100, a model learns its own, and a
 third can be fitted to the answers: the ranking of the classes is the same with all of them, the confidence is not.
@@ -68,7 +68,7 @@ def reliability(
 def fit_scale(cosines: "Tensor", labels: NDArray[np.integer]) -> float:
     """The scale with the lowest cross-entropy of softmax(scale x cosine): temperature scaling (Guo et al. 2017, 4.2).
 
-    Fitted on the images that it is judged on: it says how much of the error one number could remove, and is no
+    Fitted on the images that it is evaluated on: it shows how much of the error one number could remove, and is no
     calibration to deploy. The loss is convex in the scale; its slope is followed to zero by bisection.
 
     Args:

@@ -44,17 +44,17 @@ def mean_per_class(correct: NDArray[np.bool_], labels: NDArray[np.integer], weig
 
 
 def macro_f1(predicted: NDArray[np.integer], labels: NDArray[np.integer], weights: Floats | None = None) -> Floats:
-    """Mean over the classes that occur of 2 x right / (said + occurring) (N,), (N,) -> (draws,).
+    """Mean over the classes that occur of 2 x right / (answered + occurring) (N,), (N,) -> (draws,).
 
-    As WILDS computes it for iWildCam: a class that is predicted but never occurs has no F1 (predicting it costs the
-    true class recall).
+    As WILDS computes it for iWildCam: a class that is answered but never occurs has no F1 itself (answering it costs
+    the true class recall).
     """
     weights = _ones(len(labels)) if weights is None else weights
     classes = np.unique(labels)
     count = _class_sums(weights, labels, classes)
-    said = _class_sums(weights, predicted, classes)
+    answered = _class_sums(weights, predicted, classes)
     right = _class_sums(weights * (predicted == labels), labels, classes)
-    f1 = np.divide(2 * right, count + said, out=np.full_like(count, np.nan), where=count > 0)
+    f1 = np.divide(2 * right, count + answered, out=np.full_like(count, np.nan), where=count > 0)
     return np.nanmean(f1, axis=1)
 
 
@@ -85,8 +85,8 @@ def average_precision(
 ) -> Floats:
     """Mean over the positives of the precision at their score (N,) -> (draws,).
 
-    Equal scores are one threshold, as in scikit-learn; CLIP_benchmark breaks such ties in whatever order its sort
-    leaves them. Zero in draws without a positive, as in both.
+    Equal scores are one threshold, as in scikit-learn; CLIP_benchmark breaks such ties in the arbitrary
+    order of its sort. Zero in draws without a positive, as in both.
     """
     hits, seen, total = _hits(scores, positives, weights)
     gained = np.diff(hits, prepend=0)

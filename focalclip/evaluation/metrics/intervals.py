@@ -43,7 +43,7 @@ def wilson_interval(correct: float, n: float) -> Interval:
 def bootstrap_draws(
     statistic: Callable[[Floats], Floats], n: int, draws: int = BOOTSTRAP_DRAWS, seed: int | Sequence[int] = 0
 ) -> Floats:
-    """Values of a statistic over resamples of n images, freed of the bootstrap's own bias.
+    """Values of a statistic over resamples of n images, corrected for the bootstrap's own bias.
 
     Resampling repeats images, and repeats raise the 11-point mAP of weak scores: the draws are shifted so that their
     mean is the value itself.
@@ -85,8 +85,8 @@ def mean_interval(values: Sequence[float], intervals: Sequence[Interval]) -> Int
     """95% interval of the unweighted mean of independent estimates, from their own intervals.
 
     The distances to the lower limits are added in quadrature, and so are those to the upper ones (MOVER: Zou and
-    Donner, 2008), so that lopsided intervals stay lopsided and the mean's never leaves [0, 1]. It is about the sampling
-    of images only: the choice of the tasks themselves is taken as given.
+    Donner, 2008), so that asymmetric intervals stay asymmetric and the mean's never leaves [0, 1]. It covers the
+    sampling of images alone: the choice of the tasks themselves is taken as given.
     """
     below = math.sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, intervals, strict=True)))
     above = math.sqrt(sum((high - value) ** 2 for value, (_, high) in zip(values, intervals, strict=True)))

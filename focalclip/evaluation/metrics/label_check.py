@@ -4,9 +4,9 @@ Names in the wrong order have cost published evaluations whole data sets, and a 
 probe compares the answers with the best relabelling of the classes (one-to-one, the Hungarian method) and warns only
 where that cannot come from a model that is merely weak:
 
-* The relabelling is chosen on half of the images and judged on the other half, so noise gains nothing by it.
-* Classes count alike whatever their sizes. A model that answers without looking has then the same score under every
-  relabelling, also where it always says the name of one class and another class is the commonest.
+* The relabelling is chosen on half of the images and evaluated on the other half, so that noise gains nothing.
+* Classes have equal weight whatever their sizes. A model that ignores the image has then the same score under every
+  relabelling, also where it always answers one class and another class is the commonest.
 * A cycle of names that change places must be *recognised*: on the judging half, the lower end of the 95% interval of
   its classes' mean recall must lie half-way from chance to perfect, and above its recall as named.
 * The names must be used one-to-one. Sharp features under names that mean nothing to the model (an untrained text
@@ -14,7 +14,7 @@ where that cannot come from a model that is merely weak:
   twice. How likely so many different names are by chance is an occupancy problem; it must be below ``UNLIKELY``, or,
   with too few classes for that, below ``UNLIKELY_FEW`` and all names different.
 
-So a task with two or three classes, or one on which the model is poor, cannot be judged, and nothing is said of it.
+So a task with two or three classes, or one on which the model is poor, cannot be checked, and gives no warning.
 Nor is one with more than ``MAX_CLASSES``: the C x C tables would take gigabytes, and the assignment hours.
 """
 
@@ -49,7 +49,7 @@ class LabelCheck:
 
 
 def check_labels(answers: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> LabelCheck:
-    """Compare a model's answers with the labels under the names as they are, and under the best other order.
+    """Compare a model's answers with the labels under the given names, and under the best other order.
 
     Args:
         answers: int (N,), the class with the highest score of each image.
@@ -128,7 +128,7 @@ def _cycles(name_of: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def _is_recognised(judging: np.ndarray, cycle: tuple[int, ...], name_of: np.ndarray) -> bool:
-    """Whether the classes of a cycle are known by each other's names, and not by their own."""
+    """Whether the classes of a cycle are recognised by each other's names, and not by their own."""
     rows = np.array(cycle)
     count = judging[rows].sum(axis=1)
     low, _ = _mean_recall_interval(judging[rows, name_of[rows]], count)

@@ -1,6 +1,6 @@
 """What a metric is: one record holds all that scores, probes, comparisons, files, pages and tables need of it.
 
-The table of metrics is :data:`focalclip.evaluation.metrics.METRICS`; docs/extending-metric.md adds one.
+The table of metrics is :data:`focalclip.evaluation.metrics.METRICS`; docs/extending.md adds one.
 """
 
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class Answers:
     ranking: str = "softmax"
     """``softmax`` or ``cosine``: which of ``rankings`` a ranking metric uses."""
     are_cosines: bool = True
-    """Whether ``scores`` are cosines, which rank by themselves or by their softmax; else they rank as they are."""
+    """Whether ``scores`` are cosines, which rank images directly or by their softmax; other scores rank directly."""
     best_candidate: NDArray[np.int64] | None = None
     """(N,), the best of the task's candidates; None where answers were read from a file."""
     num_candidates: int = 0

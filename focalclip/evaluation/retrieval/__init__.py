@@ -1,7 +1,6 @@
 """Image-text retrieval: recall@K both ways, with several captions per image, at any size.
 
-pairs    images and the captions that belong to them
-sources  reads them: wds folders, training shards, tables, caption files
+pairs    images and the captions that belong to them, from any source that has captions
 ranks    rank of the best right answer, block by block
 recall   recall, interval, chance level, ceiling; mean reciprocal rank
 run      the whole run for a model

@@ -1,14 +1,15 @@
 """Images and the captions that belong to them, read in full before the first image is encoded."""
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from focalclip.base.errors import UserError
-from focalclip.evaluation.data import Entry
+from focalclip.data.reader import Entry, Request
+from focalclip.data.sources import open_source
 
 
 @dataclass(frozen=True)
@@ -77,27 +78,35 @@ class PairData:
         return whole.hexdigest()
 
 
-def collect(
-    name: str,
-    source: str,
-    samples: Iterable[tuple[Entry, Sequence[str] | str]],
+def open_pairs(
+    source: str | Path,
+    *,
+    split: str = "test",
+    image_root: str | Path | None = None,
+    limit: int | None = None,
     captions_per_image: int | None = None,
 ) -> PairData:
-    """A retrieval set from images, each with all of its captions.
+    """Read a retrieval set; its images are left where they are.
 
     Args:
-        name: of the set.
-        source: where the samples come from, for messages.
-        samples: image, and its captions or the reason why it has none.
+        source: any source with captions that ``focalclip.data.sources`` knows.
+        split: subfolder of a task folder, or split of a Karpathy file; sources without splits ignore it.
+        image_root: what image paths of a table or caption file are relative to; None: the folder of that file.
+        limit: use only the first so many images; None for all.
         captions_per_image: how many captions of an image are used, from its first; None for all.
 
     Raises:
-        UserError: if nothing is left.
+        UserError: naming the file at fault: nothing is there, it is of no known kind, broken, or lacks a column or a
+            split, or images that it names are missing, or it has no captions.
     """
+    root = Path(image_root).expanduser() if image_root else None
+    found = open_source(str(source), Request(split, root, limit, "--data"))
+    if found.captions is None:
+        raise UserError(f"--data {source}: has classes and no captions; measure it with eval/zeroshot.py")
     entries, captions, image_of, faults = [], [], [], []
-    for entry, texts in samples:
-        if isinstance(texts, str) or not texts:
-            faults.append(f"{entry.name} ({texts or 'no caption'})")
+    for number, (entry, texts) in enumerate(zip(found.entries[:limit], found.captions, strict=False)):
+        if not texts:
+            faults.append(f"{entry.name} ({found.faults.get(number, 'no caption')})")
             continue
         texts = texts[:captions_per_image]
         image_of += [len(entries)] * len(texts)
@@ -107,4 +116,5 @@ def collect(
         first = f" ({faults[0]})" if faults else ""
         raise UserError(f"--data {source}: no image with a caption in it{first}; see --help for what it can be")
     pairs = np.stack([np.array(image_of), np.arange(len(captions))], axis=1)
-    return PairData(name, source, tuple(entries), tuple(captions), pairs, tuple(faults))
+    name = found.name or found.place.resolve().name
+    return PairData(name, str(source), tuple(entries), tuple(captions), pairs, tuple(faults))

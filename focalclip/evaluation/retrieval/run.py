@@ -39,7 +39,7 @@ def evaluate(
 
     Args:
         model: anything with ``encode_image``, ``encode_text``, ``tokenizer`` and ``preprocess``.
-        data: images and captions; see :func:`~focalclip.evaluation.retrieval.sources.open_pairs`.
+        data: images and captions; see :func:`~focalclip.evaluation.retrieval.pairs.open_pairs`.
         batch_size: images, and captions, per forward pass.
         chunk: images, and captions, per block of scores; bounds the memory and changes no number.
         device: where to move the model first; None leaves it where it is. Scores are taken there too.

@@ -235,7 +235,7 @@ class Parity:
             for name, metrics in self.theirs.items()
         }
         content = {
-            "made_by": f"python scripts/compare_clip_benchmark.py --output tests/studies/{path.name}",
+            "made_by": f"python scripts/bench.py parity --output tests/studies/{path.name}",
             "versions": self.versions,
             "model": {"seed": MODEL_SEED, "sha256": self.digests["model"]},
             "tasks": tasks,

@@ -119,10 +119,10 @@ def _break(folder, what):
         ("no label", r"0\.tar: the sample b has no \.cls label"),
         ("no image", r"0\.tar: the sample b has no image"),
         ("vector for a number", r"0\.tar: the sample a has no \.cls label"),
-        ("not a tar", r"0\.tar: not a whole tar"),
-        ("cut in an image", r"0\.tar: (not a whole tar|cut short)"),
-        ("cut in a header", r"0\.tar: (not a whole tar|cut short)"),
-        ("cut at a member", r"0\.tar: (not a whole tar|cut short)"),
+        ("not a tar", r"0\.tar: not a whole, uncompressed tar"),
+        ("cut in an image", r"0\.tar: (not a whole, uncompressed tar|cut short)"),
+        ("cut in a header", r"0\.tar: (not a whole, uncompressed tar|cut short)"),
+        ("cut at a member", r"0\.tar: (not a whole, uncompressed tar|cut short)"),
     ],
 )
 def test_faulty_folder_is_one_clear_sentence(tmp_path, what, message):

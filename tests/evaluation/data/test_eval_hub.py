@@ -175,7 +175,7 @@ def test_a_repository_of_parquet_files(tmp_path, connect, monkeypatch):
 def test_a_process_of_its_own_reads_the_cache_offline(tmp_path):
     write_folder(cached_repository(tmp_path), [0, 1, 1])
     script = (
-        "from focalclip.evaluation.datasets import open_task; from focalclip.evaluation.registry.tasks import Task;"
+        "from focalclip.evaluation.data import open_task; from focalclip.evaluation.task import Task;"
         "print(open_task(Task(id='mine', hub='own/wds_mine'), None, {}).labels.tolist())"
     )
     environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}

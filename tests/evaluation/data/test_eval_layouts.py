@@ -222,7 +222,7 @@ def test_image_folder_without_splits_counts_as_test_even_with_a_class_called_tra
     write_images(tmp_path / "pets", ["train/a.png", "bus/b.png", "tram/c.png"])
     data = open_task(TASK, tmp_path, {})
     assert (data.class_names, data.labels.tolist()) == (("bus", "train", "tram"), [0, 1, 2])
-    with pytest.raises(Unavailable, match=r"has no train split \(it has no splits of its own and counts as test"):
+    with pytest.raises(Unavailable, match=r"has no train split \(it is not split and counts as test"):
         open_task(TASK, tmp_path, {}, "train")
 
 

@@ -49,7 +49,7 @@ def test_what_save_to_disk_wrote_is_read_without_decoding(tmp_path):
     assert (data.class_names, data.labels.tolist()) == (("ant", "bee", "wasp"), [2, 0, 1])
     assert [entry.read() for entry in data.entries] == [picture(0), picture(1), picture(2)]
     assert data.templates == ("a {c}.",)
-    with pytest.raises(Unavailable, match="it has no splits of its own and counts as test"):
+    with pytest.raises(Unavailable, match="it is not split and counts as test"):
         open_task(TASK, tmp_path, {}, "train")
 
 
@@ -106,7 +106,7 @@ def test_of_several_label_columns_the_one_with_the_tasks_classes_counts(tmp_path
     table([2, 0, 1], BUGS, image="img", label="fine", coarse=coarse).save_to_disk(tmp_path / "mine")
     assert open_task(Task(**dict(TASK, classes=3)), tmp_path, {}).labels.tolist() == [2, 0, 1]
     assert open_task(Task(**dict(TASK, classes=2)), tmp_path, {}).labels.tolist() == [0, 1, 0]
-    with pytest.raises(UserError, match="which of the columns img, fine, coarse is the label cannot be told"):
+    with pytest.raises(UserError, match="which of the columns img, fine, coarse is the label is not clear"):
         open_task(TASK, tmp_path, {})
 
 
@@ -134,7 +134,7 @@ def test_threads_read_rows_and_arrays_at_once(tmp_path, monkeypatch):
 def test_faulty_tables_are_one_clear_sentence(tmp_path):
     cases = {
         "no column holds images": Dataset.from_dict({"label": [0]}, features=Features({"label": BUGS})),
-        "which of the columns image, label is the label cannot be told": table([0], Value("int64")),
+        "which of the columns image, label is the label is not clear": table([0], Value("int64")),
         "the columns image, mask hold images": table([0], BUGS, mask=([{"bytes": picture(0), "path": None}], Image())),
         "the column label has rows without a label": table([0, None], BUGS),
         "the label of .*: row 1 is -1, not one of 0 to 2; a split without labels": table([0, -1], BUGS),

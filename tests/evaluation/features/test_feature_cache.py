@@ -55,6 +55,7 @@ def test_features_from_the_cache_are_those_computed_bit_for_bit(model, data, tmp
     assert first.embeds.dtype == torch.float32
 
 
+@pytest.mark.trap("5.2 cache", "keyed by names: stale features")
 def test_trap_feature_cache_keyed_by_a_name_gives_stale_features(model, tmp_path):
     """CLIP_benchmark keys features by model name and data set name; here each change of content is seen."""
     folder, cache = write_folder(tmp_path / "t", [0, 1, 2, 0]), tmp_path / "c"
@@ -90,6 +91,7 @@ def test_each_change_of_one_batch_leaves_the_others_cached(model, tmp_path):
     assert same(found, images(model, data, None))
 
 
+@pytest.mark.trap("5.2 cache", "no val split in the cache leads to a missing file")
 def test_trap_each_split_has_its_own_features(model, tmp_path):
     """In CLIP_benchmark features cached before a val split was asked for lead to a missing file."""
     folder, cache = write_folder(tmp_path / "t", [0, 1, 2, 0]), tmp_path / "c"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import references
 from sklearn import metrics as sk
 
 from focalclip.evaluation.metrics import definitions as metrics
@@ -86,20 +87,15 @@ def test_11_point_recall_of_exactly_three_tenths_counts_at_three_tenths():
     assert value(metrics.average_precision_11point(scores, positives)) == pytest.approx(expected)
 
 
-def naive_11_point(scores, positives):
-    """From scikit-learn's curve, whose last point is (precision 1, recall 0); exact fractions by counting."""
-    precision, recall, _ = sk.precision_recall_curve(positives, scores)
-    hits = np.rint(recall * positives.sum()).astype(int)
-    return np.mean([max(precision[10 * hits >= tenth * positives.sum()]) for tenth in range(11)])
-
-
 @pytest.mark.parametrize("levels", [5, 10_000_000])
 def test_11_point_equals_scikit_learns_curve(levels):
     for seed in range(20):
         scores = rng(seed).integers(0, levels, size=300) / levels
         positives = rng(seed + 100).random(300) < 0.1 + 0.3 * scores
-        ours = value(metrics.average_precision_11point(scores, positives))
-        assert ours == pytest.approx(naive_11_point(scores, positives), abs=1e-12)
+        for end_point in (True, False):
+            ours = value(metrics.average_precision_11point(scores, positives, end_point=end_point))
+            expected = references.average_precision_11point(scores, positives, end_point)
+            assert ours == pytest.approx(expected, abs=1e-12)
 
 
 def test_11_point_with_and_without_the_end_point_by_hand():
@@ -167,7 +163,7 @@ def test_macro_f1_equals_scikit_learn_over_the_classes_that_occur():
 def test_map_is_the_mean_over_classes_with_a_positive():
     scores, positives = rng().random((200, 4)), rng(1).random((200, 4)) < 0.2
     positives[:, 2] = False
-    expected = np.mean([naive_11_point(scores[:, c], positives[:, c]) for c in (0, 1, 3)])
+    expected = np.mean([references.average_precision_11point(scores[:, c], positives[:, c]) for c in (0, 1, 3)])
     assert value(metrics.map_11point(scores, positives)) == pytest.approx(expected, abs=1e-12)
 
 

@@ -68,6 +68,7 @@ def test_full_ridge_equals_scikit_learns_at_the_strength_that_it_chose(task, res
     assert found.value == pytest.approx((theirs.predict(z.double().numpy()).argmax(1) == test.labels).mean())
 
 
+@pytest.mark.trap("0.8", "the linear probe chooses its epoch on the test set")
 def test_trap_probe_never_selects_on_test(task, result, tmp_path):
     rng = np.random.default_rng(1)
     garbage = [png(rng.integers(0, 256, (16, 16, 3))) for _ in range(30)]
@@ -79,6 +80,7 @@ def test_trap_probe_never_selects_on_test(task, result, tmp_path):
     assert [r.value for r in after.runs] != [r.value for r in before.runs]
 
 
+@pytest.mark.trap("5.2 probe", "no multi-label")
 def test_trap_multi_label_probe(tmp_path):
     rng = np.random.default_rng(0)
     vectors = np.eye(3, dtype=int)[rng.integers(0, 3, 90)]
@@ -93,6 +95,7 @@ def test_trap_multi_label_probe(tmp_path):
     assert all(run.n_train < 60 for run in found.runs if run.shots == 5)
 
 
+@pytest.mark.trap("5.2 probe", "train and val ignore custom prompts")
 def test_trap_train_and_val_have_the_prompts_of_test(task):
     own = Task(id="colours", classes=3, names=("BLUE", "Green", "red"), templates=("a {c} thing",))
     benchmark = Benchmark("b", "wds", (own,), task.parent)
@@ -101,6 +104,7 @@ def test_trap_train_and_val_have_the_prompts_of_test(task):
     assert train.class_names == test.class_names == ("BLUE", "Green", "red")
 
 
+@pytest.mark.trap("5.3", "the official val split is loaded and never used")
 def test_trap_the_official_val_split_is_loaded_and_never_used(task, result, tmp_path):
     """Nothing is loaded that is not used: the strength is chosen on a part of train, whatever val holds."""
     folder = tmp_path / "colours"
@@ -243,6 +247,7 @@ def test_command_probes_the_newest_run_and_writes_result_picture_and_journal(wor
     assert content["tasks"]["colours"]["probes"][0]["seeds"] == [0, 1, 2]
 
 
+@pytest.mark.trap("5.2 probe", "CUDA alone")
 def test_trap_probe_runs_on_cpu(workplace, task):
     script = Path(__file__).parents[3] / "eval" / "probe.py"
     command = [sys.executable, str(script), "--benchmark", str(task), "--model", "runs/tiny", "--shots", "5"]

@@ -168,6 +168,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, ranks.text_to
 """
 
 
+@pytest.mark.trap("5.2 speed", "retrieval builds the full score matrix")
 def test_trap_retrieval_builds_the_full_score_matrix():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, env=os.environ, check=True)
     kibibytes, mean_rank = map(float, done.stdout.split())

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import references
 import torch
 import torch.nn.functional as F
 
-from focalclip.evaluation.data.trees import FileEntry
-from focalclip.evaluation.metrics.intervals import bootstrap_interval, wilson_interval
+from focalclip.data.reader import FileEntry
+from focalclip.evaluation.metrics.intervals import bootstrap_interval
 from focalclip.evaluation.retrieval.pairs import PairData
 from focalclip.evaluation.retrieval.ranks import retrieval_ranks
 from focalclip.evaluation.retrieval.recall import chance_recall, clustered_interval, image_to_text, text_to_image
@@ -39,7 +40,7 @@ def test_numbers_of_a_direction_are_those_of_its_ranks():
     data = pair_data([["a", "b"], ["c"], ["d", "e", "f"]])
     way = image_to_text(np.array([1, 4, 6]), data)
     assert {k: recall.value for k, recall in way.recall.items()} == {1: 1 / 3, 5: 2 / 3, 10: 1.0}
-    assert way.recall[5].interval == pytest.approx(wilson_interval(2, 3))
+    assert way.recall[5].interval == pytest.approx(references.wilson_interval(2, 3))
     assert (way.median_rank, way.mean_rank, way.mrr) == (4, 11 / 3, pytest.approx((1 + 1 / 4 + 1 / 6) / 3))
     assert (way.queries, way.candidates) == (3, 6)
     assert way.to_json()["recall@1"]["ceiling"] == 1
@@ -117,18 +118,18 @@ def test_keeping_some_images_drops_the_others_captions():
 
 def test_interval_is_wilsons_where_nothing_hangs_together():
     hits = (np.arange(50) < 13).astype(float)
-    assert clustered_interval(hits, np.arange(50)) == pytest.approx(wilson_interval(13, 50))
+    assert clustered_interval(hits, np.arange(50)) == pytest.approx(references.wilson_interval(13, 50))
 
 
 def test_captions_that_always_agree_count_as_one_each_image():
     hits = np.repeat(np.arange(40) < 9, 5).astype(float)
-    assert clustered_interval(hits, np.repeat(np.arange(40), 5)) == pytest.approx(wilson_interval(9, 40))
+    assert clustered_interval(hits, np.repeat(np.arange(40), 5)) == pytest.approx(references.wilson_interval(9, 40))
 
 
 @pytest.mark.parametrize("value", [False, True])
 def test_interval_is_honest_where_all_are_right_or_wrong(value):
     low, high = clustered_interval(np.full(100, float(value)), np.arange(100) // 5)
-    assert (low, high) == pytest.approx(wilson_interval(20 * value, 20))
+    assert (low, high) == pytest.approx(references.wilson_interval(20 * value, 20))
     assert high - low > 0.15
 
 
@@ -142,7 +143,9 @@ def test_interval_agrees_with_the_bootstrap_over_images():
     interval = clustered_interval(hits.ravel(), np.arange(5000) // 5)
     bootstrap = bootstrap_interval(lambda weights: weights @ hits.mean(axis=1) / weights.sum(axis=1), 1000)
     assert interval == pytest.approx(bootstrap, abs=0.003)
-    assert interval[1] - interval[0] > 1.3 * np.diff(wilson_interval(int(hits.sum()), 5000))  # far wider than naively
+    assert interval[1] - interval[0] > 1.3 * np.diff(
+        references.wilson_interval(int(hits.sum()), 5000)
+    )  # far wider than naively
 
 
 def test_interval_covers_the_truth_19_times_in_20():

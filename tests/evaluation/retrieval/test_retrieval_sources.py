@@ -3,10 +3,13 @@
 import json
 
 import pytest
-from wds_folder import picture, write_tar
+from wds_folder import picture, write_folder, write_tar
 
 from focalclip.base.errors import UserError
-from focalclip.evaluation.retrieval.sources import open_pairs
+from focalclip.data.folders import CLASS_FOLDERS, TASK_FOLDER
+from focalclip.data.sources import SHARDS
+from focalclip.data.tables import CAPTION_FILE, TABLE
+from focalclip.evaluation.retrieval.pairs import open_pairs
 
 
 def write_wds(folder, captions_of, shard_size=3, split="test"):
@@ -121,6 +124,7 @@ def test_tables(tmp_path, name, lines):
     assert data.pairs[:, 0].tolist() == [0, 0, 1]
     assert [entry.key for entry in data.entries] == ["img/a.png", "img/b.png"]
     assert data.entries[1].read() == picture(1)
+    assert open_pairs(tmp_path / name, limit=1).captions == ("a cat, asleep", "kitty")
 
 
 def test_karpathy_file(tmp_path):
@@ -170,9 +174,12 @@ def test_faulty_sources_are_told_in_one_sentence(tmp_path):
         return str(info.value)
 
     assert "no such file" in refused("none.csv")
-    assert "do not exist" in refused("nowhere")
+    assert "no such file or folder" in refused("nowhere")
+    assert "do not exist" in refused("{0..3}.tar")
     (tmp_path / "empty").mkdir()
-    assert "holds no .tar file" in refused("empty")
+    told = refused("empty")
+    for reader in (SHARDS, TASK_FOLDER, CLASS_FOLDERS, TABLE, CAPTION_FILE):
+        assert reader.what in told
     assert "its first line names url, caption, but no column path or" in refused("a.csv", b"url,caption\n")
     assert "1 of 1 images are not there" in refused("b.csv", b"path,caption\nx.png,a cat\n")
     assert "say with --image-root" in refused("b.csv", image_root=tmp_path / "empty")
@@ -181,6 +188,5 @@ def test_faulty_sources_are_told_in_one_sentence(tmp_path):
     assert "no image with a caption in it" in refused("e.csv", b"path,caption\n")
     assert "neither Karpathy's caption file nor COCO's (lacks 'images')" in refused("f.json", b"{}")
     assert "neither Karpathy's caption file nor COCO's" in refused("g.json", b"[1, 2")
-    (tmp_path / "h").mkdir()
-    (tmp_path / "h" / "dataset_type.txt").write_text("multilabel")
-    assert "says 'multilabel', not retrieval" in refused("h")
+    write_folder(tmp_path / "h", [[1, 0, 0]], kind="multilabel")
+    assert "has classes and no captions; measure it with eval/zeroshot.py" in refused("h", split="test")

@@ -1,4 +1,4 @@
-"""Pictures of an :class:`~focalclip.explain.maps.Explanation`: overlays one by one, and all of them on one sheet."""
+"""Pictures of an :class:`~focalclip.explanation.maps.Explanation`: overlays one by one, and all on one sheet."""
 
 import re
 import warnings
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from focalclip.base.errors import UserError, first_line
-from focalclip.explain.maps import Explanation, explain
+from focalclip.explanation.maps import Explanation, explain
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
@@ -67,7 +67,7 @@ def find_pictures(sources: Sequence[str | Path]) -> list[Path]:
 
 
 def explain_picture(model: Any, path: Path, **options: Any) -> tuple[Explanation, Explained]:
-    """Explain one picture file; ``options`` are those of :func:`~focalclip.explain.maps.explain`.
+    """Explain one picture file; ``options`` are those of :func:`~focalclip.explanation.maps.explain`.
 
     Raises:
         UserError: if the file is no picture, and whatever ``explain`` raises.

@@ -10,7 +10,7 @@ import focalclip
 from focalclip.base.errors import UserError
 from focalclip.cli.explain import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
-from focalclip.explain import figures
+from focalclip.explanation import figures
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 

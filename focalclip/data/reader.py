@@ -1,0 +1,183 @@
+"""What a reader of a data source is, and what it returns: pictures that are read one by one, with captions or classes.
+
+A reader answers two questions: whether a source is of its kind, and what is in it. It reads every header, caption and
+label, and leaves the pictures where they are. The table of all readers is in ``focalclip.data.sources``.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, NamedTuple, Protocol, get_args
+
+import numpy as np
+
+from focalclip.base.errors import UserError
+
+SplitName = Literal["train", "val", "test"]
+
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+SPLIT_WORDS: dict[str, SplitName] = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+"""What folders and files call the splits."""
+
+NO_LABEL = -1  # class number of a sample without one
+
+
+class Unavailable(UserError):
+    """The data, or a split of it, is not there; the message says what to do."""
+
+
+def no_split(place: object, split: str, present: list[str]) -> Unavailable:
+    """The error for a split that is not there; it names those that are."""
+    has = f"it has {', '.join(present)}" if present else "it is not split and counts as test"
+    hint = ""
+    if split == "val" and "train" in present:
+        hint = "; a validation set can be cut from train"
+    elif split == "test" and "val" in present:
+        hint = "; where val is what models are tested on, as in ImageNet-1K, give that folder the name test"
+    return Unavailable(f"{place} has no {split} split ({has}){hint}")
+
+
+class Entry(Protocol):
+    """Where one picture lies."""
+
+    @property
+    def key(self) -> str:
+        """Its name within the data, the same wherever the data lies; with ``/`` on every system."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its name in messages."""
+        ...
+
+    @property
+    def file(self) -> Path | None:
+        """The file that holds it, which is unchanged as long as the picture is; None where no single file does."""
+        ...
+
+    def read(self) -> bytes:
+        """The compressed picture; empty where its container is damaged, so that decoding fails and names it."""
+        ...
+
+
+class FileEntry(NamedTuple):
+    """A picture that is a file."""
+
+    path: Path
+    key: str
+
+    @property
+    def name(self) -> str:
+        """The path."""
+        return str(self.path)
+
+    @property
+    def file(self) -> Path:
+        """The file itself."""
+        return self.path
+
+    def read(self) -> bytes:
+        """The compressed picture."""
+        return self.path.read_bytes()
+
+
+class TarEntry(NamedTuple):
+    """A picture that is a member of a tar."""
+
+    shard: Path
+    key: str
+    offset: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        """Folder, shard and key."""
+        return f"{self.shard.parent.name}/{self.shard.name}:{self.key}"
+
+    @property
+    def file(self) -> Path:
+        """The tar."""
+        return self.shard
+
+    def read(self) -> bytes:
+        """The compressed picture."""
+        with self.shard.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """What a source holds. A field is None where the source has nothing of the kind.
+
+    Raises:
+        ValueError: if captions, keywords or labels are not as many as the pictures.
+    """
+
+    place: Path
+    """The folder or file that it was read from."""
+    entries: tuple[Entry, ...]
+    """The pictures (N)."""
+    name: str = ""
+    """A short name for results; empty: the name of ``place``."""
+    captions: tuple[tuple[str, ...], ...] | None = None
+    """(N,): all captions of each picture, the main one first; an empty tuple where it has none."""
+    keywords: tuple[tuple[str, ...], ...] | None = None
+    """(N,): words that are too general to describe a picture alone; see :class:`focalclip.data.index.Captions`."""
+    faults: Mapping[int, str] = field(default_factory=dict)
+    """Why a picture, by its number, has no captions."""
+    labels: np.ndarray | None = None
+    """int64 (N,), -1 where a picture has none; or bool (N, C) where it may have several."""
+    class_names: tuple[str, ...] | None = None
+    """(C,): the names of the labels."""
+    templates: tuple[str, ...] | None = None
+    """Prompts with ``{c}`` where the class name goes."""
+    official_order: np.ndarray | None = None
+    """int64 (N,): the i-th picture of ELEVATER's official test order, which a submission needs, is
+    ``entries[official_order[i]]``."""
+
+    def __post_init__(self) -> None:
+        for name in ("captions", "keywords", "labels"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.entries):
+                raise ValueError(f"{self.place}: {len(values)} {name} for {len(self.entries)} pictures")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What of a source is wanted. A reader leaves aside what does not concern its kind."""
+
+    split: str | None = None
+    """None: ``train`` where the source has splits, else everything."""
+    image_root: Path | None = None
+    """The folder that picture paths are relative to; None: the folder of the file that names them."""
+    limit: int | None = None
+    """Only the first so many samples are needed; a reader may return more."""
+    field: str = "data.train"
+    """The setting that named the source, for messages."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One kind of source."""
+
+    what: str
+    """The kind in a few words, for help and messages."""
+    recognises: Callable[[str], bool]
+    """Whether a source is of this kind, judged by its name and by what lies there."""
+    open: Callable[[str, Request], PictureSet]
+    """Read a source of this kind.
+
+    Raises:
+        Unavailable: if it has no such split.
+        UserError: naming the file at fault.
+    """
