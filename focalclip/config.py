@@ -268,7 +268,7 @@ class EvalConfig(Strict):
     benchmark: str | None = "demo"
     """Benchmark to run (see ``eval/zeroshot.py --help``); null for none."""
     every: int | None = Field(None, ge=1)
-    """Steps between evaluations during training, made by all ranks and told in ``metrics.jsonl`` and TensorBoard; null:
+    """Steps between evaluations during training, by all ranks, logged in ``metrics.jsonl`` and TensorBoard; null:
     only at the end."""
     max_images: int | None = Field(1000, ge=1)
     """Images per task of those in between, evenly spaced and the same each time; null for all."""

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend: one sentence that names the field or file, and the remedy."""
+"""Errors that the user can correct: one sentence that names the field or file, and the remedy."""
 
 
 class UserError(ValueError):
@@ -6,9 +6,9 @@ class UserError(ValueError):
 
 
 class SharedError(UserError):
-    """One that all ranks raise together: one of them tells it, and nobody waits for a rank that has left."""
+    """A UserError that all ranks raise together, so that none waits for a rank that has left; one of them prints it."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another library's error says, short enough for our one sentence; its type where it says nothing."""
+    """First line of another library's error message, to be quoted in ours; the name of its type if it has none."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

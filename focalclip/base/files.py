@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, however their writer ends."""
+"""Atomic writes: a file or folder is complete or absent, however its writer ends."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ def cache_dir() -> Path:
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to: renamed to ``path`` when the block ends, removed where it fails.
 
-    Folders on the way are made. Its name is its own, so that processes, also of several machines, may write one file.
+    Parent folders are created. The name is unique, so that processes, also of several machines, may write one file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -29,7 +29,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.replace(path)
     except BaseException:
-        # the first fault is the one to tell: where nothing can be written, removing fails as well
+        # the first error is the one to report: where nothing can be written, removing fails as well
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
@@ -39,7 +39,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 def whole_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside ``path`` to fill: takes the place of ``path`` when the block ends, removed where it fails.
 
-    What stands at ``path`` stays until then, and is put back where an earlier process was killed between two renames.
+    An existing ``path`` stays until then, and is restored where an earlier process was killed between two renames.
     One process at a time may do this for one ``path``.
     """
     new, old = path.with_name(f".{path.name}.new.tmp"), path.with_name(f".{path.name}.old.tmp")
@@ -62,7 +62,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock file while the block runs: one process at a time; the lock ends with its process, however that ends.
 
-    Folders on the way are made.
+    Parent folders are created.
     """
     import fcntl  # not on every system
 
@@ -83,6 +83,6 @@ def write_json(path: Path, content: Any) -> Path:
     """Write JSON that every reader takes (no NaN), whole or not at all; returns ``path``.
 
     Raises:
-        ValueError: for a number that is none.
+        ValueError: for NaN and infinities.
     """
     return write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

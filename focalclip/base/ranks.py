@@ -91,7 +91,7 @@ def cache_turn() -> int:
 
 
 def own_share(count: int) -> range:
-    """This rank's part of ``range(count)``: contiguous, and as long as that of every other rank, or one longer."""
+    """This rank's contiguous part of ``range(count)``; the sizes of any two ranks differ by one at most."""
     return range(count * rank() // world_size(), count * (rank() + 1) // world_size())
 
 
@@ -121,7 +121,7 @@ def together(work: Callable[[], T]) -> T:
     except UserError as error:
         fault = str(error)
     except OSError as error:
-        fault = f"{first_line(error)}; see that this path can be read and written and that the disk has room"
+        fault = f"{first_line(error)}; check that this path can be read and written and that the disk has room"
     for number, message in enumerate(gather_objects(fault)):
         if message:
             raise SharedError(message if number == 0 else f"rank {number}: {message}")
@@ -134,7 +134,7 @@ def main_only(work: Callable[[], object]) -> None:
 
 
 def main_first(work: Callable[[], T]) -> T:
-    """Do ``work`` on the main rank, then on all others, which find what it left; raises as :func:`together` does."""
+    """Do ``work`` on the main rank, then on all others, which find its files; raises as :func:`together` does."""
     first = together(lambda: work() if is_main() else None)
     return together(lambda: first if is_main() else work())  # pyrefly: ignore[bad-return]
 

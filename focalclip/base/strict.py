@@ -13,7 +13,7 @@ from focalclip.base.errors import UserError
 
 
 class Strict(BaseModel):
-    """Base of all sections: frozen, and any key that it does not know is an error."""
+    """Base of all sections: frozen; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 

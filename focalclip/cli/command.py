@@ -24,12 +24,12 @@ def guarded(command: Callable[[], int]) -> int:
     try:
         return command()
     except UserError as error:
-        _tell(str(error))
+        _print_error(str(error))
         return 2
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("focalclip"):
             raise
-        _tell(f"the package {error.name} is not installed; run: pip install 'focalclip[all]'")
+        _print_error(f"the package {error.name} is not installed; run: pip install 'focalclip[all]'")
         return 2
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -48,8 +48,8 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _tell(message: str) -> None:
-    """Print an error once on each machine: all ranks come upon it."""
+def _print_error(message: str) -> None:
+    """Print an error once on each machine: all ranks raise it."""
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"error: {as_called(message)}", file=sys.stderr)
 
@@ -103,7 +103,7 @@ def _line_as_called(line: str) -> str:
 
 
 def without_launchers(argv: Sequence[str]) -> list[str]:
-    """The words that are the user's: DeepSpeed's launcher adds one, of which the environment tells the same."""
+    """``argv`` without the ``--local_rank`` that DeepSpeed's launcher adds; the environment has it as well."""
     return [word for word in argv if not word.startswith("--local_rank=")]
 
 
@@ -132,7 +132,7 @@ def usable_device(name: str | None) -> str:
 
 
 def check_output(path: Path, flag: str = "--output") -> None:
-    """Find out before the work, not after it, that the result cannot be written.
+    """Check before the work that the result can be written after it.
 
     Raises:
         UserError: if it cannot.

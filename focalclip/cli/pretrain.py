@@ -62,7 +62,7 @@ def _run(argv: list[str]) -> int:
     except UserError as error:
         if is_main() or isinstance(error, SharedError):
             raise
-        print(f"error: rank {rank()}: {error}", file=sys.stderr)  # no other rank knows of it
+        print(f"error: rank {rank()}: {error}", file=sys.stderr)  # raised on this rank alone
         return 2
     status = _evaluate(config) if finished and config.eval.benchmark else 0
     leave()
@@ -120,7 +120,7 @@ def training_shards(config: RunConfig) -> list[Path]:
 
 
 def check_benchmark(config: RunConfig) -> None:
-    """A benchmark that is misspelt or cannot be had is known before training, not after it."""
+    """Check before training that the benchmark exists."""
     if config.eval.benchmark and os.environ.get("RANK", "0") == "0":
         from focalclip.evaluation.task import load_benchmark
 
@@ -128,19 +128,19 @@ def check_benchmark(config: RunConfig) -> None:
 
 
 def _measure(config: RunConfig) -> "Measure":
-    """What is measured during training: each task's value, and their mean."""
+    """The evaluation during training: each task's value, and their mean."""
     from focalclip.base.ranks import is_main
     from focalclip.evaluation.zeroshot import Evaluator
 
     evaluator = Evaluator(str(config.eval.benchmark), max_images=config.eval.max_images)
-    told: set[str] = set()
+    reported: set[str] = set()
 
     def measure(model: "FocalCLIP") -> dict[str, float]:
         result = evaluator(model)
         for name, reason in (result.missing | result.failed).items():
-            if is_main() and name not in told:
+            if is_main() and name not in reported:
                 print(f"zero-shot without {name}: {reason}", file=sys.stderr)
-            told.add(name)
+            reported.add(name)
         score = {} if result.score is None else {"score": result.score}
         return score | {name: task.value for name, task in result.tasks.items()}
 

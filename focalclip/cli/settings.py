@@ -62,7 +62,7 @@ def _form(path: str, kind: Any) -> str:
 
 
 def _placeholder(kind: Any) -> str:
-    """What stands for a value of this type."""
+    """Placeholder for a value of this type."""
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
     if get_origin(kind) is tuple:
@@ -97,7 +97,7 @@ def _split(argv: list[str]) -> list[tuple[str, list[str]]]:
 
 
 def _value(words: list[str], before: Any) -> Any:
-    """What the words mean: text where there was text (or a list of texts), else whatever YAML makes of them."""
+    """The value of the words: text where the setting is text (or a list of texts), else parsed as YAML."""
     is_text = isinstance(before[0] if isinstance(before, list) and before else before, str)
     words = ["null" if word == "None" else word for word in words]  # as Python writes it
     parsed = [word if is_text and word != "null" else _from_yaml(word) for word in words]

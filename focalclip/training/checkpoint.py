@@ -1,4 +1,4 @@
-"""Checkpoints written whole or not at all.
+"""Checkpoints, complete or absent.
 
     checkpoints/step-N/
         manifest.json            TrainState, ranks, ZeRO stage, and the size of every file
@@ -6,8 +6,9 @@
         *.pt                     DeepSpeed's shards: weights, AdamW's moments, the schedule
 
 A checkpoint is written under a temporary name; once all ranks have finished, the manifest is added and the folder
-renamed. So a folder ``step-N`` is complete; a file in it of another size than the manifest says was damaged since.
-The order of samples and all random draws are functions of the seed and the step, so nothing else needs saving.
+renamed. So a folder ``step-N`` is complete; a file in it whose size differs from the manifest was damaged later. The
+order of samples is a function of the seed and the position, and the generator is seeded at every step, so no state of
+random generators is saved.
 """
 
 import json
@@ -40,7 +41,7 @@ class TrainState:
     faults: int = 0
     """Broken samples replaced so far, on all ranks."""
     losses: list[float] = field(default_factory=list)
-    """Losses of the steps since the last line of the log, which tells their mean."""
+    """Losses of the steps since the last line of the log; the next line has the mean of all steps since then."""
     data: str = ""
     """Fingerprint of the shards."""
 
@@ -112,7 +113,7 @@ def load(engine: Any, saved: Checkpoint, path: Path) -> None:
         raise UserError(f"{path}: cannot be loaded ({first_line(error)}); {_remedy(path)}") from None
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed found no checkpoint in it; {_remedy(path)}")
-    # DeepSpeed's universal form has parameters only: running statistics would start anew, without an error.
+    # DeepSpeed's universal form has parameters only: running statistics would be reset without an error.
     buffers = torch.load(saved.path / BUFFERS, weights_only=True)
     for name, buffer in engine.module.named_buffers():
         buffer.copy_(buffers[name])
@@ -152,7 +153,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _sync(path: Path) -> None:
-    """Ask the disk to keep it: a rename must not outlive its contents."""
+    """Flush to disk: after a crash the renamed folder must not be there without its contents."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

@@ -1,4 +1,4 @@
-"""The DeepSpeed engine, made from our one configuration; the only JSON that DeepSpeed sees is the dictionary below."""
+"""The DeepSpeed engine, built from the configuration of a run; DeepSpeed gets the dictionary below and no JSON file."""
 
 import ctypes
 import logging
@@ -39,7 +39,7 @@ def boot() -> None:
 
 
 def device() -> torch.device:
-    """Where this rank computes."""
+    """Device of this rank."""
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
@@ -95,17 +95,17 @@ def create_engine(model: nn.Module, config: RunConfig, total_steps: int, load_un
 
 
 def input_dtype(config: RunConfig) -> torch.dtype:
-    """What the images must be for the engine's weights."""
+    """Dtype of images that the engine's weights take."""
     return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision, torch.float32)
 
 
 def num_elements(parameter: nn.Parameter) -> int:
-    """Its whole size: ZeRO 3 leaves an empty tensor in its place and notes the size beside it."""
+    """Size of the whole parameter; ZeRO 3 replaces it by an empty tensor and keeps the size in ``ds_numel``."""
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def full_weights(engine: Any) -> AbstractContextManager:
-    """Within this context every rank sees whole parameters (ZeRO 3 keeps them in pieces otherwise)."""
+    """Context in which every rank sees whole parameters, which ZeRO 3 shards."""
     import deepspeed
 
     sharded = engine.zero_optimization_stage() == 3
@@ -113,15 +113,15 @@ def full_weights(engine: Any) -> AbstractContextManager:
 
 
 def seed_step(seed: int, step: int) -> None:
-    """Seed what is drawn inside the model at ``step`` (stochastic depth), so that no generator state need be saved."""
+    """Seed the generator for draws inside the model at ``step`` (stochastic depth), so that its state is not saved."""
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank()) % 2**63)
 
 
 def _keep_freed_memory() -> None:
     """Let glibc's allocator reuse the large tensors of a step instead of handing each back to the kernel.
 
-    By default every tensor above 128 KiB to 32 MiB (it adapts) is a mapping of its own, whose pages are zeroed anew at
-    each use: a tenth of a step of the default model. Other C libraries are left alone.
+    By default every tensor above 128 KiB to 32 MiB (the threshold adapts) gets a separate memory mapping, whose pages
+    are zeroed at each use: a tenth of a step of the default model. Other C libraries are not changed.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

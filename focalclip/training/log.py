@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar (lines where there is no terminal), ``metrics.jsonl`` and TensorBoard."""
+"""The log of a run: a progress bar (lines where there is no terminal), ``metrics.jsonl`` and TensorBoard."""
 
 import json
 import math
@@ -47,7 +47,7 @@ class TrainLog:
             )
 
     def step(self, state: TrainState, loss: Tensor, scale: Tensor, lr: float, grad_norm: Any) -> None:
-        """Note one optimiser step; write a line if one is due."""
+        """Record one optimiser step; write a line if one is due."""
         self._losses.append(loss.detach().float())
         self._images += self.config.data.batch_size
         if self._is_main:
@@ -57,11 +57,15 @@ class TrainLog:
             self._flush(state, scale, lr, grad_norm)
 
     def fault(self, message: str) -> None:
-        """Note a sample that was replaced on this rank."""
+        """Record a broken sample that was replaced on this rank."""
         self._faults.append(message)
 
     def settle(self, state: TrainState) -> None:
-        """Bring into ``state`` what it must hold before it is saved; all ranks call this together."""
+        """Move pending losses and faults into ``state``; all ranks call this together.
+
+        Raises:
+            SharedError: if a loss is not finite, or more samples were broken than ``data.max_faults``.
+        """
         state.losses = torch.stack(self._losses).tolist() if self._losses else []
         faults = [message for rank in gather_objects(self._faults) for message in rank]
         self._faults.clear()
@@ -71,17 +75,17 @@ class TrainLog:
         if state.faults > (limit := self.config.data.max_faults):
             raise SharedError(
                 f"data.max_faults: {state.faults} broken samples, more than {limit}; "
-                "mend the shards named above or raise data.max_faults"
+                "repair the shards named above or raise data.max_faults"
             )
         broken = [loss for loss in state.losses if not math.isfinite(loss)]
         if broken:  # losses are equal on all ranks, so all stop together
             raise SharedError(
                 f"the loss became {broken[0]} at or before step {state.step}; "
-                "train anew under another --name with a lower optim.lr or more optim.warmup_steps"
+                "start another run (--name) with a lower optim.lr or more optim.warmup_steps"
             )
 
     def evaluation(self, state: TrainState, values: dict[str, float], seconds: float) -> None:
-        """Note what an evaluation found, in fractions, and how long it took; the speed of training leaves it out."""
+        """Record an evaluation: fractions by name, and its seconds, which do not count in the speed of training."""
         self._since += seconds
         self._started += seconds
         if self._is_main:
@@ -94,7 +98,7 @@ class TrainLog:
             self.say(f"step {state.step}: zero-shot {shown or 'nothing'} ({seconds:.1f} s)")
 
     def say(self, message: str) -> None:
-        """Print a line without tearing the bar; main rank only."""
+        """Print a line above the progress bar; main rank only."""
         if self._is_main:
             tqdm.write(message, file=sys.stderr)
 

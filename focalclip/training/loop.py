@@ -17,7 +17,7 @@ from focalclip.training.stop import StopRequest
 
 @dataclass
 class Trainer:
-    """All that the loop needs."""
+    """The parts of a run that the loop uses."""
 
     config: RunConfig
     engine: Any
@@ -69,6 +69,6 @@ def train(run: Trainer) -> bool:
 
 
 def _is_evaluation_due(run: Trainer) -> bool:
-    """At the end the whole benchmark follows anyway."""
+    """Not after the last step: the whole benchmark follows it."""
     every = run.config.eval.every
     return every is not None and run.state.step % every == 0 and run.state.step < run.total_steps

@@ -1,4 +1,4 @@
-"""One run from configuration to exported model: its directory, its parts, and the order in which they are made."""
+"""Assembly of one run, from configuration to exported model: its directory, its parts, and their order."""
 
 import hashlib
 import time
@@ -28,7 +28,7 @@ from focalclip.training.step import create_loss
 from focalclip.training.stop import StopRequest
 
 Measure = Callable[[FocalCLIP], dict[str, float]]
-"""Numbers by name of a model, made by all ranks together."""
+"""From a model to numbers by name; all ranks call it together."""
 
 
 def check(config: RunConfig) -> None:
@@ -43,29 +43,29 @@ def check(config: RunConfig) -> None:
 
 
 def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: Measure | None = None) -> bool:
-    """Train as ``config`` says, or go on where the run stopped.
+    """Train a run, or continue it where it stopped.
 
     Args:
         config: the whole configuration, which :func:`check` has accepted.
         shards: the training shards.
         resume: continue the newest checkpoint of the run directory if it has one.
-        measure: what to do every ``config.eval.every`` steps.
+        measure: evaluates the model every ``config.eval.every`` steps.
 
     Returns:
         Whether the run is finished (false: it was asked to stop, and has saved).
 
     Raises:
-        UserError: for anything that the user can mend, before training starts.
+        UserError: for anything that the user can correct, before training starts.
     """
     saved = together(lambda: find_checkpoint(config, resume))
     if len(set(gather_objects(saved.path.name if saved else None))) > 1:
         raise SharedError(f"runs_dir: {config.runs_dir} differs between ranks; name a folder that all nodes share")
     state = saved.state if saved else TrainState()
-    model = main_first(lambda: _create_model(config, anew=saved is None))
+    model = main_first(lambda: _create_model(config, is_fresh=saved is None))
     loader = main_first(lambda: _create_loader(config, shards, model, state))
     total_steps = _total_steps(config, loader)
     deepspeed_engine = _create_engine(config, model, total_steps, saved)
-    main_only(lambda: _write_config(config, anew=saved is None))
+    main_only(lambda: _write_config(config, is_fresh=saved is None))
     if is_main():
         print(_introduction(config, model, loader, state, total_steps), flush=True)
     if state.step >= total_steps:  # the run may have been killed after its last checkpoint, before the export
@@ -78,7 +78,7 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
         finished = train(run)
     if not finished and is_main():
         reason = f"{stop.reason}: " if stop.reason else ""
-        print(f"{reason}saved step {state.step} in {config.run_dir}; the same command with --resume goes on from there")
+        print(f"{reason}saved step {state.step} in {config.run_dir}; continue with the same command and --resume")
     return finished
 
 
@@ -89,7 +89,7 @@ def _save(run: Trainer) -> None:
 
 
 class _Evaluation:
-    """Measures a copy of the model: neither the engine's hooks nor any module's mode is touched, nor any generator."""
+    """Evaluates a copy of the model, so that hooks, train mode and random generators of the engine do not change."""
 
     def __init__(self, config: RunConfig, measure: Measure | None) -> None:
         self._config, self._measure = config, measure
@@ -122,11 +122,11 @@ def _export(deepspeed_engine: Any, config: RunConfig, state: TrainState) -> None
         main_only(lambda: store.save(deepspeed_engine.module, config.run_dir / "model", provenance))
 
 
-def _create_model(config: RunConfig, *, anew: bool) -> FocalCLIP:
-    """The model, with equal initial weights on every rank; those of a resumed run come out of its checkpoint."""
+def _create_model(config: RunConfig, *, is_fresh: bool) -> FocalCLIP:
+    """The model, with equal initial weights on every rank; a resumed run loads its checkpoint later."""
     torch.manual_seed(config.seed)
     model = FocalCLIP(config.model)
-    if anew and config.train.init_from is not None:
+    if is_fresh and config.train.init_from is not None:
         start_from(model.eval(), config.train.init_from)
     return model.train()
 
@@ -178,7 +178,7 @@ def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
 
 
 def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, state: TrainState, total_steps: int) -> str:
-    """The derived numbers of the run, told once."""
+    """The derived numbers of the run, printed once."""
     millions = {
         name: sum(engine.num_elements(p) for p in tower.parameters()) / 1e6 for name, tower in model.named_children()
     }
@@ -197,9 +197,9 @@ def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, stat
     return "\n".join(lines)
 
 
-def _write_config(config: RunConfig, anew: bool) -> None:
-    """Keep what is trained now; only once all parts stand, so that a refused command changes nothing."""
+def _write_config(config: RunConfig, *, is_fresh: bool) -> None:
+    """Write the resolved configuration; after all parts are built, so that a refused command changes nothing."""
     folder = config.run_dir
-    if anew:
+    if is_fresh:
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
     write_text(folder / "config.yaml", dump_yaml(config))

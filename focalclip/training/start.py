@@ -20,8 +20,8 @@ _TOLERANCE = 1e-3  # of unit vectors; float32 rounding is a hundred times less, 
 def start_from(model: FocalCLIP, source: str) -> None:
     """Copy the weights of ``source`` into a freshly built model.
 
-    Names and shapes do not tell everything (attention heads, activations, means and deviations of pixels), so both
-    models are asked for the embeddings of one picture and one caption, which must agree.
+    Names and shapes do not determine the model (attention heads, activations, means and deviations of pixels), so both
+    models embed one picture and one caption, and the embeddings must agree.
 
     Args:
         model: as the configuration builds it.
@@ -37,7 +37,7 @@ def start_from(model: FocalCLIP, source: str) -> None:
         if source.endswith(FILES):
             encoder = load_image_encoder(source)
             _copy(model.visual.trunk, encoder.tower.state_dict(), source)
-            _compare(model.visual.trunk, encoder, images, images, "image tower", source)
+            _compare(model.visual.trunk, encoder, images, images, "the image tower", source)
             return
         trained = load(source)
     except UserError as error:
@@ -60,10 +60,10 @@ def _copy(module: Any, weights: dict[str, torch.Tensor], source: str) -> None:
 def _compare(
     ours: Any, theirs: Any, our_input: torch.Tensor, their_input: torch.Tensor, what: str, source: str
 ) -> None:
-    """Raise UserError unless two encoders give unit vectors of one direction."""
+    """Raise UserError unless two encoders agree in direction, by their cosine."""
     cosine = torch.cosine_similarity(ours(our_input).float(), theirs(their_input).float()).item()
     if not cosine > 1 - _TOLERANCE:
         raise UserError(
-            f"train.init_from: {source}: its {what} come out otherwise here (cosine {cosine:.4f}), so the section "
-            "model describes another one; take heads, activations, image_size, mean and std from the source"
+            f"train.init_from: {source}: its embeddings of {what} differ here (cosine {cosine:.4f}), so the section "
+            "model describes another model; take heads, activations, image_size, mean and std from the source"
         )

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted when they come, agreed among ranks, obeyed between two steps."""
+"""Ctrl-C and SIGTERM: recorded when received, agreed among ranks, handled between two steps."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ class StopRequest:
     The launcher signals ranks one after another, so a rank must not save when *it* is signalled: the others would wait
     for it inside a collective. All ranks therefore exchange the flag at every step and stop at the same one.
 
-    ``deepspeed`` itself passes no SIGTERM on: killed alone it leaves its ranks training, so its end is noticed too.
+    The ``deepspeed`` command does not forward SIGTERM: killed alone it leaves its ranks training, so its end counts.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.reason: str | None = None
-        """What was received, or whose end was noticed."""
+        """The signal that was received, or the process whose end was detected."""
         self._pending: torch.Tensor | None = None
         self._usual: dict[int, Any] = {}
         self._starter = _deepspeed_command()

@@ -121,8 +121,8 @@ def test_image_tower_alone_starts_from_a_file_of_focalnet_weights(tmp_path):
             {"text": {"width": 64}},
             r"not the weights of this FocalCLIP \(\d+ of another shape: text\..*the section model",
         ),
-        ("EXPORTED", {"text": {"heads": 4}}, r"its captions come out otherwise here"),  # no weight tells the heads
-        ("EXPORTED", {"mean": (0.0, 0.0, 0.0)}, r"its images come out otherwise here"),
+        ("EXPORTED", {"text": {"heads": 4}}, r"its embeddings of captions differ here"),  # no weight tells the heads
+        ("EXPORTED", {"mean": (0.0, 0.0, 0.0)}, r"its embeddings of images differ here"),
     ],
 )
 def test_a_wrong_source_is_one_clear_sentence(source, model, message, exported):

@@ -5,6 +5,7 @@ from contextlib import closing
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from focalclip.base.errors import SharedError, UserError, first_line
 from focalclip.base.ranks import main_first, main_only
@@ -22,13 +23,13 @@ def config(tmp_path):
     return config
 
 
-def _steps(config, state, losses, faults=()):
+def _steps(config, state, losses, faults=(), scale=1.0):
     with closing(TrainLog(config, 6, state, torch.device("cpu"))) as log:
         for message in faults:
             log.fault(message)
         for loss in losses:
             state.step += 1
-            log.step(state, torch.tensor(loss), torch.ones(1), lr=0.1, grad_norm=None)
+            log.step(state, torch.tensor(loss), torch.full((1,), scale), lr=0.1, grad_norm=None)
         log.settle(state)
     return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
 
@@ -44,8 +45,19 @@ def test_losses_and_faults_since_the_last_line_survive_a_stop(config, capsys):
     assert [(line["step"], line["loss"], line["faults"]) for line in lines] == [(3, 2.0, 1), (6, 5.0, 1)]
 
 
+def test_a_line_has_the_scale_of_the_cosines_and_so_has_the_terminal(config, capsys):
+    lines = _steps(config, TrainState(), [1.0, 2.0, 3.0, 1.0, 2.0, 4.5], scale=22.34)
+    keys = {"step", "samples", "loss", "scale", "lr", "images_per_second", "faults"}
+    assert [line.keys() for line in lines] == [keys, keys]
+    assert [line["scale"] for line in lines] == pytest.approx([22.34, 22.34])
+    assert "step 6/6: loss 2.500, scale 22.3, " in capsys.readouterr().err
+    board = EventAccumulator(str(config.run_dir / "tensorboard"))
+    board.Reload()
+    assert [(event.step, round(event.value, 2)) for event in board.Scalars("train/scale")] == [(3, 22.34), (6, 22.34)]
+
+
 def test_too_many_faults_end_the_run(config):
-    with pytest.raises(SharedError, match=r"data.max_faults: 3 broken samples, more than 2; mend the shards"):
+    with pytest.raises(SharedError, match=r"data.max_faults: 3 broken samples, more than 2; repair the shards"):
         _steps(config, TrainState(faults=1), [1.0], faults=["a", "b"])
 
 
@@ -80,7 +92,7 @@ def test_work_that_fails_for_the_user_or_the_disk_fails_with_one_sentence(run, t
 
     with pytest.raises(SharedError, match=r"^mend it$"):
         run(refuse)
-    with pytest.raises(SharedError, match=r"Not a directory: .*; see that this path"):
+    with pytest.raises(SharedError, match=r"Not a directory: .*; check that this path"):
         run(lambda: (tmp_path.touch(), (tmp_path / "file").touch(), (tmp_path / "file" / "x").mkdir()))
 
 
