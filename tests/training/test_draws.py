@@ -9,7 +9,7 @@ import yaml
 
 from focalclip.base.strict import from_dict
 from focalclip.config import RunConfig
-from focalclip.data.loader import TrainLoader
+from focalclip.data.loader import Dealing, TrainLoader
 from focalclip.models.clip import FocalCLIP
 from focalclip.training.checkpoint import TrainState
 from focalclip.training.log import TrainLog
@@ -70,7 +70,12 @@ def losses(tmp_path, shards):
         engine, state = PlainEngine(config), TrainState()  # weights and moments stay, as from an exact checkpoint
         for stop in (*stops, STEPS):
             loader = TrainLoader(
-                sorted(shards.glob("*.tar")), config.data, 32, engine.module.tokenizer, config.seed, start=state.samples
+                sorted(shards.glob("*.tar")),
+                config.data,
+                32,
+                engine.module.tokenizer,
+                config.seed,
+                Dealing(start=state.samples),
             )
             loss = create_loss(config.loss, FocalCLIP.outputs)
             with closing(TrainLog(config, STEPS, state, torch.device("cpu"))) as log:
