@@ -247,7 +247,7 @@ def test_faulty_folders_of_transformers_are_told(tmp_path):
     with pytest.raises(UserError, match="vit: transformers cannot load it"):
         focalclip.load_image_encoder(source)
     (tmp_path / "vit" / "preprocessor_config.json").unlink()
-    with pytest.raises(UserError, match=r"vit: transformers cannot load it.*Give a folder of save_pretrained"):
+    with pytest.raises(UserError, match=r"vit: transformers cannot load it.*Give a folder with the files of "):
         focalclip.load_image_encoder(source)
     for load in (focalclip.load, focalclip.load_image_encoder):
         with pytest.raises(UserError, match="transformers:nowhere/nothing: transformers cannot load it"):
