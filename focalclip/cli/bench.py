@@ -1,4 +1,4 @@
-"""``focalclip-bench``: speed and exactness against the peers, side by side in one run."""
+"""``focalclip bench``: speed and exactness against the peers, side by side in one run."""
 
 import argparse
 import tempfile

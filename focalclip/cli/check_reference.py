@@ -1,4 +1,4 @@
-"""``focalclip-check-reference``: does a result agree with what others published for the same weights?"""
+"""``focalclip check-reference``: does a result agree with what others published for the same weights?"""
 
 import argparse
 import json

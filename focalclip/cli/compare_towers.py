@@ -1,4 +1,4 @@
-"""``focalclip-compare-towers``: image towers at equal parameters and equal training time."""
+"""``focalclip compare-towers``: image towers at equal parameters and equal training time."""
 
 import argparse
 import textwrap

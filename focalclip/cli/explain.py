@@ -1,4 +1,4 @@
-"""``focalclip-explain``: gate maps, modulator maps and similarities to captions, as pictures."""
+"""``focalclip explain``: gate maps, modulator maps and similarities to captions, as pictures."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""``focalclip-export``: a trained model for open_clip, timm, transformers or ONNX."""
+"""``focalclip export``: a trained model for open_clip, timm, transformers or ONNX."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""``focalclip-extract``: features of a folder of pictures, in one file."""
+"""``focalclip extract``: features of a folder of pictures, in one file."""
 
 import argparse
 import sys

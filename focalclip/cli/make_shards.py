@@ -1,4 +1,4 @@
-"""``focalclip-make-shards``: training shards out of any source that ``focalclip.data.sources`` knows."""
+"""``focalclip make-shards``: training shards out of any source that ``focalclip.data.sources`` knows."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""``focalclip-probe``: few-shot and full probes on a model's frozen features."""
+"""``focalclip probe``: few-shot and full probes on a model's frozen features."""
 
 import argparse
 import sys

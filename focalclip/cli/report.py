@@ -1,4 +1,4 @@
-"""``focalclip-report``: turn a saved result into a page, a table or a submission, or compare two of them."""
+"""``focalclip report``: turn a saved result into a page, a table or a submission, or compare two of them."""
 
 import argparse
 from collections.abc import Sequence

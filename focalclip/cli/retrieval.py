@@ -1,4 +1,4 @@
-"""``focalclip-retrieval``: recall@1, 5 and 10 of images and texts, both ways."""
+"""``focalclip retrieval``: recall@1, 5 and 10 of images and texts, both ways."""
 
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""``focalclip-zeroshot``: measure a model zero-shot on a benchmark."""
+"""``focalclip zeroshot``: measure a model zero-shot on a benchmark."""
 
 import argparse
 import json
