@@ -199,7 +199,7 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def make_plan(base: RunConfig, seconds: float, towers: Sequence[str], folder: Path) -> Plan:
-    """The plan kept in ``folder``, with the towers that it lacks measured and added.
+    """The plan kept in ``folder``, extended by the towers that are missing in it.
 
     Raises:
         UserError: if the plan there is for another configuration, time or device.
@@ -238,7 +238,7 @@ def _in_another_process(configs: dict[str, RunConfig]) -> Measured:
     try:
         return receiver.recv()
     except EOFError:
-        raise RuntimeError("measuring the cost of a step ended early; its own message is above") from None
+        raise RuntimeError("measuring the cost of a step ended early; see the message above") from None
     finally:
         process.terminate()
         process.join()
