@@ -19,9 +19,9 @@ examples:
 towers:
 {textwrap.indent(textwrap.fill(" ".join(TOWERS), 110, break_on_hyphens=False), "  ")}
 
-The same command goes on where it was stopped: finished runs are skipped, killed ones resumed, failed ones tried again.
-Written are table.md, results.json and plot.png, and a run directory for each tower and seed. docs/compare-towers.md
-says what is equal and what is not.
+The same command continues where it was stopped: finished runs are skipped, killed ones resumed, failed ones tried
+again. Written are table.md, results.json and plot.png, and a run directory for each tower and seed.
+docs/compare-towers.md says what is equal and what is not.
 
 exit status: 0 all is there; 1 a run failed or is not finished; 2 a mistake on the command line
 """
@@ -97,7 +97,7 @@ def _check(towers: Sequence[str], seeds: Sequence[int], seconds: float) -> None:
 
 
 def _base(path: str | None, jobs: int) -> RunConfig:
-    """The base configuration; its corpus and benchmark are made ready once, before many runs ask for them."""
+    """The base configuration; its corpus and benchmark are prepared once, before the runs need them."""
     import torch
 
     from focalclip.cli.pretrain import DEFAULT_CONFIG, check_benchmark, training_shards

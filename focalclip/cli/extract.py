@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     for flag in ("--post-norm", "--normalize-modulator"):
         parser.add_argument(
-            flag, action=argparse.BooleanOptionalAction, help="for FocalNet files, whose weights do not tell it"
+            flag, action=argparse.BooleanOptionalAction, help="for FocalNet files, which the weights do not determine"
         )
     return parser
 
@@ -71,7 +71,7 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{done.num_pictures:,} pictures, {done.num_features:,} features each, written to {output}")
     print(f"model {source}, weights sha256 {done.model_sha256}")
     if done.num_others:
-        print(f"passed over: {done.num_others:,} other files in {args.folder}, no pictures by their names")
+        print(f"skipped: {done.num_others:,} other files in {args.folder}, without the suffix of a picture")
     if done.broken:
         print(f"left out, {len(done.broken):,} pictures that cannot be read:", file=sys.stderr)
         print("\n".join(f"  {name}" for name in done.broken), file=sys.stderr)

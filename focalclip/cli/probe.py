@@ -31,7 +31,7 @@ training images of each class, drawn at random; then it is trained on all of the
 Values of few shots are means over the seeds; their intervals are for both the draw of the shots and the test images.
 
 A run directory keeps the result and its picture in its eval/ folder; --output FILE.json writes both there (FILE.png).
-Finished probes are kept beside it (.jsonl): the same command goes on where it was stopped.
+Finished probes are kept beside it (.jsonl): the same command continues where it was stopped.
 
 exit status: 0 something was evaluated; 1 nothing could be; 2 a mistake on the command line
 """

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Comparisons that take long: image towers at equal training time, and benchmarks against peers."""

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from focalclip.cli import retrieval, zeroshot
+from focalclip.cli import bench, retrieval, zeroshot
+from focalclip.studies.bench import parity
 from focalclip.studies.bench.parity import PAIRS_NAME, TASKS, NumberPair, number_pairs, write_case
+from focalclip.studies.bench.peers import OurRun, PeerRun
 
 NUMBERS = json.loads((Path(__file__).parent / "clip_benchmark_numbers.json").read_text())
 THEIRS = {name: task["metrics"] for name, task in NUMBERS["tasks"].items()}
@@ -81,3 +83,30 @@ def test_a_missing_or_differing_number_is_no_agreement():
     assert not NumberPair("t", "acc1", 0.5, 0.500002).is_equal
     assert NumberPair("t", "acc1", 0.5, 0.5000005).is_equal
     assert [pair.ours for pair in number_pairs({"t": {"acc1": 0.5, "acc5": float("nan")}}, {"tasks": {}})] == [None]
+
+
+def test_the_command_compares_both_sides_and_writes_what_is_kept_here(case, result, tmp_path, monkeypatch, capsys):
+    """Both sides are played by what is known of them; the case, its margins, the comparison and the file are made."""
+    pairs = measured(retrieval.main, case, ["--data", str(case / "retrieval" / PAIRS_NAME)])
+    monkeypatch.setattr(parity, "install_clip_benchmark", lambda: Path("python"))
+    monkeypatch.setattr(parity, "installed_versions", lambda python: NUMBERS["versions"])
+    monkeypatch.setattr(parity, "run_zeroshot", lambda model, tasks: OurRun(result, 1.0))
+    monkeypatch.setattr(parity, "run_retrieval", lambda model, folder: OurRun(pairs, 1.0))
+    monkeypatch.setattr(
+        parity,
+        "run_clip_benchmark",
+        lambda python, model, tasks, names, task="": PeerRun({name: THEIRS[name] for name in names}, 1.0, 0.5, 0.5),
+    )
+    assert bench.main(["parity", "--output", str(tmp_path / "numbers.json")]) == 0
+    written = json.loads((tmp_path / "numbers.json").read_text())
+    assert (written["versions"], written["model"]) == (NUMBERS["versions"], NUMBERS["model"])
+    for name, task in NUMBERS["tasks"].items():
+        assert written["tasks"][name] | {"margin": None} == task | {"margin": None}
+        assert written["tasks"][name]["margin"] == pytest.approx(task["margin"], rel=0.1)
+    count = sum(map(len, THEIRS.values()))
+    assert f"{count} of {count} numbers agree to 1e-6" in capsys.readouterr().out
+
+    monkeypatch.setitem(THEIRS["unbalanced"], "acc1", THEIRS["unbalanced"]["acc1"] + 1e-3)
+    assert bench.main(["parity", "--output", str(tmp_path / "other.json")]) == 1
+    assert f"{count - 1} of {count} numbers agree to 1e-6" in capsys.readouterr().out
+    assert not (tmp_path / "other.json").exists()

@@ -11,11 +11,13 @@ import helpers_run
 import pytest
 import torch
 import wds_folder
+import yaml
 from scipy import stats
 
 from focalclip.base.errors import UserError
-from focalclip.base.strict import load_yaml
+from focalclip.base.strict import from_dict, load_yaml
 from focalclip.config import RunConfig, config_dir
+from focalclip.losses import LOSSES
 from focalclip.models.cost import count
 from focalclip.models.focalnet.mixers import MIXERS
 from focalclip.models.image import create_image_tower
@@ -35,6 +37,7 @@ from focalclip.studies.towers.plan import (
 )
 from focalclip.studies.towers.report import write_plot
 from focalclip.studies.towers.runs import Run, _shares
+from focalclip.training import engine
 
 BASE = load_yaml(RunConfig, config_dir() / "focalclip_pico.yaml")
 COSTS = {"focalnet": StepCost(0.25, 2_296_680, 16_880_640), "swin": StepCost(0.4, 2_397_762, 23_003_136)}
@@ -103,6 +106,46 @@ def test_a_plan_is_kept_and_grows_in_proportion_to_its_first_tower(tmp_path, mon
     asked.clear()
     assert planning.make_plan(BASE, 100.0, ["swin"], tmp_path) == plan
     assert not asked
+
+
+CALLS = []
+
+
+def counted_loss(image, text, *, labels):
+    """A loss of another name than the default one."""
+    CALLS.append((len(image), labels.unique().tolist()))
+    return (image * text).mean()
+
+
+class PlainEngine:
+    """What DeepSpeed's engine does, without a process group."""
+
+    def __init__(self, model):
+        self.model, self.steps = model, 0
+
+    def __call__(self, images, tokens):
+        return self.model(images, tokens)
+
+    def backward(self, loss):
+        loss.backward()
+
+    def step(self):
+        self.steps += 1
+
+
+def test_the_cost_of_a_step_is_that_of_the_configured_loss_at_the_trained_batch(monkeypatch):
+    engines = []
+    monkeypatch.setattr(
+        engine, "create_engine", lambda model, *_, **__: engines.append(PlainEngine(model)) or engines[0]
+    )
+    monkeypatch.setitem(LOSSES, "counted", f"{__name__}:counted_loss")
+    config = from_dict(RunConfig, yaml.safe_load(helpers_run.TINY) | {"loss": {"name": "counted"}}, "tiny")
+    config = config.model_copy(update={"train": config.train.model_copy(update={"accumulation": 2})})
+    seconds, size = planning._turn(config, is_cpu=True)
+    assert (len(seconds), min(seconds) > 0) == (planning.STEPS, True)
+    assert CALLS == [(8, [-1])] * 2 * (1 + planning.STEPS)
+    assert engines[0].steps == len(CALLS)
+    assert size == count(create_image_tower(REFERENCE), IMAGE_SIZE)
 
 
 def test_a_plan_is_for_one_time_and_one_configuration(tmp_path):

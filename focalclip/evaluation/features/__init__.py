@@ -1,1 +1,1 @@
-"""TODO."""
+"""Features of images and class vectors of prompts: encoded by threads and ranks, cached by content."""

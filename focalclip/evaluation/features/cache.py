@@ -1,14 +1,14 @@
-"""Image features and class vectors, remembered by content: a name is never asked whose features these are.
+"""Image features and class vectors, cached by content; names of models and data sets are not part of any key.
 
-    FOLDER/KEY/probe.npz      one model: what it makes of a fixed picture and of fixed prompts
+    FOLDER/KEY/probe.npz      one model: its features of a fixed picture and of fixed prompts
     FOLDER/KEY/HASH.npz       one batch of images, or the class vectors of one list of prompts
     FOLDER/digests/HASH.npy   SHA-256 of every image of a data set, by place, size and times of its files
 
-KEY is the hash of weights, architecture, precision, and of what preprocessing and tokenizer make of the probes. What
-no hash can know, such as changed code of a user's own model, shows in the probe's features: where they are others than
-those kept, all that was kept is dropped. HASH covers the images' bytes and the resize. A batch is kept as soon as it is
-done, so a killed run goes on within a data set. Features are kept in float32: in 16 bits they would move cosines by
-1e-4, and a result would depend on whether its features came from here.
+KEY is the hash of weights, architecture, precision, and of what preprocessing and tokenizer make of the probes. A
+change that no hash covers, such as in the code of a user's own model, shows in the features of the probes: where they
+differ from the cached ones, the model's cache is emptied. HASH covers the images' bytes and the resize. A batch is
+written as soon as it is done, so a killed run resumes within a data set. Features are float32: in 16 bits they would
+move cosines by 1e-4, and a result would depend on whether its features came from here.
 
 The folder may be deleted at any time; beyond ``MAX_BYTES`` the models that were not used for longest are dropped.
 """
@@ -74,7 +74,7 @@ class FeatureCache:
         return _sha256(resize.encode(), *digests)
 
     def text_key(self, prompts: Sequence[Sequence[str]], batch_size: int) -> str:
-        """Of the class vectors that these prompts of each class give."""
+        """Key of the class vectors that these prompts of each class give."""
         return _sha256(b"text", json.dumps([batch_size, *map(list, prompts)]).encode())
 
     def get(self, key: str) -> dict[str, np.ndarray] | None:
@@ -161,9 +161,7 @@ def _identify(model: Any, weights: str) -> tuple[str, dict[str, np.ndarray]]:
             tokens = model.tokenizer(PROBE_PROMPTS)
             parts.append(_tensor_sha256(tokens))
             probe["text"] = _unit(model.encode_text(tokens.to(device)))
-    tolerance = (
-        1e-5 if dtype in (torch.float32, torch.float64) else 1e-3
-    )  # of 1 - cosine: other machines round otherwise
+    tolerance = 1e-5 if dtype in (torch.float32, torch.float64) else 1e-3  # of 1 - cosine: machines round differently
     return _sha256(*(part.encode() for part in parts)), probe | {"tolerance": np.array(tolerance)}
 
 

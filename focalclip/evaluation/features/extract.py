@@ -37,7 +37,7 @@ class Extraction:
     broken: tuple[str, ...]
     """Pictures that cannot be read, each with the reason."""
     num_others: int
-    """Files in the folder whose names are not those of pictures."""
+    """Files in the folder without the suffix of a picture."""
     model_sha256: str
 
 
@@ -65,7 +65,7 @@ def extract(
         encoder: the frozen tower.
         folder: searched with all its subfolders; names are paths relative to it, with forward slashes.
         output: ``.npz`` or ``.parquet``; appears whole, under this name, or not at all.
-        source: where the encoder comes from, noted in the file.
+        source: where the encoder comes from; recorded in the file.
         batch_size: pictures per forward pass.
         dtype: of the features in the file.
         progress: show a progress bar.

@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 def resizer(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Image.Image], Image.Image]:
-    """A function that resizes a picture (bicubic) to the size that ``preprocess`` gives, the way ``resize`` says.
+    """A function that resizes a picture (bicubic) to the output size of ``preprocess``, by the rule ``resize``.
 
     ``model`` does nothing. ``squash`` keeps the whole picture and not its proportions (ELEVATER's KITTI).
     ``resize256_crop224`` resizes the shorter side to int(256/224 x side), then crops the centre (UniCL's ImageNet).
@@ -108,7 +108,7 @@ def encode_images(
         resize: ``squash`` resizes the whole picture to the model's square before the model's own preprocessing.
         label: what the progress bar says.
         progress: show it.
-        cache: takes and gives features by content.
+        cache: where features are looked up by content, and stored.
 
     Raises:
         UserError: if no image can be read, or the model's features are not finite.
@@ -176,7 +176,7 @@ class _ImageEncoder:
         with ThreadPoolExecutor(num_threads()) as pool:
             for i in mine:
                 if self.cache is None or (digests[i] is None and self.cache.is_new):
-                    continue  # nothing can be found: the images are then hashed as they are loaded, not before
+                    continue  # the cache is empty: images are hashed as they are loaded, not before
                 if found := self._cached(digests[i] or list(pool.map(_digest, blocks[i]))):
                     done[i] = found
                     bar.update(len(blocks[i]))
@@ -264,7 +264,7 @@ def num_threads() -> int:
 
 
 def _bar(total: int, label: str, progress: bool) -> tqdm:
-    """On the main rank, over its own images."""
+    """Progress bar of the main rank, over its share of the images."""
     if world_size() > 1:
         label = f"{label}, 1 of {world_size()} ranks"
     return tqdm(total=total, desc=label, unit=" images", leave=False, disable=None if progress and is_main() else True)

@@ -1,4 +1,6 @@
-"""What the harness asks of a model, and nothing more: any object with these four attributes can be measured.
+"""The interface that evaluation requires of a model, and what is recorded about one: weights hash, size, precision.
+
+Any object with these four attributes can be evaluated:
 
     class MyModel:
         preprocess = staticmethod(...)             # PIL picture -> (3, S, S) tensor
@@ -11,7 +13,7 @@ float32) and a ``weights_sha256``, without which nothing of it can be cached: ne
 A function that returns such an object is named on the command line as ``--model package.module:function``.
 
 Optional: ``text_lengths(tokens) -> (B,)``, how many tokens of each row decide its embedding. A model that has it takes
-rows that are cut behind them, and its prompts are then encoded in short batches (see ``classifier``).
+rows that are cut behind them, and its prompts are then encoded in short batches (see ``features.texts``).
 """
 
 import hashlib
@@ -53,8 +55,8 @@ class DualEncoder(Protocol):
 def evaluating(model: Any) -> Iterator[None]:
     """Evaluation mode without gradients.
 
-    Afterwards every submodule has its own mode back and torch's generators stand where they stood, so that a training
-    goes on as if nothing had been.
+    Afterwards the mode of every submodule and the state of torch's generators are restored, so that training continues
+    unchanged.
     """
     modes = [(module, module.training) for module in model.modules()] if isinstance(model, nn.Module) else []
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []
@@ -80,7 +82,7 @@ def to_precision(model: Any, name: str) -> Any:
     """The model with its towers in ``fp32``, ``bf16`` or ``fp16``; unit vectors and similarities stay float32.
 
     Raises:
-        UserError: if the model is no module, whose own business its precision is.
+        UserError: if the model is not a module.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"--precision {name}: {type(model).__name__} is no torch module; set its precision yourself")
@@ -148,7 +150,7 @@ def _multiply_adds(model: Any, name: str, x: Tensor) -> int | None:
         return None
     try:
         return count_multiply_adds(_EncoderModule(model, name), x)
-    except Exception:  # noqa: BLE001 - anyone's code, which need not run on tensors without values
+    except Exception:  # noqa: BLE001 - a user's code may not support meta tensors
         return None
 
 

@@ -4,7 +4,7 @@ All prompts of a task are tokenised at once, equal ones are encoded once, and th
 whatever class they belong to. Where a text tower says how many tokens of a prompt decide its embedding
 (``text_lengths``), prompts of about equal length share a batch, which is cut behind the longest: most prompts have
 about 10 of 77 tokens. Under causal attention with the embedding taken at the end of the text this changes nothing,
-since no token sees what stands behind it.
+since no token attends to later ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,10 +61,10 @@ def class_matrix(
     Args:
         model: in evaluation mode, without gradients (see ``model.evaluating``).
         class_names: C names.
-        templates: prompts in which ``{c}`` stands for the name.
+        templates: prompts with ``{c}`` in place of the name.
         batch_size: prompts per forward pass.
         class_prompts: whole prompts by class name, instead of templates.
-        cache: takes and gives class vectors by content.
+        cache: where class vectors are looked up by content, and stored.
         label: text of the progress bar; empty: no bar.
 
     Returns:

@@ -23,7 +23,7 @@ METHODS: dict[str, str] = {
     "knn": "20 nearest neighbours by cosine, temperature 0.07",
 }
 
-ZERO_SHOT = "zero-shot"  # stands among the methods in rows, at 0 shots
+ZERO_SHOT = "zero-shot"  # the method of the zero-shot row, which has 0 shots
 
 FORMAT = 1  # of the journal; raised whenever a change to the probes could change a number: older lines are ignored then
 
@@ -169,9 +169,9 @@ class ProbeResult:
     """Tasks that a full mean is over."""
     tasks: dict[str, TaskProbes] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
-    """Tasks whose data is not there, and what to do."""
+    """Tasks whose data is absent, and what to do."""
     failed: dict[str, str] = field(default_factory=dict)
-    """Tasks whose data is there and not right, and why."""
+    """Tasks whose data is faulty, and why."""
     model: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     seconds: float = 0.0
@@ -188,7 +188,7 @@ class ProbeResult:
         return sum(task.in_score for task in self.tasks.values())
 
     def with_source(self, source: str) -> "ProbeResult":
-        """The same result with the model's source noted."""
+        """The same result with the model's source recorded."""
         return replace(self, model={"source": source} | self.model)
 
     def to_json(self) -> dict[str, Any]:
@@ -215,7 +215,7 @@ class ProbeResult:
 
 
 def _in_all(tasks: Sequence[Sequence[ProbeRow]]) -> list[list[ProbeRow]]:
-    """The rows of each task that no task lacks, in one order."""
+    """The rows of each task that every task has, in one order."""
     names = [{(row.shots, row.method): row for row in rows} for rows in tasks]
     common = [name for name in names[0] if all(name in other for other in names)]
     return [[rows[name] for name in common] for rows in names]

@@ -53,7 +53,7 @@ def probe(
         data_root: where the data of a benchmark given by name or file is.
         device: where to move the model first; the probes themselves are solved on the CPU.
         journal: file of finished probes, which are not trained again; new ones are added as they finish. None: neither.
-        cache_dir: where features are kept by content (see ``features.cache``); None: nowhere.
+        cache_dir: where features are kept by content (see ``features.cache``); None: not at all.
         progress: show bars on stderr.
 
     Returns:

@@ -56,7 +56,7 @@ class Head:
 
 @dataclass(frozen=True)
 class PrincipalAxes:
-    """Centred features X (N, D) turned into their own axes: one eigendecomposition, of the smaller Gram matrix.
+    """Centred features X (N, D) rotated to their principal axes: one eigendecomposition, of the smaller Gram matrix.
 
     In these coordinates Z the Gram matrix is diagonal, so a ridge regression is one division per coefficient, whatever
     its strength, and a logistic regression is well scaled. A head that is penalised by the length of its weights never
@@ -245,8 +245,9 @@ def language_head(features: Tensor, labels: Tensor, text: Tensor) -> Head:
     """The zero-shot classifier as a head: text vectors times one scale.
 
     The scale, in [0, 100], is the one that fits the training labels best (it is the inverse temperature, which a model
-    trained elsewhere need not have at ELEVATER's 100); where the text tower is of no use it is 0, and the probe is the
-    plain one. Binary regressions need one common bias as well, which a softmax over classes would not notice.
+    trained elsewhere need not have at ELEVATER's 100); where the text classifier does not help it is 0, and the
+    probe is the plain one. Binary regressions need one common bias as well, which a softmax over classes
+    would not notice.
 
     Args:
         features: (N, D), unit length.

@@ -59,7 +59,7 @@ def _grid(rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_plot(result: ProbeResult, path: Path) -> Path:
-    """Draw values with their 95% intervals over the numbers of shots; zero-shot stands at 0 shots.
+    """Draw values with their 95% intervals over the numbers of shots; zero-shot is at 0 shots.
 
     Args:
         result: of at least one task.

@@ -29,7 +29,7 @@ class HoldOut(NamedTuple):
 
 
 def choose_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
-    """A subset with ``shots`` images of each class; a class with fewer gives what it has.
+    """A subset with ``shots`` images of each class; all of a class that has fewer.
 
     An image with several labels is kept while its rarest label has fewer than ``shots`` images and it upsets no
     balance: its rarest label has at most half of ``shots``, or its commonest at most one and a half times as many.
@@ -56,7 +56,7 @@ def choose_shots(labels: np.ndarray, shots: int, seed: int) -> np.ndarray:
 def hold_out(labels: np.ndarray, seed: int) -> HoldOut:
     """Divide images: a fifth of each class, rounded up, is held out; a class's last image never is.
 
-    An image with several labels is held out where one of them still lacks some.
+    An image with several labels is held out where one of them is still below its quota.
 
     Args:
         labels: int64 (N,), or bool (N, C).

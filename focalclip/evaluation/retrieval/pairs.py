@@ -31,7 +31,7 @@ class PairData:
 
     @property
     def repeated(self) -> int:
-        """Captions whose very words also stand under another image."""
+        """Captions that another image has too, word for word."""
         if self.is_merged:
             return int((np.bincount(self.pairs[:, 1]) > 1).sum())
         _, group = self.distinct()

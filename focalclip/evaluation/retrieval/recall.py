@@ -22,7 +22,7 @@ class Recall:
     chance: float
     """Of answers in random order."""
     ceiling: float
-    """Of a perfect model: below 1 where the same words stand under several images, which no model can tell apart."""
+    """Of a perfect model: below 1 where several images have the same caption, which no model can distinguish."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def image_to_text(ranks: NDArray[np.int64], data: PairData) -> Direction:
 
 
 def text_to_image(ranks: NDArray[np.int64], data: PairData) -> Direction:
-    """Captions ask for their image; those of one image hang together, and the intervals allow for it."""
+    """Captions ask for their image; those of one image are correlated, and the intervals allow for it."""
     n, m = len(data.entries), len(data.captions)
     right = np.bincount(data.pairs[:, 1], minlength=m)
     first_image = np.full(m, n)
@@ -64,7 +64,7 @@ def text_to_image(ranks: NDArray[np.int64], data: PairData) -> Direction:
 
 
 def clustered_interval(values: NDArray[np.floating], clusters: NDArray[np.integer]) -> tuple[float, float]:
-    """95% interval of the mean of numbers in [0, 1], of which those of one cluster may hang together.
+    """95% interval of the mean of numbers in [0, 1], of which those of one cluster may be correlated.
 
     Wilson's score interval on an effective sample size: the variance of the mean is taken over clusters (the
     linearised ratio estimator; also arXiv 2411.00640), and n is what would give that variance to a proportion (Korn and

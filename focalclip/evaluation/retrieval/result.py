@@ -66,7 +66,7 @@ class RetrievalResult:
 
     @property
     def score_interval(self) -> tuple[float, float]:
-        """95% at least: the mean of both intervals, which holds however much the two directions hang together."""
+        """95% at least: the mean of both intervals, valid for any correlation of the two directions."""
         (low, high), (low2, high2) = self.image_to_text.recall[1].interval, self.text_to_image.recall[1].interval
         return (low + low2) / 2, (high + high2) / 2
 
@@ -166,7 +166,7 @@ def _remarks(result: RetrievalResult) -> list[str]:
     data, remarks = result.data, []
     if data.repeated and not data.is_merged:
         remarks.append(
-            f"{data.repeated:,} of {len(data.captions):,} captions also stand under another image. Only a caption's"
+            f"{data.repeated:,} of {len(data.captions):,} captions also belong to another image. Only a caption's"
             " own image counts as right,\nwhich sets the ceilings; --merge-captions counts every image that has it."
         )
     total = len(data.entries) + len(data.faults) + len(result.broken)

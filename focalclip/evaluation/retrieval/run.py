@@ -45,7 +45,7 @@ def evaluate(
         device: where to move the model first; None leaves it where it is. Scores are taken there too.
         progress: show bars on stderr.
         source: the model's name in the result.
-        cache_dir: where image features are kept by content (see ``features.cache``); None: nowhere.
+        cache_dir: where image features are kept by content (see ``features.cache``); None: not at all.
 
     Raises:
         UserError: if no image can be read, or features are not finite.

@@ -1,4 +1,4 @@
-"""Run by CLIP_benchmark's interpreter: its command line as it is, with a clock on its text side and its image side.
+"""Run by CLIP_benchmark's interpreter: its unchanged command line, with timers on its text side and its image side.
 
 python clip_benchmark_clock.py SECONDS.json eval --model ...
 """

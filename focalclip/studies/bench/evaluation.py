@@ -82,7 +82,7 @@ def timed(architecture: str, images: int, rounds: int, ids: Sequence[str] | None
 
 
 def synthetic_task(task: Task, images: int, seed: int) -> SyntheticTask:
-    """The task with its own names and prompts, and as many made-up images.
+    """The task with its own names and prompts, and ``images`` synthetic images.
 
     Raises:
         UserError: if the registry has no names or prompts for it.
@@ -133,7 +133,7 @@ def _rows(runs: Sequence[tuple[OurRun, PeerRun]], tasks: int, prompts: int, imag
 
 
 def _largest_difference(ours: OurRun, peer: PeerRun) -> float:
-    """Between any two numbers; an image whose two best scores are a tie but for rounding moves an accuracy by 1 / n.
+    """Between any two numbers; an image whose two best scores are tied up to rounding moves an accuracy by 1 / n.
 
     Raises:
         UserError: if our result lacks a number.

@@ -80,7 +80,7 @@ def _single(names: str, counts: Sequence[int], seed: int, templates: int, **opti
 def _multi(
     names: str, images: int, seed: int, templates: int, absent: Sequence[int] = (), **options: Any
 ) -> SyntheticTask:
-    """A task whose images have each class with a chance of 0.3, but for classes that no image has."""
+    """A task whose images have each class with a probability of 0.3, except those that no image has."""
     labels = np.random.default_rng(seed).integers(0, 10, (images, len(names.split(", ")))) < 3
     labels[:, list(absent)] = False
     return _task(names, labels, seed, templates, **options)

@@ -40,7 +40,7 @@ def draw(pattern: np.ndarray, noise: int, size: tuple[int, int], rng: np.random.
 
 
 def compressed(pixels: np.ndarray, extension: str) -> bytes:
-    """The file; both formats give the pixels back as they are."""
+    """The file; both formats are lossless."""
     buffer = io.BytesIO()
     options: dict[str, Any] = {"lossless": True, "method": 0} if extension == "webp" else {"compress_level": 1}
     Image.fromarray(pixels).save(buffer, extension, **options)

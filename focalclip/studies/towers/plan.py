@@ -1,4 +1,8 @@
-"""How long each tower is trained: equal seconds, turned into steps once and for all, so every schedule is exact."""
+"""What a comparison consists of: the table of towers, what a training step of each costs, and the plan of the runs.
+
+Every tower gets the same training time. It is turned into a number of steps once, from the measured cost of a step, so
+that every schedule is exact; ``plan.json`` keeps the costs.
+"""
 
 import json
 import multiprocessing
@@ -9,119 +13,27 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from focalclip.base.errors import UserError, first_line
 from focalclip.base.files import write_json
 from focalclip.base.strict import from_dict
 from focalclip.config import RunConfig
 
-ROUNDS = 5
+if TYPE_CHECKING:
+    from focalclip.data.loader import Batch
 
-STEPS = 4  # timed in each round, after one that is not
-
-
-class Measured(NamedTuple):
-    """What :func:`measure` found."""
-
-    device: str
-    """``cpu`` or ``cuda``."""
-    costs: "dict[str, StepCost]"
-    failed: dict[str, str]
-    """Why a tower could not be trained."""
-
-
-class StepCost(NamedTuple):
-    """Of one tower."""
-
-    seconds: float
-    """Per training step of the whole model: CPU seconds of one thread, or seconds on the clock on a GPU."""
-    parameters: int
-    """Of the image tower without its projection."""
-    multiply_adds: int
-    """Of the image tower, for one picture."""
-
-
-def measure(configs: dict[str, RunConfig]) -> Measured:
-    """Train each model for some steps on random data, all of them in turn, several times over.
-
-    CPU time rather than the clock: it does not grow while another program has the core. It still grows while one shares
-    its caches, for some minutes or for hours; therefore the towers take turns, and the median of their rounds counts.
-    The engine is the one that trains; reading and decoding of pictures, equal for all, is not counted.
-
-    This begins a process group of torch.distributed and sets the number of threads: run it in a separate process.
-    """
-    from focalclip.training import engine
-
-    engine.boot()
-    import torch
-    from tqdm import tqdm
-
-    is_cpu = engine.device().type == "cpu"
-    if is_cpu:
-        torch.set_num_threads(1)
-    seconds: dict[str, list[float]] = {name: [] for name in configs}
-    sizes: dict[str, Any] = {}
-    failed: dict[str, str] = {}
-    turns = [name for _ in range(ROUNDS) for name in configs]
-    for name in tqdm(turns, desc="measure a step of each tower", unit="turn", disable=not sys.stderr.isatty()):
-        if name in failed:
-            continue
-        try:
-            turn, sizes[name] = _turn(configs[name], is_cpu)
-            seconds[name] += turn
-        except (UserError, RuntimeError) as error:
-            failed[name] = first_line(error)
-    costs = {name: StepCost(median(seconds[name]), *sizes[name]) for name in configs if name not in failed}
-    return Measured(engine.device().type, costs, failed)
-
-
-def _turn(config: RunConfig, is_cpu: bool) -> tuple[list[float], Any]:
-    """Seconds of each of some steps of a fresh model, and the size of its image tower."""
-    import torch
-
-    from focalclip.models.clip import FocalCLIP
-    from focalclip.models.cost import count
-    from focalclip.training import engine
-
-    torch.manual_seed(0)
-    model = FocalCLIP(config.model)
-    size = count(model.visual.trunk, config.model.image.image_size)
-    trained = engine.create_engine(model, config, total_steps=1000)
-    seconds = []
-    for _ in range(1 + STEPS):
-        before = time.process_time() if is_cpu else time.perf_counter()
-        _step(trained, config)
-        if not is_cpu:
-            torch.cuda.synchronize()
-        seconds.append((time.process_time() if is_cpu else time.perf_counter()) - before)
-    return seconds[1:], size
-
-
-def _step(trained: Any, config: RunConfig) -> None:
-    """What :mod:`focalclip.training.loop` does with a batch."""
-    import torch
-
-    from focalclip.losses import contrastive_loss
-    from focalclip.training.engine import device, input_dtype
-
-    image, text = config.model.image, config.model.text
-    size = config.data.batch_size // config.train.accumulation
-    for _ in range(config.train.accumulation):
-        shape = (size, 3, image.image_size, image.image_size)
-        images = torch.randn(shape, device=device(), dtype=input_dtype(config))
-        tokens = torch.randint(1, 1000, (size, text.context_length), device=device())
-        labels = torch.full((size,), -1, device=device())
-        loss = contrastive_loss(**trained(images, tokens), labels=labels)
-        trained.backward(loss)
-        trained.step()
-
+FILE = "plan.json"
 
 REFERENCE = "focalnet_pico"
 
 IMAGE_SIZE = 32
 
 TOLERANCE = 0.05  # of the reference's parameters
+
+ROUNDS = 5
+
+STEPS = 4  # timed in each round, after one that is not
 
 
 @dataclass(frozen=True)
@@ -179,7 +91,25 @@ def _mixer(name: str) -> Tower:
 TOWERS: dict[str, Tower] = _FAMILIES | {f"mixer-{name.replace('_', '-')}": _mixer(name) for name in _MIXERS}
 
 
-FILE = "plan.json"
+class StepCost(NamedTuple):
+    """Of one tower."""
+
+    seconds: float
+    """Per training step of the whole model: CPU seconds of one thread, or seconds on the clock on a GPU."""
+    parameters: int
+    """Of the image tower without its projection."""
+    multiply_adds: int
+    """Of the image tower, for one picture."""
+
+
+class Measured(NamedTuple):
+    """What :func:`measure` found."""
+
+    device: str
+    """``cpu`` or ``cuda``."""
+    costs: dict[str, StepCost]
+    failed: dict[str, str]
+    """Why a tower could not be trained."""
 
 
 @dataclass(frozen=True)
@@ -269,7 +199,7 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def make_plan(base: RunConfig, seconds: float, towers: Sequence[str], folder: Path) -> Plan:
-    """The plan kept in ``folder``, with the towers that it lacks measured and added.
+    """The plan kept in ``folder``, extended by the towers that are missing in it.
 
     Raises:
         UserError: if the plan there is for another configuration, time or device.
@@ -308,7 +238,7 @@ def _in_another_process(configs: dict[str, RunConfig]) -> Measured:
     try:
         return receiver.recv()
     except EOFError:
-        raise RuntimeError("measuring the cost of a step ended early; its own message is above") from None
+        raise RuntimeError("measuring the cost of a step ended early; see the message above") from None
     finally:
         process.terminate()
         process.join()
@@ -316,3 +246,80 @@ def _in_another_process(configs: dict[str, RunConfig]) -> Measured:
 
 def _send_measured(sender: Connection, configs: dict[str, RunConfig]) -> None:
     sender.send(measure(configs))
+
+
+def measure(configs: dict[str, RunConfig]) -> Measured:
+    """Train each model for some steps on random data, all of them in turn, several times over.
+
+    CPU time rather than the clock: it does not grow while another program has the core. It still grows while one shares
+    its caches, for some minutes or for hours; therefore the towers take turns, and the median of their rounds counts.
+    The engine is the one that trains; reading and decoding of pictures, equal for all, is not counted.
+
+    This begins a process group of torch.distributed and sets the number of threads: run it in a separate process.
+    """
+    from focalclip.training import engine
+
+    engine.boot()
+    import torch
+    from tqdm import tqdm
+
+    is_cpu = engine.device().type == "cpu"
+    if is_cpu:
+        torch.set_num_threads(1)
+    seconds: dict[str, list[float]] = {name: [] for name in configs}
+    sizes: dict[str, Any] = {}
+    failed: dict[str, str] = {}
+    turns = [name for _ in range(ROUNDS) for name in configs]
+    for name in tqdm(turns, desc="measure a step of each tower", unit="turn", disable=not sys.stderr.isatty()):
+        if name in failed:
+            continue
+        try:
+            turn, sizes[name] = _turn(configs[name], is_cpu)
+            seconds[name] += turn
+        except (UserError, RuntimeError) as error:
+            failed[name] = first_line(error)
+    costs = {name: StepCost(median(seconds[name]), *sizes[name]) for name in configs if name not in failed}
+    return Measured(engine.device().type, costs, failed)
+
+
+def _turn(config: RunConfig, is_cpu: bool) -> tuple[list[float], Any]:
+    """Seconds of each of some steps of a fresh model, and the size of its image tower."""
+    import torch
+
+    from focalclip.models.clip import FocalCLIP
+    from focalclip.models.cost import count
+    from focalclip.training import engine
+    from focalclip.training.step import create_loss, micro_step
+
+    torch.manual_seed(0)
+    model = FocalCLIP(config.model)
+    size = count(model.visual.trunk, config.model.image.image_size)
+    trained = engine.create_engine(model, config, total_steps=1000)
+    loss = create_loss(config.loss, model.outputs)
+    seconds = []
+    for _ in range(1 + STEPS):
+        batches = [_random_batch(config) for _ in range(config.train.accumulation)]
+        before = time.process_time() if is_cpu else time.perf_counter()
+        for batch in batches:
+            micro_step(trained, batch, loss, config)
+        if not is_cpu:
+            torch.cuda.synchronize()
+        seconds.append((time.process_time() if is_cpu else time.perf_counter()) - before)
+    return seconds[1:], size
+
+
+def _random_batch(config: RunConfig) -> "Batch":
+    """A micro-batch of noise and random tokens, in the shapes of this configuration."""
+    import torch
+
+    from focalclip.data.loader import Batch
+
+    image, text = config.model.image, config.model.text
+    size = config.data.batch_size // config.train.accumulation
+    return Batch(
+        images=torch.randint(256, (size, 3, image.image_size, image.image_size), dtype=torch.uint8),
+        tokens=torch.randint(1, 1000, (size, text.context_length)),
+        labels=torch.full((size,), -1),
+        positions=torch.arange(size),
+        faults=[],
+    )

@@ -1,4 +1,4 @@
-"""What a comparison found: one row per tower, means and intervals over seeds; as Markdown and JSON."""
+"""What a comparison found: one row per tower, means and intervals over seeds; as Markdown, JSON and a plot."""
 
 import json
 import math
@@ -21,7 +21,7 @@ BASELINE = "focalnet"  # the tower that the others are held against
 
 
 @dataclass(frozen=True)
-class Row:
+class TowerRow:
     """One tower."""
 
     tower: str
@@ -41,14 +41,14 @@ class Row:
         """Half the 95% interval of the mean over seeds; None for fewer than two."""
         return half_interval(list(self.values.get(task, {}).values()))
 
-    def minus(self, other: "Row | None", task: str) -> list[float]:
+    def minus(self, other: "TowerRow | None", task: str) -> list[float]:
         """Differences to another row on the seeds that both have, since these share the order of all data."""
         if other is None or other.tower == self.tower:
             return []
         mine, theirs = self.values.get(task, {}), other.values.get(task, {})
         return [mine[seed] - theirs[seed] for seed in mine if seed in theirs]
 
-    def to_json(self, plan: Plan, baseline: "Row | None" = None) -> dict[str, Any]:
+    def to_json(self, plan: Plan, baseline: "TowerRow | None" = None) -> dict[str, Any]:
         """JSON-ready; everything about this tower, and its differences to ``baseline``."""
         scores: dict[str, dict[str, Any]] = {}
         for task, seeds in self.values.items():
@@ -74,7 +74,7 @@ def _summary(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "interval": None if half is None else [mean - half, mean + half]}
 
 
-def collect(plan: Plan, runs: Sequence[Run]) -> list[Row]:
+def collect(plan: Plan, runs: Sequence[Run]) -> list[TowerRow]:
     """One row for each tower of ``runs``, best score first; those without a result last.
 
     Raises:
@@ -84,9 +84,9 @@ def collect(plan: Plan, runs: Sequence[Run]) -> list[Row]:
     return sorted(rows, key=lambda row: -row.mean(SCORE))
 
 
-def _row(plan: Plan, tower: str, runs: Sequence[Run]) -> Row:
+def _row(plan: Plan, tower: str, runs: Sequence[Run]) -> TowerRow:
     if tower not in plan.costs:
-        return Row(tower, remarks=(f"failed: {plan.failed.get(tower, 'not measured yet')}",))
+        return TowerRow(tower, remarks=(f"failed: {plan.failed.get(tower, 'not measured yet')}",))
     values: dict[str, dict[int, float]] = {}
     chance: dict[str, float] = {}
     remarks = []
@@ -100,7 +100,7 @@ def _row(plan: Plan, tower: str, runs: Sequence[Run]) -> Row:
             values.setdefault(task, {})[run.seed] = numbers["value"]
             chance[task] = numbers["chance"]
         remarks += [f"seed {run.seed}: {task} is missing" for task in [*result["missing"], *result["failed"]]]
-    return Row(tower, plan.steps(tower), plan.costs[tower], values, chance, tuple(remarks))
+    return TowerRow(tower, plan.steps(tower), plan.costs[tower], values, chance, tuple(remarks))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -110,13 +110,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: not an evaluation result; remove it and run the comparison again") from None
 
 
-def tasks_of(rows: Sequence[Row]) -> list[str]:
+def tasks_of(rows: Sequence[TowerRow]) -> list[str]:
     """``score`` and every task that any tower was measured on."""
     names = sorted({task for row in rows for task in row.values} - {SCORE})
     return [SCORE, *names]
 
 
-def markdown(plan: Plan, rows: Sequence[Row], seeds: Sequence[int]) -> str:
+def markdown(plan: Plan, rows: Sequence[TowerRow], seeds: Sequence[int]) -> str:
     """The table, with what is equal in it above and what is missing in it below."""
     tasks = tasks_of(rows)
     costs = ["parameters M", "multiply-adds M", "ms per step", "images/s", "steps", "samples k"]
@@ -154,14 +154,14 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _percent(row: Row, task: str) -> str:
+def _percent(row: TowerRow, task: str) -> str:
     if not row.values.get(task):
         return "failed" if any("failed" in remark for remark in row.remarks) else ""
     half = row.half(task)
     return f"{100 * row.mean(task):.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
 
 
-def _against(row: Row, baseline: Row | None) -> str:
+def _against(row: TowerRow, baseline: TowerRow | None) -> str:
     """Mean difference of the scores in points, with its interval."""
     if not (differences := row.minus(baseline, SCORE)):
         return ""
@@ -169,11 +169,11 @@ def _against(row: Row, baseline: Row | None) -> str:
     return signed(fmean(differences)) + ("" if half is None else f" ± {100 * half:.1f}")
 
 
-def _baseline(rows: Sequence[Row]) -> Row | None:
+def _baseline(rows: Sequence[TowerRow]) -> TowerRow | None:
     return next((row for row in rows if row.tower == BASELINE), None)
 
 
-def _costs(row: Row, plan: Plan) -> list[str]:
+def _costs(row: TowerRow, plan: Plan) -> list[str]:
     if row.cost is None:
         return [""] * 6
     batch = plan.base.data.batch_size
@@ -183,7 +183,7 @@ def _costs(row: Row, plan: Plan) -> list[str]:
     ]  # fmt: skip
 
 
-def write(plan: Plan, rows: Sequence[Row], seeds: Sequence[int], folder: Path) -> list[Path]:
+def write(plan: Plan, rows: Sequence[TowerRow], seeds: Sequence[int], folder: Path) -> list[Path]:
     """Write ``table.md`` and ``results.json``; returns their paths."""
     baseline = _baseline(rows)
     result = {
@@ -196,7 +196,7 @@ def write(plan: Plan, rows: Sequence[Row], seeds: Sequence[int], folder: Path) -
 _OURS, _OTHERS = "#c44e52", "#4c72b0"
 
 
-def write_plot(plan: Plan, rows: Sequence[Row], path: Path) -> bool:
+def write_plot(plan: Plan, rows: Sequence[TowerRow], path: Path) -> bool:
     """Draw means with 95% intervals, and every seed as a dot.
 
     Returns:
@@ -224,7 +224,7 @@ def write_plot(plan: Plan, rows: Sequence[Row], path: Path) -> bool:
     return True
 
 
-def _draw(panel: Any, rows: Sequence[Row], task: str) -> None:
+def _draw(panel: Any, rows: Sequence[TowerRow], task: str) -> None:
     """One panel; the line of chance is in it where the towers come near."""
     for y, row in enumerate(rows):
         values = [100 * value for value in row.values.get(task, {}).values()]

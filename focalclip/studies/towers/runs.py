@@ -76,7 +76,7 @@ class Run:
 
 
 def run_all(runs: Sequence[Run], plan: Plan, jobs: int) -> None:
-    """Bring every run to its end, ``jobs`` at a time, a line for each; failures are noted and do not stop the others.
+    """Finish every run, ``jobs`` at a time, with a line for each; a failure is recorded and does not stop the others.
 
     Interrupted, it passes SIGTERM on, and the runs save where they are.
     """
@@ -123,7 +123,7 @@ def _shares(jobs: int) -> list[list[int]]:
 
 @contextmanager
 def terminable() -> Iterator[None]:
-    """Within it SIGTERM, too, becomes a KeyboardInterrupt, on which all processes begun here are ended."""
+    """Context in which SIGTERM raises KeyboardInterrupt too, on which all processes started here are terminated."""
     usual = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -99,7 +99,7 @@ def test_repeated_captions_are_counted_and_bound_the_recall(tmp_path):
     result = run(data)
     assert result.text_to_image.recall[1].ceiling == 0.5
     assert result.text_to_image.recall[1].value <= 0.5
-    assert "3 of 4 captions also stand under another image" in retrieval_table(result)
+    assert "3 of 4 captions also belong to another image" in retrieval_table(result)
     merged = run(data.merged())
     assert merged.to_json()["protocol"] == "merged_captions"
     assert merged.text_to_image.queries == 2
