@@ -1,8 +1,7 @@
-"""Two real ranks under DeepSpeed's launcher give the run of one process, and stop and resume together."""
+"""Two real ranks give the run of one process, and stop and resume together, also under DeepSpeed's launcher."""
 
 import os
 import shutil
-import signal
 
 import helpers_run
 import pytest
@@ -38,15 +37,12 @@ def test_two_ranks_give_the_losses_of_one(two_ranks, one_process):
 def test_two_ranks_stop_together_and_resume_bit_for_bit(two_ranks, tmp_path, shards):
     stage, expected = two_ranks
     args = ["--train.zero-stage", str(stage), "--train.save-every", "100"]
-    process = helpers_run.start(tmp_path, shards, *args, ranks=2)
+    process = helpers_run.start(tmp_path, shards, *args, ranks=2, launched=True)
     run_dir = tmp_path / "runs" / "tiny"
     helpers_run.wait_for_lines(run_dir, 2)
-    if stage == 1:
-        os.killpg(process.pid, signal.SIGTERM)
-    else:
-        process.terminate()  # the `deepspeed` command alone
+    process.terminate()  # the `deepspeed` command alone
     out, err = process.communicate(timeout=60)
-    assert ("SIGTERM received: saved step" if stage == 1 else "deepspeed has ended: saved step") in out, out + err
+    assert "deepspeed has ended: saved step" in out, out + err
     assert len(helpers_run.losses(run_dir)) < len(expected)
 
     result = helpers_run.run(tmp_path, shards, *args, "--resume", ranks=2)

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import helpers_run
 import torch
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["torch", "torch.distributed"])
 
 
 def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout: float = 120) -> list[Any]:
     """Run ``function(*args)`` on ``world_size`` gloo ranks and return what each returned, rank by rank."""
+    helpers_run.preload()
     with tempfile.TemporaryDirectory() as folder:
         processes = [
             _context.Process(target=_rank_main, args=(function, rank, world_size, folder, args), daemon=True)

@@ -1,6 +1,11 @@
-"""Running the pretraining command as a user does, small enough for a test."""
+"""Running the pretraining command as a user does, small enough for a test.
+
+A run is forked from a process that has imported the libraries already, so that a test pays for its work and not for
+four imports of DeepSpeed; ``launched`` starts it from nothing, as a user's shell does.
+"""
 
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -22,44 +27,134 @@ optim: {lr: 0.001, eps: 1.0e-5, warmup_steps: 2}
 train: {steps: 8, log_every: 1, save_every: 4, zero_stage: 1}
 eval: {benchmark: null}
 """
+_context = multiprocessing.get_context("forkserver")
 
 
-def command(folder: Path, shards: Path, *args: str, ranks: int = 0) -> list[str]:
-    """The command line; ``ranks`` 0 is plain python, else DeepSpeed's launcher."""
+def preload() -> None:
+    """What processes of tests import, once for all of them; before the first is forked."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # as the engine sets it before it imports DeepSpeed
+    libraries = ["torch", "torch.distributed", "torch.utils.tensorboard", "deepspeed", "open_clip"]
+    late = ["deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.checkpoint.ds_to_universal"]
+    ours = ["focalclip.cli.pretrain", "focalclip.training.run", "focalclip.evaluation.zeroshot"]
+    _context.set_forkserver_preload([*libraries, *late, *ours])
+
+
+class Forked:
+    """The ranks of a forked run, with the surface of ``subprocess.Popen`` that tests use."""
+
+    def __init__(self, words: list[str], folder: Path, ranks: int):
+        preload()
+        self.args = words
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "DEEPSPEED_TIMEOUT": "2"}
+        self._outputs, self.processes = [], []
+        for rank in range(max(1, ranks)):
+            number = time.monotonic_ns()
+            outputs = [folder / f".{number}.{kind}.log" for kind in ("out", "err")]
+            if ranks:
+                place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_SIZE": ranks}
+                address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                environment = environment | {name: str(value) for name, value in place.items()} | address
+            process = _context.Process(target=_command, args=(words, environment, *outputs))
+            process.start()
+            self._outputs.append(outputs)
+            self.processes.append(process)
+        self.pid = self.processes[0].pid
+
+    def send_signal(self, number: int) -> None:
+        """To every process of every rank, as a terminal and a scheduler do."""
+        for process in self.processes:
+            os.killpg(process.pid, number)
+
+    def communicate(self, timeout: float) -> tuple[str, str]:
+        """Wait for all ranks; what they printed on both streams."""
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, end - time.monotonic()))
+        if any(process.is_alive() for process in self.processes):
+            raise subprocess.TimeoutExpired(self.args, timeout, *self._printed())
+        return self._printed()
+
+    @property
+    def returncode(self) -> int:
+        """The first status of a rank that is not 0."""
+        return next((process.exitcode for process in self.processes if process.exitcode), 0)
+
+    def _printed(self) -> tuple[str, str]:
+        out, err = ("".join(path.read_text() for path in paths) for paths in zip(*self._outputs, strict=True))
+        return out, err
+
+
+def _command(words: list[str], environment: dict[str, str], out: Path, err: Path) -> None:
+    """The body of a forked rank: the command, in a process group and with streams of its own."""
+    os.setsid()
+    for stream, path in ((sys.stdout, out), (sys.stderr, err)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), stream.fileno())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)  # of this process: the system's own, not that of the tests
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = words[1:]
+    from focalclip.cli.pretrain import main
+
+    raise SystemExit(main())
+
+
+def command(folder: Path, shards: Path, *args: str) -> list[str]:
+    """The command line of one process."""
     config = folder / "tiny.yaml"
     config.write_text(TINY)
     script = [str(ROOT / "scripts/pretrain.py"), "--config", str(config), "--runs-dir", str(folder / "runs")]
-    start = [sys.executable]
-    if ranks:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        start += ["-m", "deepspeed.launcher.runner", "-q", "--num_gpus", str(ranks), "--master_port", str(port)]
-    return [*start, *script, "--data.train", str(shards), *args]
+    return [sys.executable, *script, "--data.train", str(shards), *args]
 
 
-def run(folder: Path, shards: Path, *args: str, ranks: int = 0, timeout: float = 200) -> subprocess.CompletedProcess:
-    """Run to the end in a process group of its own, which is killed if it does not end."""
-    process = start(folder, shards, *args, ranks=ranks)
+def run(
+    folder: Path, shards: Path, *args: str, ranks: int = 0, launched: bool = False, timeout: float = 200
+) -> subprocess.CompletedProcess:
+    """Run to the end; what does not end in time is killed. ``ranks`` 0 is one process without a launcher."""
+    process = start(folder, shards, *args, ranks=ranks, launched=launched)
     try:
         out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        raise AssertionError("timed out:\n" + "".join(process.communicate())) from None
+    except subprocess.TimeoutExpired as late:
+        process.send_signal(signal.SIGKILL)
+        raise AssertionError(f"timed out:\n{late.output}\n{late.stderr}") from None
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def start(folder: Path, shards: Path, *args: str, ranks: int = 0) -> subprocess.Popen:
-    """Start in a process group of its own."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DEEPSPEED_TIMEOUT": "2"}
-    return subprocess.Popen(
-        command(folder, shards, *args, ranks=ranks),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
+def start(folder: Path, shards: Path, *args: str, ranks: int = 0, launched: bool = False) -> "Forked | Launched":
+    """Start in process groups of its own; ``launched`` with ranks is DeepSpeed's launcher, without it plain python."""
+    words = command(folder, shards, *args)
+    return Launched(words, ranks) if launched else Forked(words, folder, ranks)
+
+
+class Launched(subprocess.Popen):
+    """A run started from nothing: by ``python`` or, with ranks, by the ``deepspeed`` command."""
+
+    def __init__(self, words: list[str], ranks: int):
+        if ranks:
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            launcher = ["-m", "deepspeed.launcher.runner", "-q", "--num_gpus", str(ranks), "--master_port", str(port)]
+            words = [words[0], *launcher, *words[1:]]
+        super().__init__(
+            words,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "DEEPSPEED_TIMEOUT": "2"},
+            start_new_session=True,
+        )
+
+    def send_signal(self, number: int) -> None:
+        """To the whole process group; :meth:`terminate` reaches the command alone."""
+        os.killpg(self.pid, number)
+
+    def terminate(self) -> None:
+        """SIGTERM to the command alone, as ``kill PID`` does."""
+        os.kill(self.pid, signal.SIGTERM)
 
 
 def metrics(run_dir: Path) -> list[dict]:
