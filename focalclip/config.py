@@ -254,6 +254,11 @@ class TrainConfig(Strict):
     """Steps between checkpoints."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that stay on disk."""
+    max_skipped_steps: int = Field(20, ge=0)
+    """Steps in a row that are skipped because their loss or gradient is not finite, before the run returns to its last
+    checkpoint and goes on with the data that follow. (fp16 may need 18 to find its loss scale.)"""
+    max_rollbacks: int = Field(1, ge=0)
+    """Times that a run returns to a checkpoint; then it stops."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

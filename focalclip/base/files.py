@@ -1,6 +1,7 @@
 """Atomic writes: a file or folder is complete or absent, however its writer ends."""
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -8,6 +9,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+_NO_DIGEST = "0" * 64
 
 
 def cache_dir() -> Path:
@@ -86,3 +89,51 @@ def write_json(path: Path, content: Any) -> Path:
         ValueError: for NaN and infinities.
     """
     return write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_sealed_json(path: Path, content: dict[str, Any]) -> Path:
+    """Write JSON whose last field is the SHA-256 of the file with zeros in its place; returns ``path``."""
+    text = json.dumps(content | {"sha256": _NO_DIGEST}, indent=2, allow_nan=False) + "\n"
+    before, _, after = text.rpartition(_NO_DIGEST)
+    return write_text(path, before + hashlib.sha256(text.encode()).hexdigest() + after)
+
+
+def read_sealed_json(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_sealed_json` wrote, without its last field.
+
+    Raises:
+        OSError: if there is no such file.
+        ValueError: if a bit of it has changed, or it has no such field.
+    """
+    data = path.read_bytes()
+    head, field, rest = data.rpartition(b'"sha256": "')
+    digest, tail = rest[: len(_NO_DIGEST)], rest[len(_NO_DIGEST) :]
+    expected = hashlib.sha256(head + field + _NO_DIGEST.encode() + tail).hexdigest()
+    if not field or digest != expected.encode():
+        raise ValueError("not the content that its hash was made of")
+    content = json.loads(data)
+    del content["sha256"]
+    return content
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left under ``folder``: files and folders under temporary names.
+
+    A folder that was moved aside for a new one which never came is put back, see :func:`whole_folder`. No other process
+    may be writing there.
+    """
+    for old in folder.glob(".*.old.tmp"):
+        final = old.with_name(old.name[1 : -len(".old.tmp")])
+        if old.is_dir() and not final.exists():
+            old.rename(final)
+    for leftover in list(folder.rglob(".*.tmp")):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

@@ -127,6 +127,7 @@ class TrainLoader:
             collate_fn=_as_is,
             worker_init_fn=_outlive_signals,
             pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # it draws a seed for the workers, or the process's generator would move
         )
         for batch in loader:
             if isinstance(batch, UserError):

@@ -2,7 +2,8 @@
 
     FOLDER/open_clip_config.json         architecture and preprocessing in open_clip's terms
     FOLDER/open_clip_model.safetensors   weights under open_clip's and timm's names
-    FOLDER/focalclip.json                our own model configuration and the provenance of the weights
+    FOLDER/focalclip.json                our own model configuration, the provenance of the weights, and the SHA-256 of
+                                         every file (its own included): what was damaged is not loaded
 
 The normalisation before the image projection is folded into the projection, so the export is a plain
 ``timm tower + linear`` model. Towers that timm does not name need ``import focalclip`` before open_clip builds them;
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from focalclip import names
 from focalclip.base.errors import UserError
-from focalclip.base.files import whole_folder
+from focalclip.base.files import file_sha256, read_sealed_json, whole_folder, write_sealed_json
 from focalclip.base.strict import from_dict
 from focalclip.config import ModelConfig, TextTowerConfig
 from focalclip.interop.register import needs_focalclip
@@ -32,7 +33,9 @@ from focalclip.models.weights import load_strictly
 
 CONFIG, WEIGHTS, OURS = "open_clip_config.json", "open_clip_model.safetensors", "focalclip.json"
 
-FORMAT = 1
+FORMAT = 2
+
+_UNSEALED = 1  # the format before, without hashes
 
 TOWER_WEIGHTS = "model.safetensors"  # of an image tower alone, as timm and transformers name it
 
@@ -64,20 +67,28 @@ def save(model: FocalCLIP, folder: str | Path, provenance: dict[str, Any] | None
 def write_files(model: FocalCLIP, folder: Path, provenance: dict[str, Any] | None = None) -> None:
     """Write the files of an exported folder into ``folder``, which exists already."""
     config = exported_config(model.config)
-    ours = {"format": FORMAT, "model": config.model_dump(mode="json"), "provenance": provenance or {}}
     if open_clip_builds(config):
         (folder / CONFIG).write_text(json.dumps(_open_clip_config(config), indent=2) + "\n")
-    (folder / OURS).write_text(json.dumps(ours, indent=2) + "\n")
     write_weights(_open_clip_weights(model), folder / WEIGHTS)
     if write_text_files := text_entry(config.text).write_files:
         names.find(write_text_files)(model, folder)
+    files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    ours = {"format": FORMAT, "model": config.model_dump(mode="json"), "provenance": provenance or {}, "files": files}
+    write_sealed_json(folder / OURS, ours)
 
 
 def write_weights(weights: dict[str, Tensor], path: Path) -> None:
-    """Write safetensors in float32."""
+    """Write safetensors in float32.
+
+    Raises:
+        UserError: if a value is not finite.
+    """
     from safetensors.torch import save_file
 
     plain = {name: x.detach().float().cpu().contiguous() for name, x in weights.items()}
+    broken = [name for name, x in plain.items() if not x.isfinite().all()]
+    if broken:
+        raise UserError(f"{len(broken)} of {len(plain)} tensors are not finite ({broken[0]}, ...); nothing was written")
     save_file(plain, path, metadata={"format": "pt"})
 
 
@@ -94,11 +105,7 @@ def read(folder: str | Path) -> FocalCLIP:
     for name in (OURS, WEIGHTS):
         if not (folder / name).is_file():
             raise UserError(f"{folder}: {name} is missing, so this is not a whole exported model; export it again")
-    ours = _read_json(folder / OURS)
-    if ours.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / OURS}: format {ours.get('format')!r} is not {FORMAT}; use the focalclip that wrote it"
-        )
+    ours = _read_whole(folder)
     config = from_dict(ModelConfig, ours.get("model", {}), str(folder / OURS))
     if text_entry(config.text).write_files:
         config = config.model_copy(update={"text": _at(config.text, str(folder))})
@@ -201,6 +208,32 @@ def _open_clip_config(config: ModelConfig) -> dict[str, Any]:
 def _at(config: TextTowerConfig, folder: str) -> TextTowerConfig:
     """A text tower whose files are in ``folder``."""
     return config.model_copy(update={"name": names.split(config.name)[0] + folder})
+
+
+def _read_whole(folder: Path) -> dict[str, Any]:
+    """``focalclip.json`` of a folder whose files are those that were written.
+
+    Raises:
+        UserError: naming the file that differs.
+    """
+    ours = _read_json(folder / OURS)
+    if ours.get("format") == _UNSEALED:
+        return ours
+    remedy = "copy or export the model again"
+    try:
+        read_sealed_json(folder / OURS)
+    except ValueError:
+        if isinstance(ours.get("format"), int) and ours["format"] > FORMAT:
+            raise UserError(
+                f"{folder / OURS}: format {ours['format']} is not {FORMAT}; use the focalclip that wrote it"
+            ) from None
+        raise UserError(f"{folder / OURS}: damaged: it differs from the hash in it; {remedy}") from None
+    for name, digest in ours["files"].items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}: {name} is missing, so this is not a whole exported model; export it again")
+        if file_sha256(folder / name) != digest:
+            raise UserError(f"{folder / name}: damaged or changed: it differs from its hash in {OURS}; {remedy}")
+    return ours
 
 
 def _read_json(path: Path) -> dict[str, Any]:

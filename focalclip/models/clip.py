@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from focalclip import names
 from focalclip.base.errors import UserError
 from focalclip.config import ModelConfig, config_dir, config_names, load_config
+from focalclip.models.draws import use_sample_draws
 from focalclip.models.image import check_image_size, create_image_tower
 from focalclip.models.norm import GlobalBatchNorm
 from focalclip.models.preprocess import eval_transform
@@ -76,6 +77,7 @@ class FocalCLIP(nn.Module):
         if config.image.activation_checkpointing:
             self.text.set_grad_checkpointing(True)  # pyrefly: ignore[not-callable]
         self.logit_scale = nn.Parameter(torch.full((1,), config.init_logit_scale))
+        use_sample_draws(self)
         self._tokenizer: Tokenizer | None = None
 
     def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:

@@ -1,31 +1,34 @@
 """Checkpoints, complete or absent.
 
     checkpoints/step-N/
-        manifest.json            TrainState, ranks, ZeRO stage, and the size of every file
+        manifest.json            TrainState, ranks, ZeRO stage, SHA-256 of every file and of itself
         buffers.pt               running statistics
         *.pt                     DeepSpeed's shards: weights, AdamW's moments, the schedule
 
 A checkpoint is written under a temporary name; once all ranks have finished, the manifest is added and the folder
-renamed. So a folder ``step-N`` is complete; a file in it whose size differs from the manifest was damaged later. The
-order of samples is a function of the seed and the position, and the generator is seeded at every step, so no state of
-random generators is saved.
+renamed. So a folder ``step-N`` is complete; a file in it whose hash differs from the manifest was damaged later, and
+none of it is loaded. Nothing that is not finite is written, and loading runs no code that a file may hold. The order of
+samples is a function of the seed and the position, draws inside the model are as well (:mod:`focalclip.models.draws`),
+and the generator is seeded at every step, so no state of random generators is saved.
 """
 
-import json
 import os
 import pickle
 import re
 import shutil
+import sys
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from focalclip.base.errors import UserError, first_line
-from focalclip.base.files import write_json
-from focalclip.base.ranks import barrier, main_only, world_size
+from focalclip.base.errors import SharedError, UserError, first_line
+from focalclip.base.files import file_sha256, read_sealed_json, write_sealed_json
+from focalclip.base.ranks import barrier, gather_objects, main_only, rank, together, world_size
 from focalclip.config import RunConfig
+from focalclip.training.engine import data_only
 
 MANIFEST, BUFFERS = "manifest.json", "buffers.pt"
 
@@ -40,6 +43,12 @@ class TrainState:
     """Samples consumed: the position at which the loader continues."""
     faults: int = 0
     """Broken samples replaced so far, on all ranks."""
+    skipped: int = 0
+    """Steps skipped so far, as their gradients were not finite."""
+    skipped_in_a_row: int = 0
+    """Of them, those since the last step that was not."""
+    rollbacks: int = 0
+    """How often the run returned to a checkpoint."""
     losses: list[float] = field(default_factory=list)
     """Losses of the steps since the last line of the log; the next line has the mean of all steps since then."""
     data: str = ""
@@ -60,92 +69,127 @@ class Checkpoint:
 def save(engine: Any, folder: Path, state: TrainState, config: RunConfig) -> Path:
     """Write ``folder/step-N`` and remove the oldest ones; all ranks call this together."""
     final, temporary = folder / f"step-{state.step}", folder / f".step-{state.step}.tmp"
-    main_only(lambda: _make_room(folder))
+    main_only(lambda: _make_room(temporary))
     engine.save_checkpoint(str(folder), tag=temporary.name, save_latest=False)  # DeepSpeed moves `latest` too early
     barrier()
     buffers = {name: buffer.cpu() for name, buffer in engine.module.named_buffers()}
     main_only(lambda: torch.save(buffers, temporary / BUFFERS))
-    facts = {"state": asdict(state), "ranks": world_size(), "zero_stage": config.train.zero_stage}
+    shares = gather_objects(together(lambda: {name: file_sha256(temporary / name) for name in _own_files(temporary)}))
+    facts = {
+        "state": asdict(state),
+        "ranks": world_size(),
+        "zero_stage": config.train.zero_stage,
+        "files": dict(sorted(item for share in shares for item in share.items())),
+    }
     main_only(lambda: _complete_with(facts, temporary, final, config.train.keep_checkpoints))
     return final
 
 
-def newest(folder: Path) -> Path | None:
-    """The complete checkpoint with the most steps, or None."""
-    found = _complete(folder)
-    return found[-1] if found else None
+def complete(folder: Path) -> list[Path]:
+    """The complete checkpoints, those with the most steps first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
 
 
-def read(path: Path, config: RunConfig) -> Checkpoint:
-    """Read the manifest of ``path`` and check that the checkpoint is undamaged and fits this run.
+def newest_sound(paths: list[Path]) -> Checkpoint | None:
+    """The first of ``paths`` that is undamaged; damaged ones before it are set aside as ``step-N.damaged``.
+
+    Every rank reads a part of the files; all ranks call this together.
+
+    Returns:
+        None where ``paths`` is empty.
 
     Raises:
-        UserError: if a file is missing or has another size, or the ZeRO stage differs.
+        SharedError: if all are damaged.
     """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        files = manifest["files"]
-        saved = Checkpoint(path, TrainState(**manifest["state"]), manifest["ranks"], manifest["zero_stage"])
-    except (OSError, json.JSONDecodeError, KeyError, TypeError):
-        raise UserError(f"{path / MANIFEST}: missing or damaged; {_remedy(path)}") from None
-    for name, size in files.items():
-        actual = (path / name).stat().st_size if (path / name).is_file() else None
-        if actual != size:
-            what = "is missing" if actual is None else f"has {actual} bytes instead of {size}"
-            raise UserError(f"{path / name} {what}: this checkpoint is damaged; {_remedy(path)}")
-    if saved.zero_stage != config.train.zero_stage:
-        raise UserError(
-            f"{path}: written with train.zero_stage={saved.zero_stage}, this run has {config.train.zero_stage}; "
-            f"add --train.zero-stage {saved.zero_stage}"
-        )
-    return saved
+    faults = []
+    for path in paths:
+        damage = [fault for fault in gather_objects(_damage(path)) if fault]
+        if not damage:
+            for damaged, fault in faults:
+                main_only(partial(_set_aside, damaged, fault, path))
+            return together(partial(_read, path))
+        faults.append((path, damage[0]))
+    if faults:
+        others = "" if len(faults) == 1 else f", and so are the {len(faults) - 1} before it"
+        raise SharedError(f"{faults[0][1]}: this checkpoint is damaged{others}; start over under another --name")
+    return None
 
 
 def load(engine: Any, saved: Checkpoint, path: Path) -> None:
-    """Restore the engine from ``path``: the checkpoint that :func:`read` accepted, or its universal form.
+    """Restore the engine from ``path``: the checkpoint that :func:`newest_sound` found, or its universal form.
 
     Raises:
         UserError: if DeepSpeed cannot read it.
     """
+    remedy = f"remove the folder {saved.path} to continue from the one before it"
     try:
-        loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
+        with data_only():
+            loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
+            # DeepSpeed's universal form has parameters only: running statistics would be reset without an error.
+            buffers = torch.load(saved.path / BUFFERS, weights_only=True)
     except (RuntimeError, OSError, EOFError, KeyError, AssertionError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path}: cannot be loaded ({first_line(error)}); {_remedy(path)}") from None
+        raise UserError(f"{path}: cannot be loaded ({first_line(error)}); {remedy}") from None
     if loaded is None:
-        raise UserError(f"{path}: DeepSpeed found no checkpoint in it; {_remedy(path)}")
-    # DeepSpeed's universal form has parameters only: running statistics would be reset without an error.
-    buffers = torch.load(saved.path / BUFFERS, weights_only=True)
+        raise UserError(f"{path}: DeepSpeed found no checkpoint in it; {remedy}")
     for name, buffer in engine.module.named_buffers():
         buffer.copy_(buffers[name])
 
 
-def _make_room(folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for unfinished in folder.glob(".step-*.tmp"):  # of a killed run
-        shutil.rmtree(unfinished)
+def _read(path: Path) -> Checkpoint:
+    manifest = read_sealed_json(path / MANIFEST)
+    return Checkpoint(path, TrainState(**manifest["state"]), manifest["ranks"], manifest["zero_stage"])
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the manifest or with one of this rank's share of the files."""
+    try:
+        files = read_sealed_json(path / MANIFEST)["files"]
+    except (OSError, ValueError, KeyError):
+        return f"{path / MANIFEST} is missing or damaged"
+    for name in sorted(files)[rank() :: world_size()]:
+        try:
+            if file_sha256(path / name) != files[name]:
+                return f"{path / name} differs from its hash in {MANIFEST}"
+        except OSError as error:
+            return f"{path / name} cannot be read ({error.strerror})"
+    return None
+
+
+def _set_aside(damaged: Path, fault: str, sound: Path) -> None:
+    aside = damaged.with_name(f"{damaged.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    damaged.rename(aside)
+    print(f"{fault}: set aside as {aside.name}; going back to {sound.name}", file=sys.stderr)
+
+
+def _make_room(temporary: Path) -> None:
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    if temporary.exists():  # of an attempt that failed, such as on a full disk
+        shutil.rmtree(temporary)
 
 
 def _complete_with(facts: dict[str, Any], temporary: Path, final: Path, keep: int) -> None:
     """Add the manifest, give the folder its name, and remove the oldest ones."""
-    sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in _files(temporary)}
-    write_json(temporary / MANIFEST, facts | {"files": sizes})
+    write_sealed_json(temporary / MANIFEST, facts)
     for path in [*_files(temporary), temporary]:
         _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
+    leaving = [_out_of_the_way(final)] if final.exists() else []
     temporary.rename(final)
-    for old in _complete(final.parent)[:-keep]:
+    _sync(final.parent)
+    leaving += [_out_of_the_way(old) for old in complete(final.parent)[keep:]]
+    for old in leaving:
         shutil.rmtree(old)
 
 
-def _complete(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step-")))
+def _out_of_the_way(path: Path) -> Path:
+    """Give a checkpoint that is to be removed a temporary name, so that none is ever there in part."""
+    return path.rename(path.with_name(f".{path.name}.old.tmp"))
 
 
-def _remedy(path: Path) -> str:
-    others = [other.name for other in _complete(path.parent) if other != path]
-    fall_back = f"continue from {others[-1]}" if others else "start over under another --name"
-    return f"remove the folder {path} to {fall_back}"
+def _own_files(folder: Path) -> list[str]:
+    """This rank's share of the files, by name."""
+    return [str(path.relative_to(folder)) for path in _files(folder)[rank() :: world_size()]]
 
 
 def _files(folder: Path) -> list[Path]:

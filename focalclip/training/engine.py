@@ -2,18 +2,22 @@
 
 import ctypes
 import logging
+import math
 import os
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from focalclip.base.errors import UserError
 from focalclip.base.ranks import join, rank, world_size
 from focalclip.config import RunConfig
 from focalclip.training.optim import create_optimizer, create_schedule
+
+_DATA_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -64,7 +68,8 @@ def deepspeed_config(config: RunConfig, ranks: int) -> dict[str, Any]:
         "train_batch_size": config.data.batch_size,
         "train_micro_batch_size_per_gpu": config.data.batch_size // ranks // config.train.accumulation,
         "gradient_accumulation_steps": config.train.accumulation,
-        "gradient_clipping": config.optim.clip_grad_norm,  # always written: DeepSpeed's default is 1.0, not off
+        # Always written: DeepSpeed's default is 1.0, not off. At ZeRO 0 it would neither tell the norm nor look at it.
+        "gradient_clipping": config.optim.clip_grad_norm if config.train.zero_stage else 0.0,
         "zero_optimization": {"stage": config.train.zero_stage},
         "steps_per_print": 10**9,
     }
@@ -86,6 +91,8 @@ def create_engine(model: nn.Module, config: RunConfig, total_steps: int, load_un
 
     model = model.to(device())
     optimizer = create_optimizer(model, config.optim)
+    if config.train.zero_stage == 0:
+        _clip_or_skip(optimizer, model, config.optim.clip_grad_norm)
     schedule: Any = torch.optim.lr_scheduler.LambdaLR(optimizer, create_schedule(config.optim, total_steps))
     settings = deepspeed_config(config, world_size()) | {"checkpoint": {"load_universal": load_universal}}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
@@ -112,9 +119,83 @@ def full_weights(engine: Any) -> AbstractContextManager:
     return deepspeed.zero.GatheredParameters(list(engine.module.parameters()) if sharded else [], enabled=sharded)
 
 
+def finish_step(engine: Any) -> Tensor:
+    """What one optimiser step leaves to do; called after it, by all ranks.
+
+    A step whose gradient is not finite has moved neither weights nor moments: at ZeRO 0 by :func:`_clip_or_skip`, above
+    by DeepSpeed. DeepSpeed does not move the schedule then either, which here depends on the number of steps alone.
+
+    Returns:
+        Norm of the whole gradient before clipping, 0-dim float32 on the device; not finite where the step was skipped.
+    """
+    if not engine.was_step_applied():
+        engine.lr_scheduler.step()
+    return torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=device()).reshape(())
+
+
+def is_finite(engine: Any) -> bool:
+    """Whether this rank's weights, running statistics and optimiser state are all finite; waits for the device."""
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)  # ZeRO wraps it
+    masters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = [x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+    tensors = [*engine.module.parameters(), *running_statistics(engine.module), *masters, *moments]
+    checks = [x.detach().isfinite().all() for x in tensors if x.is_floating_point()]
+    return bool(torch.stack([check.to(device()) for check in checks]).all())
+
+
+@contextmanager
+def data_only() -> Iterator[None]:
+    """Within this context, also in processes it starts, ``torch.load`` runs no code, whatever its caller asks for.
+
+    DeepSpeed 0.19 loads with ``weights_only=False``. Its own classes that its files hold are allowed.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaleProfile, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    allowed: list[Any] = [DynamicLossScaler, LossScaler, LossScaleProfile, ZeroStageEnum, fragment_address]
+    before = os.environ.get(_DATA_ONLY)
+    os.environ[_DATA_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals(allowed):
+            yield
+    finally:
+        if before is None:
+            del os.environ[_DATA_ONLY]
+        else:
+            os.environ[_DATA_ONLY] = before
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """The buffers that training changes: those of torch's batch normalisation and of ours."""
+    names = ("running_mean", "running_var", "num_batches_tracked")
+    return [buffer for name, buffer in module.named_buffers() if name.rpartition(".")[2] in names]
+
+
 def seed_step(seed: int, step: int) -> None:
-    """Seed the generator for draws inside the model at ``step`` (stochastic depth), so that its state is not saved."""
+    """Seed torch's generator for what a foreign tower draws from it, so that its state is not saved.
+
+    Dropout and stochastic depth do not use it, see :mod:`focalclip.models.draws`.
+    """
     torch.manual_seed(((seed * 1_000_003 + step) * 65_537 + rank()) % 2**63)
+
+
+def _clip_or_skip(optimizer: torch.optim.Optimizer, model: nn.Module, max_norm: float) -> None:
+    """Before each step, clip the gradient by its norm, or skip the step where the norm is not finite.
+
+    A fused optimiser skips on the device, so that no step waits for it; any other waits.
+    """
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def before(*_: object) -> None:
+        norm = clip_grad_norm_(model.parameters(), max_norm or math.inf)
+        optimizer._global_grad_norm = norm  # pyrefly: ignore[missing-attribute]  # where DeepSpeed looks for it
+        if getattr(optimizer, "_step_supports_amp_scaling", False):  # as torch's GradScaler asks
+            optimizer.found_inf = (~norm.isfinite()).float()  # pyrefly: ignore[missing-attribute]
+        elif not norm.isfinite():
+            optimizer.zero_grad(set_to_none=True)  # parameters without a gradient are not touched
+
+    optimizer.register_step_pre_hook(before)
 
 
 def _keep_freed_memory() -> None:

@@ -17,6 +17,7 @@ from focalclip.base.files import write_text
 from focalclip.base.ranks import gather_objects, is_main
 from focalclip.config import RunConfig
 from focalclip.training.checkpoint import TrainState
+from focalclip.training.step import StepResult
 
 SECONDS_BETWEEN_LINES = 15.0
 
@@ -25,13 +26,12 @@ class TrainLog:
     """Collects values on the device and reads them only when a line is due; only the main rank prints and writes.
 
     Raises:
-        SharedError: from :meth:`step` and :meth:`settle`, if the loss is not finite when it is read, or once more
-            samples were broken than ``data.max_faults``.
+        SharedError: from :meth:`step` and :meth:`settle`, once more samples were broken than ``data.max_faults``.
     """
 
-    def __init__(self, config: RunConfig, total_steps: int, state: TrainState, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, total_steps: int, state: TrainState) -> None:
         self.config, self.total_steps = config, total_steps
-        self._losses = list(torch.tensor(state.losses, device=device))
+        self._unread: list[tuple[Tensor, Tensor]] = []
         self._faults: list[str] = []
         self._started = self._since = self._last_line = time.perf_counter()
         self._first_step, self._images = state.step, 0
@@ -39,34 +39,31 @@ class TrainLog:
         if self._is_main:
             from torch.utils.tensorboard import SummaryWriter
 
-            _cut_after(config.run_dir / "metrics.jsonl", state.step)
-            self._file = (config.run_dir / "metrics.jsonl").open("a")
-            self._board = SummaryWriter(str(config.run_dir / "tensorboard"), purge_step=state.step + 1)
+            self._writer = SummaryWriter
+            self._open(state.step)
             self._bar = tqdm(
                 total=total_steps, initial=state.step, unit="step", desc="train", disable=None, dynamic_ncols=True
             )
 
-    def step(self, state: TrainState, loss: Tensor, scale: Tensor, lr: float, grad_norm: Any) -> None:
+    def step(self, state: TrainState, result: StepResult) -> None:
         """Record one optimiser step; write a line if one is due."""
-        self._losses.append(loss.detach().float())
+        self._unread.append((result.loss.float(), result.grad_norm))
+        self._faults += result.faults
         self._images += self.config.data.batch_size
         if self._is_main:
             self._bar.update()
         if state.step % self.config.train.log_every == 0 or state.step == self.total_steps:
             self.settle(state)
-            self._flush(state, scale, lr, grad_norm)
-
-    def fault(self, message: str) -> None:
-        """Record a broken sample that was replaced on this rank."""
-        self._faults.append(message)
+            self._flush(state, result)
 
     def settle(self, state: TrainState) -> None:
-        """Move pending losses and faults into ``state``; all ranks call this together.
+        """Move what is pending into ``state``: losses, skipped steps and faults; all ranks call this together.
 
         Raises:
-            SharedError: if a loss is not finite, or more samples were broken than ``data.max_faults``.
+            SharedError: if more samples were broken than ``data.max_faults``.
         """
-        state.losses = torch.stack(self._losses).tolist() if self._losses else []
+        if self._unread:
+            self._settle_losses(state)
         faults = [message for rank in gather_objects(self._faults) for message in rank]
         self._faults.clear()
         for message in faults:
@@ -77,12 +74,30 @@ class TrainLog:
                 f"data.max_faults: {state.faults} broken samples, more than {limit}; "
                 "repair the shards named above or raise data.max_faults"
             )
-        broken = [loss for loss in state.losses if not math.isfinite(loss)]
-        if broken:  # losses are equal on all ranks, so all stop together
-            raise SharedError(
-                f"the loss became {broken[0]} at or before step {state.step}; "
-                "start another run (--name) with a lower optim.lr or more optim.warmup_steps"
-            )
+
+    def _settle_losses(self, state: TrainState) -> None:
+        first = state.step - len(self._unread) + 1
+        values = torch.stack([torch.stack(pair) for pair in self._unread]).tolist()  # one wait for the device
+        self._unread.clear()
+        for step, (loss, grad_norm) in enumerate(values, first):
+            if math.isfinite(grad_norm):
+                state.losses.append(loss)
+                state.skipped_in_a_row = 0
+            else:
+                state.skipped += 1
+                state.skipped_in_a_row += 1
+                self.say(f"step {step}: skipped, as its loss is {loss:g} and the norm of its gradient {grad_norm:g}")
+
+    def rewind(self, state: TrainState) -> None:
+        """Forget the steps after ``state``, which a run has returned to."""
+        self._unread.clear()
+        self._since, self._images = time.perf_counter(), 0
+        if self._is_main:
+            self._file.close()
+            self._board.close()
+            self._open(state.step)
+            self._bar.n = state.step
+            self._bar.refresh()
 
     def evaluation(self, state: TrainState, values: dict[str, float], seconds: float) -> None:
         """Record an evaluation: fractions by name, and its seconds, which do not count in the speed of training."""
@@ -109,29 +124,37 @@ class TrainLog:
             self._file.close()
             self._board.close()
 
-    def _flush(self, state: TrainState, scale: Tensor, lr: float, grad_norm: Any) -> None:
+    def _open(self, step: int) -> None:
+        """Open the files behind ``step``."""
+        _cut_after(self.config.run_dir / "metrics.jsonl", step)
+        self._file = (self.config.run_dir / "metrics.jsonl").open("a")
+        self._board = self._writer(str(self.config.run_dir / "tensorboard"), purge_step=step + 1)
+
+    def _flush(self, state: TrainState, result: StepResult) -> None:
         now = time.perf_counter()
         values = {
             "step": state.step,
             "samples": state.samples,
-            "loss": fmean(state.losses),
-            "scale": scale.item(),
-            "lr": lr,
+            "loss": fmean(state.losses) if state.losses else None,  # of no step: all were skipped
+            "scale": _finite(result.scale.item()),
+            "lr": result.lr,
+            "grad_norm": _finite(result.grad_norm.item()),
             "images_per_second": self._images / (now - self._since),
             "faults": state.faults,
+            "skipped": state.skipped,
         }
-        if grad_norm is not None:
-            values["grad_norm"] = float(grad_norm)
-        self._since, self._images, self._losses, state.losses = now, 0, [], []
+        self._since, self._images, state.losses = now, 0, []
         if self._is_main:
             self._write(values, now)
 
     def _write(self, values: dict[str, Any], now: float) -> None:
-        self._file.write(json.dumps(values) + "\n")
+        self._file.write(json.dumps(values, allow_nan=False) + "\n")
         self._file.flush()
-        for name in values.keys() - {"step", "samples"}:
-            self._board.add_scalar(f"train/{name}", values[name], values["step"])
-        shown = f"loss {values['loss']:.3f}, scale {values['scale']:.1f}"
+        for name, value in values.items():
+            if name not in ("step", "samples") and value is not None:
+                self._board.add_scalar(f"train/{name}", value, values["step"])
+        loss = "not finite" if values["loss"] is None else f"{values['loss']:.3f}"
+        shown = f"loss {loss}, scale {values['scale'] or math.nan:.1f}"
         shown += f", {values['images_per_second']:.0f} images/s"
         self._bar.set_postfix_str(shown, refresh=False)
         if self._bar.disable and (now - self._last_line > SECONDS_BETWEEN_LINES or values["step"] == self.total_steps):
@@ -139,6 +162,11 @@ class TrainLog:
             left = (now - self._started) / (values["step"] - self._first_step) * (self.total_steps - values["step"])
             line = f"step {values['step']}/{self.total_steps}: {shown}, {tqdm.format_interval(left)} left"
             print(line, file=sys.stderr, flush=True)
+
+
+def _finite(value: float) -> float | None:
+    """``value``, or None, as JSON has no word for what is not finite."""
+    return value if math.isfinite(value) else None
 
 
 def _cut_after(path: Path, step: int) -> None:

@@ -4,14 +4,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from focalclip.config import RunConfig
 from focalclip.data.loader import TrainLoader
 from focalclip.training.checkpoint import TrainState
-from focalclip.training.engine import seed_step
 from focalclip.training.log import TrainLog
-from focalclip.training.step import Loss, micro_step
+from focalclip.training.step import Loss, Stepper
 from focalclip.training.stop import StopRequest
 
 
@@ -27,43 +24,40 @@ class Trainer:
     total_steps: int
     log: TrainLog
     stop: StopRequest
-    save: Callable[["Trainer"], None]
+    save: Callable[["Trainer"], bool]
+    """Writes a checkpoint and the model; false, with nothing written, where they are not finite."""
+    roll_back: Callable[["Trainer", str], None]
+    """Returns to the last checkpoint for the reason given."""
     evaluate: Callable[["Trainer"], None]
 
 
 def train(run: Trainer) -> bool:
     """Train until ``total_steps`` are done or a stop is agreed; save in either case.
 
+    A step whose gradient is not finite is skipped and counted; after ``train.max_skipped_steps`` in a row, or where the
+    weights themselves are not finite, the run returns to its last checkpoint and goes on with the data that follow.
+
     Returns:
         Whether the run is finished.
     """
     run.engine.train()
+    take_step = Stepper(run.engine, run.loss, run.config)
     batches = iter(run.loader)
     stopped = False
     while run.state.step < run.total_steps and not stopped:
-        seed_step(run.config.seed, run.state.step)
-        lr = run.engine.get_lr()[0]
-        losses = []
-        for _ in range(run.config.train.accumulation):
-            batch = next(batches)
-            for message in batch.faults:
-                run.log.fault(message)
-            loss, scale = micro_step(run.engine, batch, run.loss, run.config)
-            losses.append(loss)
+        result = take_step(batches, run.state.step)
         run.state.step += 1
         run.state.samples += run.config.data.batch_size
-        run.log.step(
-            run.state,
-            loss=torch.stack(losses).mean(),
-            scale=scale,
-            lr=lr,
-            grad_norm=run.engine.get_global_grad_norm(),
-        )
+        run.log.step(run.state, result)
         stopped = run.stop.agreed()
-        if stopped or run.state.step % run.config.train.save_every == 0 or run.state.step == run.total_steps:
+        is_saving = stopped or run.state.step % run.config.train.save_every == 0 or run.state.step == run.total_steps
+        if is_saving:
             run.log.settle(run.state)
-            run.save(run)
-        if _is_evaluation_due(run) and not stopped:
+        if run.state.skipped_in_a_row > run.config.train.max_skipped_steps:
+            run.roll_back(run, f"{run.state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite")
+        elif is_saving and not run.save(run):
+            run.roll_back(run, "the weights are not finite")
+        elif _is_evaluation_due(run) and not stopped:
             run.evaluate(run)
     return run.state.step == run.total_steps
 

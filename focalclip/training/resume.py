@@ -19,15 +19,28 @@ _FREE_ON_RESUME: Any = {
     "eval": True,
     "model": {"image": {"activation_checkpointing"}},
     "data": {"train", "workers", "max_faults"},  # the shards are compared by their fingerprint
-    "train": {"zero_stage", "log_every", "save_every", "keep_checkpoints"},  # checkpoint.read compares the stage
+    "train": {  # the stage is compared with the checkpoint's
+        "zero_stage",
+        "log_every",
+        "save_every",
+        "keep_checkpoints",
+        "max_skipped_steps",
+        "max_rollbacks",
+    },
 }
 
 
-def find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
-    """The checkpoint to continue from, if it belongs to this configuration; nothing is written yet.
+# DeepSpeed's own command, in a process of its own, but without running code that a file may hold
+_CONVERT = """
+from deepspeed.checkpoint.ds_to_universal import main, parse_arguments
+from focalclip.training.engine import data_only
+with data_only():
+    main(parse_arguments())
+"""
 
-    Returns:
-        The newest complete checkpoint of the run directory; None if it has none.
+
+def find_checkpoints(config: RunConfig, resume: bool) -> list[Path]:
+    """The checkpoints to continue from, the newest first, if they belong to this configuration; nothing is written yet.
 
     Raises:
         UserError: if the directory holds a run and ``resume`` was not asked for, or a run of another configuration.
@@ -35,13 +48,27 @@ def find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
     folder = config.run_dir
     if Path(config.runs_dir).exists() and not Path(config.runs_dir).is_dir():
         raise UserError(f"runs_dir: {config.runs_dir} is a file; name a folder")
-    found = checkpoint.newest(folder / "checkpoints")
-    if found is None:
-        return None
-    if not resume:
-        raise UserError(f"{folder}: holds a run at {found.name}; continue it with --resume, or choose another --name")
-    check_same_run(load_yaml(RunConfig, folder / "config.yaml"), config)
-    return checkpoint.read(found, config)
+    found = checkpoint.complete(folder / "checkpoints")
+    if found and not resume:
+        raise UserError(
+            f"{folder}: holds a run at {found[0].name}; continue it with --resume, or choose another --name"
+        )
+    if found:
+        check_same_run(load_yaml(RunConfig, folder / "config.yaml"), config)
+    return found
+
+
+def check_zero_stage(saved: Checkpoint, config: RunConfig) -> None:
+    """Check that a checkpoint was written at the ZeRO stage of this run.
+
+    Raises:
+        UserError: naming both.
+    """
+    if saved.zero_stage != config.train.zero_stage:
+        raise UserError(
+            f"{saved.path}: written with train.zero_stage={saved.zero_stage}, this run has {config.train.zero_stage}; "
+            f"add --train.zero-stage {saved.zero_stage}"
+        )
 
 
 def check_same_run(before: RunConfig, now: RunConfig) -> None:
@@ -95,7 +122,7 @@ def loadable(saved: Checkpoint, ranks: int) -> tuple[Path, bool]:
 def _convert(saved: Checkpoint, target: Path, ranks: int) -> None:
     clean_up(target)
     target.parent.mkdir()
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command = [sys.executable, "-c", _CONVERT, "--inject_missing_state"]
     command += ["--input_folder", str(saved.path), "--output_folder", str(target)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:

@@ -11,7 +11,7 @@ import torch
 
 from focalclip.base import __version__
 from focalclip.base.errors import SharedError, UserError
-from focalclip.base.files import write_text
+from focalclip.base.files import remove_leftovers, write_text
 from focalclip.base.ranks import barrier, gather_objects, is_main, main_first, main_only, rank, together, world_size
 from focalclip.base.strict import dump_yaml
 from focalclip.config import RunConfig
@@ -22,7 +22,7 @@ from focalclip.training import checkpoint, engine, optim
 from focalclip.training.checkpoint import Checkpoint, TrainState
 from focalclip.training.log import TrainLog
 from focalclip.training.loop import Trainer, train
-from focalclip.training.resume import clean_up, find_checkpoint, loadable
+from focalclip.training.resume import check_zero_stage, clean_up, find_checkpoints, loadable
 from focalclip.training.start import start_from
 from focalclip.training.step import create_loss
 from focalclip.training.stop import StopRequest
@@ -57,9 +57,8 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
     Raises:
         UserError: for anything that the user can correct, before training starts.
     """
-    saved = together(lambda: find_checkpoint(config, resume))
-    if len(set(gather_objects(saved.path.name if saved else None))) > 1:
-        raise SharedError(f"runs_dir: {config.runs_dir} differs between ranks; name a folder that all nodes share")
+    saved = _find_checkpoint(config, resume)
+    main_only(lambda: remove_leftovers(config.run_dir))
     state = saved.state if saved else TrainState()
     model = main_first(lambda: _create_model(config, is_fresh=saved is None))
     loader = main_first(lambda: _create_loader(config, shards, model, state))
@@ -70,11 +69,13 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
         print(_introduction(config, model, loader, state, total_steps), flush=True)
     if state.step >= total_steps:  # the run may have been killed after its last checkpoint, before the export
         _export(deepspeed_engine, config, state)
-    log = together(lambda: TrainLog(config, total_steps, state, engine.device()))
+    log = together(lambda: TrainLog(config, total_steps, state))
     with closing(log), StopRequest(engine.device()) as stop:
         evaluate = _Evaluation(config, measure)
         loss = create_loss(config.loss, model.outputs)
-        run = Trainer(config, deepspeed_engine, loss, loader, state, total_steps, log, stop, _save, evaluate)
+        run = Trainer(
+            config, deepspeed_engine, loss, loader, state, total_steps, log, stop, _save, _roll_back, evaluate
+        )
         finished = train(run)
     if not finished and is_main():
         reason = f"{stop.reason}: " if stop.reason else ""
@@ -82,10 +83,48 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
     return finished
 
 
-def _save(run: Trainer) -> None:
-    """Write a checkpoint, and the model in the form that others load."""
+def _find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
+    """The checkpoint to continue from, the same on all ranks; None: start from step 0."""
+    found = together(lambda: find_checkpoints(config, resume))
+    if len(set(gather_objects(tuple(path.name for path in found)))) > 1:
+        raise SharedError(f"runs_dir: {config.runs_dir} differs between ranks; name a folder that all nodes share")
+    saved = checkpoint.newest_sound(found)
+    if saved:
+        check_zero_stage(saved, config)
+    return saved
+
+
+def _save(run: Trainer) -> bool:
+    """Write a checkpoint, and the model in the form that others load; false, with nothing written, if not finite."""
+    if not all(gather_objects(engine.is_finite(run.engine))):
+        return False
     checkpoint.save(run.engine, run.config.run_dir / "checkpoints", run.state, run.config)
     _export(run.engine, run.config, run.state)
+    return True
+
+
+def _roll_back(run: Trainer, reason: str) -> None:
+    """Restore the last checkpoint; the data go on, as the same batches would end in the same way.
+
+    Raises:
+        SharedError: if there is none, or the run has returned ``train.max_rollbacks`` times already.
+    """
+    state, limit = run.state, run.config.train.max_rollbacks
+    found = together(lambda: checkpoint.complete(run.config.run_dir / "checkpoints"))
+    remedy = "start another run (--name) with a lower optim.lr or more optim.warmup_steps"
+    if not found or state.rollbacks >= limit:
+        kept = f"{found[0]} is the last sound checkpoint" if found else "there is no checkpoint to return to"
+        raise SharedError(
+            f"step {state.step}: {reason}, after {state.rollbacks} of at most {limit} returns (train.max_rollbacks); "
+            f"{kept}; {remedy}"
+        )
+    saved = checkpoint.newest_sound(found)
+    assert saved is not None
+    checkpoint.load(run.engine, saved, saved.path)
+    run.log.say(f"step {state.step}: {reason}; returned to step {saved.state.step}, going on with the data that follow")
+    state.step, state.losses, state.skipped_in_a_row = saved.state.step, saved.state.losses, 0
+    state.rollbacks += 1
+    run.log.rewind(state)
 
 
 class _Evaluation:

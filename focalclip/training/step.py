@@ -1,19 +1,22 @@
-"""One micro-batch: forward, loss, backward, and the optimiser where it is due."""
+"""One optimiser step: forward, loss and backward of each micro-batch, then the optimiser if the gradient is finite."""
 
 import inspect
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import SharedError, UserError
 from focalclip.base.strict import nearest, options_of
 from focalclip.config import LossConfig, RunConfig
 from focalclip.data.loader import Batch
 from focalclip.losses import LOSSES
+from focalclip.models.draws import sample_draws
 from focalclip.models.preprocess import normalize
 from focalclip.names import find
-from focalclip.training.engine import device, input_dtype
+from focalclip.training.engine import device, finish_step, input_dtype, running_statistics, seed_step
 
 Loss = Callable[[dict[str, Tensor], Tensor], Tensor]
 """From the model's outputs by name and the labels (b,) to the 0-dim loss of the global batch."""
@@ -51,16 +54,79 @@ def create_loss(config: LossConfig, outputs: Collection[str]) -> Loss:
     return loss
 
 
+@dataclass(frozen=True)
+class StepResult:
+    """What one step has done; tensors are detached and on the device."""
+
+    loss: Tensor
+    """0-dim: mean over the micro-batches."""
+    scale: Tensor
+    """[1]: of the cosines."""
+    lr: float
+    grad_norm: Tensor
+    """0-dim: norm of the whole gradient before clipping; not finite where the step was skipped."""
+    faults: list[str]
+    """Broken samples that were replaced on this rank."""
+
+
+class Stepper:
+    """Takes optimiser steps; one whose loss or gradient is not finite changes nothing, running statistics included.
+
+    Args:
+        engine: DeepSpeed's.
+        loss: see :func:`create_loss`.
+        config: of the run.
+    """
+
+    def __init__(self, engine: Any, loss: Loss, config: RunConfig) -> None:
+        self._engine, self._loss, self._config = engine, loss, config
+        self._statistics = running_statistics(engine.module)
+
+    def __call__(self, batches: Iterator[Batch], step: int) -> StepResult:
+        """Take step number ``step``, counted from 0, with the next micro-batches; all ranks call this together.
+
+        Raises:
+            SharedError: if no loss scale is left at which fp16 holds the gradient.
+        """
+        lr = self._engine.get_lr()[0]
+        before = [x.clone() for x in self._statistics]
+        losses, scale, faults = [], None, []
+        seed_step(self._config.seed, step)
+        for _ in range(self._config.train.accumulation):
+            batch = next(batches)
+            faults += batch.faults
+            with sample_draws(self._config.seed, step, batch.positions.to(device())):
+                loss, scale = micro_step(self._engine, batch, self._loss, self._config)
+            losses.append(loss)
+        assert scale is not None
+        grad_norm = finish_step(self._engine)
+        was_applied = grad_norm.isfinite()
+        for now, then in zip(self._statistics, before, strict=True):
+            now.copy_(torch.where(was_applied, now, then))
+        return StepResult(torch.stack(losses).mean(), scale, lr, grad_norm, faults)
+
+
 def micro_step(engine: Any, batch: Batch, loss: Loss, config: RunConfig) -> tuple[Tensor, Tensor]:
     """Forward, loss over the global micro-batch, backward, the optimiser where due.
 
     Returns:
         Loss (0-dim) and scale of the cosines ([1]), both detached.
+
+    Raises:
+        SharedError: if no loss scale is left at which fp16 holds the gradient.
     """
     image_config = config.model.image
     images = normalize(batch.images.to(device()), image_config.mean, image_config.std, input_dtype(config))
     outputs = engine(images, batch.tokens.to(device()))
     value = loss(outputs, batch.labels.to(device()))
-    engine.backward(value)
-    engine.step()
+    # times 1, or NaN where the loss is not finite: its gradient may be finite and must be skipped, too
+    engine.backward(value * (1 + 0 * value.detach()))
+    try:
+        engine.step()
+    except Exception as error:
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise SharedError(
+            "train.precision=fp16: the gradient overflows at every loss scale; use bf16, or a lower optim.lr"
+        ) from None
     return value.detach(), outputs["scale"].detach()

@@ -142,7 +142,7 @@ def test_a_map_size_first_seen_in_inference_mode_can_be_trained_on():
 
 def test_drop_path_grows_linearly_and_acts_only_in_training():
     tower = FocalNet(FocalNetConfig(embed_dim=8, depths=(2, 1, 2), drop_path=0.4))
-    rates = [block.drop_path.rate for stage in tower.layers for block in stage.blocks]
+    rates = [block.drop_path1.rate for stage in tower.layers for block in stage.blocks]
     assert rates == pytest.approx([0, 0.1, 0.2, 0.3, 0.4])
     images = torch.randn(8, 3, 32, 32)
     assert not torch.equal(tower.train()(images), tower(images))

@@ -45,7 +45,10 @@ class PlainEngine:
         return [self.optimizer.param_groups[0]["lr"]]
 
     def get_global_grad_norm(self):
-        return None
+        return 1.0
+
+    def was_step_applied(self):
+        return True
 
 
 class StopAfter:
@@ -78,11 +81,10 @@ def losses(tmp_path, shards):
                 Dealing(start=state.samples),
             )
             loss = create_loss(config.loss, FocalCLIP.outputs)
-            with closing(TrainLog(config, STEPS, state, torch.device("cpu"))) as log:
+            with closing(TrainLog(config, STEPS, state)) as log:
                 end = StopAfter(state, stop)
-                train(
-                    Trainer(config, engine, loss, loader, state, STEPS, log, end, lambda run: None, lambda run: draw())
-                )
+                parts = config, engine, loss, loader, state, STEPS, log, end
+                train(Trainer(*parts, save=lambda run: True, roll_back=None, evaluate=lambda run: draw()))
         return helpers_run.losses(config.run_dir)
 
     return run
@@ -98,11 +100,5 @@ def test_without_stochastic_depth_a_run_resumes_bit_for_bit(losses):
     assert losses(drop_path=0.0, stops=[3]) == losses(drop_path=0.0)
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="a loader draws its base seed from the global generator at its first batch, after seed_step: the first step "
-    "of every process has other masks than the same step of an undisturbed run",
-)
 def test_with_stochastic_depth_a_run_resumes_bit_for_bit(losses):
     assert losses(drop_path=0.5, stops=[3]) == losses(drop_path=0.5)

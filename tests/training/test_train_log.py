@@ -2,6 +2,7 @@
 
 import json
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from focalclip.config import RunConfig
 from focalclip.training import engine
 from focalclip.training.checkpoint import TrainState
 from focalclip.training.log import TrainLog
+from focalclip.training.step import StepResult
 
 
 @pytest.fixture
@@ -24,12 +26,12 @@ def config(tmp_path):
 
 
 def _steps(config, state, losses, faults=(), scale=1.0):
-    with closing(TrainLog(config, 6, state, torch.device("cpu"))) as log:
-        for message in faults:
-            log.fault(message)
+    with closing(TrainLog(config, 6, state)) as log:
         for loss in losses:
             state.step += 1
-            log.step(state, torch.tensor(loss), torch.full((1,), scale), lr=0.1, grad_norm=None)
+            norm = torch.tensor(loss)  # not finite where the loss is not
+            log.step(state, StepResult(torch.tensor(loss), torch.full((1,), scale), 0.1, norm, list(faults)))
+            faults = ()
         log.settle(state)
     return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
 
@@ -41,13 +43,13 @@ def test_losses_and_faults_since_the_last_line_survive_a_stop(config, capsys):
     assert state.losses == [4.0]
     assert "replaced a broken sample: 00000.tar: 7: no image" in capsys.readouterr().err
 
-    lines = _steps(config, TrainState(state.step, state.samples, state.faults, state.losses), [5.0, 6.0])
+    lines = _steps(config, replace(state), [5.0, 6.0])
     assert [(line["step"], line["loss"], line["faults"]) for line in lines] == [(3, 2.0, 1), (6, 5.0, 1)]
 
 
 def test_a_line_has_the_scale_of_the_cosines_and_so_has_the_terminal(config, capsys):
     lines = _steps(config, TrainState(), [1.0, 2.0, 3.0, 1.0, 2.0, 4.5], scale=22.34)
-    keys = {"step", "samples", "loss", "scale", "lr", "images_per_second", "faults"}
+    keys = {"step", "samples", "loss", "scale", "lr", "grad_norm", "images_per_second", "faults", "skipped"}
     assert [line.keys() for line in lines] == [keys, keys]
     assert [line["scale"] for line in lines] == pytest.approx([22.34, 22.34])
     assert "step 6/6: loss 2.500, scale 22.3, " in capsys.readouterr().err
@@ -61,15 +63,21 @@ def test_too_many_faults_end_the_run(config):
         _steps(config, TrainState(faults=1), [1.0], faults=["a", "b"])
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_with_a_remedy(config):
-    with pytest.raises(SharedError, match=r"the loss became nan at or before step 3; .* lower optim.lr"):
-        _steps(config, TrainState(), [1.0, 2.0, float("nan")])
+def test_steps_that_were_skipped_are_named_counted_and_in_no_mean(config, capsys):
+    nan, inf = float("nan"), float("inf")
+    state = TrainState()
+    lines = _steps(config, state, [1.0, nan, 3.0, inf, nan, inf])
+    assert [(line["loss"], line["grad_norm"], line["skipped"]) for line in lines] == [(2.0, 3.0, 1), (None, None, 4)]
+    assert state.skipped_in_a_row == 3
+    errors = capsys.readouterr().err
+    assert "step 2: skipped, as its loss is nan and the norm of its gradient nan" in errors
+    assert "step 6/6: loss not finite" in errors
 
 
 def test_lines_after_the_checkpoint_are_cut(config):
     path = config.run_dir / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
-    TrainLog(config, 6, TrainState(step=2), torch.device("cpu")).close()
+    TrainLog(config, 6, TrainState(step=2)).close()
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 

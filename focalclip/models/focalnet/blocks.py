@@ -1,4 +1,4 @@
-"""The blocks of a FocalNet and what they are made of: patch embedding, MLP, layer scale and stochastic depth.
+"""The blocks of a FocalNet and what they are made of: patch embedding, MLP and layer scale.
 
 :class:`Block` is the paper's; :class:`UniCLBlock` is that of K-LITE's UniCL FocalNet-B (microsoft/klite,
 ``image_encoder/focal.py``), whose stem is padded by :data:`UNICL_STEM_PADDING`.
@@ -7,6 +7,7 @@
 import torch
 from torch import Tensor, nn
 
+from focalclip.models.draws import Dropout, DropPath
 from focalclip.models.focalnet.config import OVERLAP, FocalNetConfig
 from focalclip.models.focalnet.depthwise import DepthwiseConv
 from focalclip.models.focalnet.mixers import build_mixer
@@ -45,11 +46,11 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout1, self.dropout2 = Dropout(dropout), Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Any leading dimensions; the last one is ``dim``."""
-        return self.dropout(self.fc2(self.dropout(self.act(self.fc1(x)))))
+        return self.dropout2(self.fc2(self.dropout1(self.act(self.fc1(x)))))
 
 
 class LayerScale(nn.Module):
@@ -70,32 +71,13 @@ def layer_scale(dim: int, start: float | None) -> nn.Module:
     return nn.Identity() if start is None else LayerScale(dim, start)
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: drop a residual branch for whole samples (https://arxiv.org/abs/1603.09382, section 3)."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """While training, zero each sample with probability ``rate`` and scale the others by 1 / (1 - rate)."""
-        if not self.training or self.rate == 0:
-            return x
-        keep = x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(1 - self.rate)
-        return x * (keep / (1 - self.rate))
-
-    def extra_repr(self) -> str:
-        """Shown by ``print(model)``."""
-        return f"rate={self.rate:g}"
-
-
 class Block(nn.Module):
     """Focal modulation (or another mixer of positions) and MLP, each in a residual branch.
 
     Pre-norm (default)::
 
-        x = x + drop_path(ls1(modulation(norm1(x))))
-        x = x + drop_path(ls2(mlp(norm2(x))))
+        x = x + drop_path1(ls1(modulation(norm1(x))))
+        x = x + drop_path2(ls2(mlp(norm2(x))))
 
     With ``use_post_norm`` the norm comes after the modulation or MLP, still inside the branch (the residual stream
     itself is never normalised), and is named ``norm1_post`` and ``norm2_post``.
@@ -116,12 +98,12 @@ class Block(nn.Module):
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), dropout=config.dropout)
         self.norm2_post = norm(config.use_post_norm)
         self.ls2 = layer_scale(dim, config.layer_scale)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
-        x = x + self.drop_path(self.ls1(self.norm1_post(self.modulation(self.norm1(x)))))
-        return x + self.drop_path(self.ls2(self.norm2_post(self.mlp(self.norm2(x)))))
+        x = x + self.drop_path1(self.ls1(self.norm1_post(self.modulation(self.norm1(x)))))
+        return x + self.drop_path2(self.ls2(self.norm2_post(self.mlp(self.norm2(x)))))
 
 
 class UniCLBlock(nn.Module):
@@ -130,9 +112,9 @@ class UniCLBlock(nn.Module):
     In the order of the authors' code::
 
         x = x + dw1(x)
-        x = norm1(x + drop_path(ls1(modulation(x))))
+        x = norm1(x + drop_path1(ls1(modulation(x))))
         x = x + dw2(x)
-        x = norm2(x + drop_path(ls2(mlp(x))))
+        x = norm2(x + drop_path2(ls2(mlp(x))))
     """
 
     def __init__(self, config: FocalNetConfig, *, stage: int, index: int, drop_path: float) -> None:
@@ -146,11 +128,11 @@ class UniCLBlock(nn.Module):
         self.mlp = Mlp(dim, int(dim * config.mlp_ratio), dropout=config.dropout)
         self.ls2 = layer_scale(dim, config.layer_scale)
         self.norm2 = nn.LayerNorm(dim)
-        self.drop_path = DropPath(drop_path)
+        self.drop_path1, self.drop_path2 = DropPath(drop_path), DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, C) to the same shape."""
         x = x + self.dw1(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        x = self.norm1(x + self.drop_path(self.ls1(self.modulation(x))))
+        x = self.norm1(x + self.drop_path1(self.ls1(self.modulation(x))))
         x = x + self.dw2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.norm2(x + self.drop_path(self.ls2(self.mlp(x))))
+        return self.norm2(x + self.drop_path2(self.ls2(self.mlp(x))))
