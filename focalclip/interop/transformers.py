@@ -19,12 +19,15 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from focalclip.base.errors import UserError, first_line
 from focalclip.config import ImageTowerConfig, TextTowerConfig
 from focalclip.interop.encoder import ForeignTower, ImageEncoder
 from focalclip.interop.folder import TOWER_WEIGHTS, write_weights
 from focalclip.interop.register import MODEL_TYPE
+from focalclip.models import draws
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.preprocess import eval_transform
@@ -81,6 +84,7 @@ class HuggingFaceTextTower(nn.Module):
         encoder = encoder.float()  # transformers keeps the dtype of the checkpoint, which may be of 16 bits
         self.transformer = encoder.get_encoder() if self.config.is_encoder_decoder else encoder
         self.transformer.pooler = None  # BERT's pooler would stay without a gradient under mean pooling
+        _draw_by_sample(self.transformer)
         self.proj = nn.Linear(self.config.hidden_size, embed_dim, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -144,6 +148,37 @@ def open_clip_text_config(config: TextTowerConfig) -> dict[str, Any]:
         "hf_tokenizer_name": ".",  # open_clip reads the tokenizer of a local folder from that folder
         "hf_proj_type": "linear", "hf_pooler_type": "mean_pooler",
     }  # fmt: skip
+
+
+_ATTENTION_PLACE = 1 << 20  # places of attention weights in draws, behind those of all modules
+
+
+def _draw_by_sample(encoder: Any) -> None:
+    """Let dropout of attention weights depend on the sample (:mod:`focalclip.models.draws`), as transformers' does not.
+
+    Encoders that do not take an attention function keep theirs, which draws from torch's generator.
+    """
+    rates = [getattr(encoder.config, name, 0.0) for name in ("attention_probs_dropout_prob", "attention_dropout")]
+    if any(rates) and encoder.config._attn_implementation == "sdpa":
+        transformers.AttentionInterface.register("sample_draws", _attention)
+        transformers.AttentionMaskInterface.register("sample_draws", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+        encoder.set_attn_implementation("sample_draws")
+
+
+def _attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """Transformers' scaled dot product attention of (B, heads, L, C), with our dropout where there is one."""
+    if not options.get("dropout"):
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = query @ key.transpose(2, 3) * (options.get("scaling") or query.shape[-1] ** -0.5)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    place = _ATTENTION_PLACE + (getattr(module, "layer_idx", None) or 0)
+    weights = draws.dropout(scores.softmax(-1), options["dropout"], place)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
 
 
 def _check_fits(encoder: Any, config: TextTowerConfig) -> None:

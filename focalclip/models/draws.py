@@ -83,11 +83,22 @@ class Dropout(nn.Module):
         """While training, zero each element with probability ``p`` and scale the others by 1 / (1 - p)."""
         if not self.training or self.p == 0:
             return x
-        return x * (_kept(x, x.shape, self.p, self.place) / (1 - self.p))
+        return dropout(x, self.p, self.place)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
         return f"p={self.p:g}"
+
+
+def dropout(x: Tensor, p: float, place: int) -> Tensor:
+    """Zero each element of ``x``, whose first dimension is samples, with probability ``p``; scale the others.
+
+    Args:
+        x: (B, ...).
+        p: probability, below 1.
+        place: in the model; two places have different masks.
+    """
+    return x * (_kept(x, x.shape, p, place) / (1 - p))
 
 
 def _kept(x: Tensor, shape: tuple[int, ...], rate: float, place: int) -> Tensor:

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -129,7 +130,10 @@ def finish_step(engine: Any) -> Tensor:
         Norm of the whole gradient before clipping, 0-dim float32 on the device; not finite where the step was skipped.
     """
     if not engine.was_step_applied():
-        engine.lr_scheduler.step()
+        with warnings.catch_warnings(
+            action="ignore"
+        ):  # torch expects a step of the optimiser before the first of these
+            engine.lr_scheduler.step()
     return torch.as_tensor(engine.get_global_grad_norm(), dtype=torch.float32, device=device()).reshape(())
 
 

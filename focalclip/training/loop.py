@@ -50,11 +50,14 @@ def train(run: Trainer) -> bool:
         run.state.samples += run.config.data.batch_size
         run.log.step(run.state, result)
         stopped = run.stop.agreed()
-        is_saving = stopped or run.state.step % run.config.train.save_every == 0 or run.state.step == run.total_steps
+        is_end = stopped or run.state.step == run.total_steps
+        is_saving = is_end or run.state.step % run.config.train.save_every == 0
         if is_saving:
             run.log.settle(run.state)
         if run.state.skipped_in_a_row > run.config.train.max_skipped_steps:
             run.roll_back(run, f"{run.state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite")
+        elif is_saving and run.state.skipped_in_a_row and not is_end:
+            pass  # the checkpoint before may be the one to return to: later ones must not push it out
         elif is_saving and not run.save(run):
             run.roll_back(run, "the weights are not finite")
         elif _is_evaluation_due(run) and not stopped:

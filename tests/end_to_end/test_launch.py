@@ -1,4 +1,4 @@
-"""Two real ranks give the run of one process, and stop and resume together, also under DeepSpeed's launcher."""
+"""Real ranks give the run of one process, stochastic depth included; they stop and resume together, also launched."""
 
 import os
 import shutil
@@ -31,6 +31,12 @@ def two_ranks(request, tmp_path_factory, shards):
 def test_two_ranks_give_the_losses_of_one(two_ranks, one_process):
     # float32 sums in another order; AdamW's eps of 1e-5 keeps the difference from growing
     assert two_ranks[1] == pytest.approx(one_process, rel=2e-5)
+
+
+def test_four_ranks_give_the_losses_of_one(tmp_path, shards, one_process):
+    result = helpers_run.run(tmp_path, shards, "--train.zero-stage", "0", ranks=4)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert helpers_run.losses(tmp_path / "runs" / "tiny") == pytest.approx(one_process, rel=2e-5)
 
 
 @pytest.mark.parametrize("two_ranks", [2], ids=["zero2"], indirect=True)

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import random
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from torch import nn
 
 import focalclip
 from focalclip.base.errors import UserError
+from focalclip.base.files import file_sha256, read_sealed_json, write_sealed_json
 from focalclip.base.strict import from_dict
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.models.clip import FocalCLIP
@@ -182,7 +184,7 @@ def test_a_damaged_export_is_named(model, tmp_path):
     folder = focalclip.save(model, tmp_path / "export")
     weights = folder / "open_clip_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"open_clip_model.safetensors: cannot be read"):
+    with pytest.raises(UserError, match=r"open_clip_model.safetensors: damaged or changed: it differs from its hash"):
         focalclip.load(folder)
     weights.unlink()
     with pytest.raises(UserError, match=r"open_clip_model.safetensors is missing"):
@@ -194,13 +196,43 @@ def test_a_damaged_export_is_named(model, tmp_path):
         focalclip.save(model, tmp_path / "other")
 
 
+def test_a_bit_that_changed_in_any_file_of_an_export_is_found(model, tmp_path):
+    folder = focalclip.save(model, tmp_path / "export", {"step": 7})
+    rng = random.Random(0)
+    files = sorted(folder.iterdir())
+    assert len(files) == 3
+    for _ in range(20):
+        for file in files:
+            whole = file.read_bytes()
+            broken = bytearray(whole)
+            broken[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            file.write_bytes(broken)
+            with pytest.raises(UserError, match=f"{file.name}: "):
+                focalclip.load(folder)
+            file.write_bytes(whole)
+    assert focalclip.load(folder)
+
+
+def test_weights_that_are_not_finite_are_not_written(model, tmp_path):
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken.logit_scale.fill_(float("nan"))
+    with pytest.raises(UserError, match=r"1 of \d+ tensors are not finite \(logit_scale"):
+        focalclip.save(broken, tmp_path / "export")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_weights_of_another_model_are_refused(model, tmp_path):
     from safetensors.torch import load_file, save_file
 
     folder = focalclip.save(model, tmp_path / "export")
-    weights = load_file(folder / "open_clip_model.safetensors")
+    file, ours = folder / "open_clip_model.safetensors", folder / "focalclip.json"
+    weights = load_file(file)
     del weights["text.ln_final.bias"]
-    save_file(weights, folder / "open_clip_model.safetensors")
+    save_file(weights, file)
+    content = read_sealed_json(ours)
+    content["files"][file.name] = file_sha256(file)
+    write_sealed_json(ours, content)
     with pytest.raises(UserError, match=r"1 missing: text.ln_final.bias"):
         focalclip.load(folder)
 

@@ -20,7 +20,7 @@ name: tiny
 seed: 1
 model:
   embed_dim: 32
-  image: {name: focalnet_pico, image_size: 32, init: fan_in, feature_norm: batch}
+  image: {name: focalnet_pico, image_size: 32, init: fan_in, feature_norm: batch, drop_path: 0.2}
   text: {context_length: 8, width: 32, heads: 2, layers: 1}
 data: {batch_size: 16, workers: 1}
 optim: {lr: 0.001, eps: 1.0e-5, warmup_steps: 2}
