@@ -151,8 +151,13 @@ def _damage(path: Path) -> str | None:
         try:
             if file_sha256(path / name) != files[name]:
                 return f"{path / name} differs from its hash in {MANIFEST}"
+            if name.endswith(".pt"):
+                with data_only():
+                    torch.load(path / name, mmap=True)  # all but the numbers
         except OSError as error:
             return f"{path / name} cannot be read ({error.strerror})"
+        except (RuntimeError, EOFError, pickle.UnpicklingError):
+            return f"{path / name} holds other things than data"
     return None
 
 
