@@ -10,7 +10,7 @@ import spiky_loss
 import torch
 from helpers import run_ranks
 
-STAGES = [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2)]
+STAGES = [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2), pytest.param(2, 3, marks=pytest.mark.long)]
 
 
 @pytest.fixture
@@ -30,9 +30,8 @@ def train(tmp_path, shards):
     return run
 
 
-@pytest.mark.parametrize(
-    ("ranks", "stage", "kind"), [*((*stage, "gradient") for stage in STAGES), (1, 0, "loss"), (2, 1, "loss")]
-)
+@pytest.mark.parametrize("kind", ["gradient", pytest.param("loss", marks=pytest.mark.long)])
+@pytest.mark.parametrize(("ranks", "stage"), STAGES)
 def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(train, ranks, stage, kind):
     """In the last step, after which the weights are exported with their running statistics."""
     args = ["--train.zero-stage", str(stage), "--optim.min-lr", "0.001"]  # a rate that does not tell the length
@@ -47,7 +46,7 @@ def test_a_step_that_is_not_finite_is_as_if_it_had_not_been(train, ranks, stage,
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (1, 1), (2, 2)])
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 0), (2, 1), pytest.param(2, 3, marks=pytest.mark.long)])
 def test_after_too_many_in_a_row_the_run_returns_and_goes_on_with_other_data(train, tmp_path, ranks, stage):
     args = ["--train.zero-stage", str(stage), "--train.save-every", "2", "--train.max-skipped-steps", "2"]
     raised, lines, _ = train(*args, at=[5, 6, 7], ranks=ranks)
