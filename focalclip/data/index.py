@@ -6,6 +6,7 @@ rebuilt from the tar, also whenever the tar's size or time of change differs fro
 index is read at a time and on demand, so memory does not grow with the number of samples.
 """
 
+import codecs
 import hashlib
 import itertools
 import json
@@ -207,8 +208,11 @@ def _save(shard: Path, members: np.ndarray, keys: list[str]) -> None:
 
 # What samples say
 
-ReadTexts = Callable[[bytes | None, bytes | None], tuple[Sequence[str], Sequence[str]]]
-"""From the text and the JSON of a sample to its captions and keywords."""
+CAPTION_KEYS = ("txt", "captions", "caption")
+"""Where captions are read from by default: the text, then two keys of the JSON."""
+
+ReadTexts = Callable[[bytes | None, bytes | None], Sequence[Any]]
+"""From the text and the JSON of a sample to its captions, its keywords, and more that does not matter here."""
 
 
 class Captions(NamedTuple):
@@ -218,36 +222,86 @@ class Captions(NamedTuple):
     """One or more; each describes the picture alone."""
     keywords: list[str]
     """Too general to stand alone: they are only joined to the first caption."""
+    ignored: tuple[str, ...] = ()
+    """Parts that cannot be used although the sample can, and why."""
 
 
-def read_captions(text: bytes | None, record: bytes | None) -> Captions:
-    """The texts of a sample: first its text, then ``captions`` or ``caption`` of its JSON; and the JSON's ``keywords``.
+def read_captions(
+    text: bytes | None, record: bytes | None, keys: Sequence[str] = CAPTION_KEYS, keywords: bool = True
+) -> Captions:
+    """The texts of a sample, in the order of ``keys``, and the ``keywords`` of its JSON.
+
+    A part that cannot be read costs the sample only if no caption is left. Null, NaN and blank texts count as absent.
+
+    Args:
+        text: The sample's ``txt``: UTF-8, or UTF-16 with a byte order mark.
+        record: Its ``json``: UTF-8, UTF-16 or UTF-32. Only an object has captions: one text or a list of texts each.
+        keys: ``txt`` for the text itself, and keys of the JSON.
+        keywords: Whether to read keywords.
 
     Raises:
-        ValueError: if there is no caption, or the members cannot be read.
+        ValueError: if there is no caption; says what was there instead.
     """
-    try:
-        captions = [text.decode()] if text is not None else []
-        values = json.loads(record.decode()) if record is not None else {}
-    except UnicodeDecodeError:
-        raise ValueError("caption is not UTF-8") from None
-    except ValueError as error:
-        raise ValueError(f"unreadable JSON ({error})") from None
-    keywords = []
-    if isinstance(values, dict):  # JSON of another kind is other metadata
-        single = values.get("caption")
-        captions += _texts("captions", values.get("captions") or ([] if single is None else [single]))
-        keywords = _texts("keywords", values.get("keywords") or [])
+    values, unreadable = _read_record(record)
+    ignored = [unreadable] if unreadable else []
+    captions: list[str] = []
+    for key in keys:
+        if key == "txt":
+            try:
+                captions += [] if text is None else [_decode(text)]
+            except UnicodeDecodeError:
+                ignored.append("caption is not UTF-8")
+        else:
+            captions += _texts(key, values.get(key), ignored)
+    words = _texts("keywords", values.get("keywords"), ignored) if keywords else []
     captions = _each_once(captions)
     if not captions:
-        raise ValueError("no caption")
-    return Captions(captions, [keyword for keyword in _each_once(keywords) if keyword not in captions])
+        raise ValueError("; ".join(ignored) or "no caption")
+    if sound := [caption for caption in captions if _is_unicode(caption)]:  # else let the tokenizer decide
+        ignored += ["a caption holds a lone surrogate"] if len(sound) < len(captions) else []
+        captions = sound
+    others = [word for word in _each_once(words) if word not in captions and _is_unicode(word)]
+    return Captions(captions, others, tuple(ignored))
 
 
-def _texts(name: str, value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"{name} in its JSON are not text")
-    return value
+def _read_record(record: bytes | None) -> tuple[dict[str, Any], str]:
+    """The object that a JSON member holds, empty where it holds none; and what is wrong with it, if anything."""
+    try:
+        values = json.loads(record) if record is not None else {}
+    except UnicodeDecodeError:
+        return {}, "its JSON is not UTF-8"
+    except RecursionError:
+        return {}, "its JSON is nested too deeply"
+    except ValueError:
+        return {}, "unreadable JSON"
+    return (values if isinstance(values, dict) else {}), ""  # JSON of another kind is other metadata
+
+
+def _decode(text: bytes) -> str:
+    has_utf16_mark = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return text.decode("utf-16" if has_utf16_mark else "utf-8-sig")
+
+
+def _texts(name: str, value: Any, ignored: list[str]) -> list[str]:
+    """The texts in a value of JSON; if it holds anything else, that is added to ``ignored``."""
+    values = [item for item in (value if isinstance(value, list) else [value]) if not _is_absent(item)]
+    texts = [item for item in values if isinstance(item, str)]
+    if len(texts) < len(values):
+        ignored.append(f"{name} in its JSON are not text")
+    return texts
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or value != value  # NaN, as tables write an empty cell
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON may hold one half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _each_once(texts: Iterable[str]) -> list[str]:
@@ -301,7 +355,7 @@ def _pairs(shards: Sequence[Path], texts: ReadTexts) -> Iterator[_Pair]:
                 text, record, label = (_member(file, *places[column]) for column in (TEXT, JSON, LABEL))
                 entry = TarEntry(shard, key, offset, size)
                 try:
-                    captions, keywords = texts(text, record)
+                    captions, keywords = texts(text, record)[:2]
                 except ValueError as error:
                     yield _Pair(entry, fault=str(error))
                 else:
@@ -331,6 +385,6 @@ def read_label(text: bytes | None) -> int:
     if text is None:
         return NO_LABEL
     try:
-        return int(np.int64(int(text)))
+        return int(np.int64(int(_decode(text).replace("_", " "))))  # int() would read 2_3 as 23
     except (ValueError, OverflowError):
-        raise ValueError(f"class number {text[:20]!r} is not an integer of 64 bits") from None
+        raise ValueError("cls is not an integer of 64 bits") from None
