@@ -29,14 +29,41 @@ IMAGE, TEXT, JSON, LABEL = range(4)  # columns of the member table
 
 _COLUMNS = dict.fromkeys(SHARD_IMAGES, IMAGE) | {"txt": TEXT, "json": JSON, "cls": LABEL}
 
-# The key ends at the first dot of the file's own name, as in webdataset.
-_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
+_NAMES = {
+    "first_dot": re.compile(r"((?:.*/)?[^./]+)\.([^/]*)"),  # as in webdataset
+    "last_dot": re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)"),
+}
+"""Key and extension by ``data.key_rule``; hidden files have none."""
 
 _META = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips too
 
-_VERSION = 1
+_DOTTED = "more than one dot in the name (data.key_rule=last_dot reads them)"
+
+_MAX_REASONS = 20  # for which members are passed over, in one shard
+
+_MAX_NAMED = 50  # bad shards that one message names
+
+_VERSION = 2
 
 _BLOCK = 512  # bytes of a tar block (POSIX ustar)
+
+
+class PassedOver(NamedTuple):
+    """Files or members that are not read, for one reason."""
+
+    count: int
+    first: str
+    """The name of the first."""
+
+
+class UsableShards(NamedTuple):
+    """Shards that can be trained on."""
+
+    shards: list[Path]
+    counts: np.ndarray
+    """Samples per shard, int64 (len(shards),)."""
+    bad: list[str]
+    """Name and fault of each shard that was left out."""
 
 
 def index_shards(shards: Sequence[Path]) -> np.ndarray:
@@ -48,18 +75,60 @@ def index_shards(shards: Sequence[Path]) -> np.ndarray:
         Samples per shard, int64 (len(shards),).
 
     Raises:
-        UserError: naming the first shard that cannot be used, and why.
+        UserError: naming every shard that cannot be used, and why.
     """
-    counts = np.array([_stored_count(shard) for shard in shards], dtype=np.int64)
+    return usable_shards(shards).counts
+
+
+def usable_shards(shards: Sequence[Path], key_rule: str = "first_dot", max_bad: int | None = None) -> UsableShards:
+    """Index shards as :func:`index_shards` does, and leave out those that cannot be used, up to a limit.
+
+    Args:
+        shards: Files.
+        key_rule: See ``data.key_rule``.
+        max_bad: See ``data.max_bad_shards``; None: nothing may be left out, and the setting is not spoken of.
+
+    Raises:
+        UserError: naming every shard that cannot be used, if they are more than ``max_bad`` or all.
+    """
+    counts = np.array([_stored_count(shard, key_rule) for shard in shards], dtype=np.int64)
     todo = [i for i, count in enumerate(counts) if count < 0]
+    bad: list[str] = []
     for i in tqdm(todo, desc="indexing shards", unit="shard", disable=True if len(todo) < 2 else None, leave=False):
-        members, keys = scan_shard(shards[i])
-        _save(shards[i], members, keys)
+        passed_over: dict[str, PassedOver] = {}
+        try:
+            members, keys = scan_shard(shards[i], key_rule, passed_over)
+        except UserError as error:
+            bad.append(str(error))
+            continue
+        _save(shards[i], key_rule, members, keys, passed_over)
         counts[i] = len(members)
-    return counts
+    if len(bad) > (max_bad or 0) or (bad and len(bad) == len(shards)):
+        hint = f"; or leave out up to {len(bad)} with data.max_bad_shards" if max_bad is not None else ""
+        if len(bad) == 1:
+            raise UserError(bad[0] + hint * (len(shards) > 1))
+        named = " ".join(f"({number}) {fault}" for number, fault in enumerate(bad[:_MAX_NAMED], 1))
+        more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
+        raise UserError(f"{len(bad)} of {len(shards)} shards cannot be used: {named}{more}{hint}")
+    usable = [i for i, count in enumerate(counts) if count >= 0]
+    return UsableShards([shards[i] for i in usable], counts[usable], bad)
 
 
-def load_members(shard: Path) -> np.ndarray:
+def members_passed_over(shards: Iterable[Path], key_rule: str = "first_dot") -> dict[str, PassedOver]:
+    """Members of indexed shards that belong to no sample, by the reason, the most frequent first."""
+    found: dict[str, PassedOver] = {}
+    for shard in shards:
+        try:
+            own = json.loads(_load(shard, "passed_over", key_rule).tobytes())
+        except OSError:
+            continue  # the shard has just changed: its samples will be counted as broken
+        for reason, (count, first) in own.items():
+            before = found.get(reason, PassedOver(0, f"{shard.name}: {first}"))
+            found[reason] = PassedOver(before.count + count, before.first)
+    return dict(sorted(found.items(), key=lambda item: -item[1].count))
+
+
+def load_members(shard: Path, key_rule: str = "first_dot") -> np.ndarray:
     """The member table of an indexed shard.
 
     Returns:
@@ -68,21 +137,28 @@ def load_members(shard: Path) -> np.ndarray:
     Raises:
         OSError: if the shard has gone or changed since :func:`index_shards` saw it.
     """
-    return _load(shard, "members")
+    return _load(shard, "members", key_rule)
 
 
-def load_key(shard: Path, sample: int) -> str:
+def load_key(shard: Path, sample: int, key_rule: str = "first_dot") -> str:
     """The WebDataset key of one sample (slow: for messages)."""
-    return load_keys(shard)[sample]
+    return load_keys(shard, key_rule)[sample]
 
 
-def load_keys(shard: Path) -> list[str]:
+def load_keys(shard: Path, key_rule: str = "first_dot") -> list[str]:
     """The WebDataset keys of all samples of an indexed shard; raises as :func:`load_members` does."""
-    return _load(shard, "keys").tobytes().decode(errors="replace").split("\0")
+    return _load(shard, "keys", key_rule).tobytes().decode(errors="replace").split("\0")
 
 
-def scan_shard(shard: Path) -> tuple[np.ndarray, list[str]]:
+def scan_shard(
+    shard: Path, key_rule: str = "first_dot", passed_over: dict[str, PassedOver] | None = None
+) -> tuple[np.ndarray, list[str]]:
     """Group consecutive members of one key into samples, as webdataset does.
+
+    Args:
+        shard: A tar.
+        key_rule: See ``data.key_rule``.
+        passed_over: Takes members that belong to no sample, by the reason.
 
     Returns:
         The member table of :func:`load_members`, and the key of each sample.
@@ -93,9 +169,12 @@ def scan_shard(shard: Path) -> tuple[np.ndarray, list[str]]:
     """
     rows: list[np.ndarray] = []
     keys: list[str] = []
-    for key, extension, member in walk_tar(shard):
+    passed_over = {} if passed_over is None else passed_over
+    for key, extension, member in walk_tar(shard, key_rule, passed_over):
         column = _COLUMNS.get(extension)
         if column is None:
+            last = extension.rpartition(".")[2]
+            _pass_over(passed_over, _DOTTED if last in _COLUMNS else f"the extension .{last}", member.name)
             continue
         if not keys or key != keys[-1]:
             keys.append(key)
@@ -103,26 +182,52 @@ def scan_shard(shard: Path) -> tuple[np.ndarray, list[str]]:
         if rows[-1][column, 1] >= 0:
             raise UserError(
                 f"{shard}: the sample {key!r} has two members of one kind, the second being {member.name!r}; "
-                "give every sample its own key (a key ends at the first dot)"
+                f"give every sample its own key (a key ends at the {key_rule.replace('_', ' ')})"
             )
         rows[-1][column] = member.offset_data, member.size
     members = np.array(rows, dtype=np.int64).reshape(-1, 4, 2)
-    _check_content(shard, members)
+    _check_content(shard, members, passed_over.get(_DOTTED))
     return members, keys
 
 
-def walk_tar(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _pass_over(passed_over: dict[str, PassedOver], reason: str, name: str) -> None:
+    if reason not in passed_over and len(passed_over) >= _MAX_REASONS:
+        reason = "other extensions"
+    count, first = passed_over.get(reason, (0, name))
+    passed_over[reason] = PassedOver(count + 1, first)
+
+
+def walk_tar(
+    shard: Path, key_rule: str = "first_dot", passed_over: dict[str, PassedOver] | None = None
+) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Key, extension in lower case, and header of every file in a tar that has both, in order.
 
+    Args:
+        shard: A tar.
+        key_rule: See ``data.key_rule``.
+        passed_over: Takes the other members, by the reason; folders and webdataset's ``__meta__`` are none.
+
     Raises:
-        UserError: if the file is not a whole, uncompressed tar.
+        UserError: if the file is not a whole, uncompressed tar, or has a member stored as a sparse file.
     """
+    others = {} if passed_over is None else passed_over
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # pyrefly: ignore[missing-attribute]  # tarfile would keep every member it has seen
-                match = _NAME.fullmatch(member.name)
-                if match is not None and member.isreg() and not _META.match(member.name):
+                match = _NAMES[key_rule].fullmatch(member.name)
+                if member.isdir() or _META.match(member.name):
+                    continue
+                if not member.isreg():
+                    _pass_over(others, "links and other members that are not files", member.name)
+                elif match is None:
+                    _pass_over(others, "no extension, or a hidden file", member.name)
+                elif member.issparse():
+                    raise UserError(
+                        f"{shard}: the member {member.name!r} is stored as a sparse file, of which the tar holds "
+                        "pieces; write it again without --sparse (-S)"
+                    )
+                else:
                     yield match[1], match[2].lower(), member
             _check_end(shard, file, tar.offset)
     except tarfile.TarError as error:
@@ -146,23 +251,29 @@ def _check_end(shard: Path, file: BinaryIO, end: int) -> None:
             )
 
 
-def _check_content(shard: Path, members: np.ndarray) -> None:
+def _check_content(shard: Path, members: np.ndarray, dotted: PassedOver | None) -> None:
     """Single samples may lack a part (they are replaced and counted); a whole shard that does is a mistake."""
     has = members[:, :, 1] >= 0
     image, caption = has[:, IMAGE], has[:, TEXT] | has[:, JSON]
+    if (image & caption).any():
+        return
+    if dotted:
+        raise UserError(
+            f"{shard}: holds no pair, and {dotted.count} names of its members have more than one dot, such as "
+            f"{dotted.first!r}; a key ends at the first dot unless data.key_rule=last_dot"
+        )
     if not image.any():
         raise UserError(f"{shard}: holds no image (.jpg, .jpeg, .png or .webp); leave it out or write it again")
     if not caption.any():
         raise UserError(f"{shard}: holds no caption (.txt or .json); leave it out or write it again with captions")
-    if not (image & caption).any():
-        raise UserError(
-            f"{shard}: no image stands next to a caption of the same key; write the members of one sample together"
-        )
+    raise UserError(
+        f"{shard}: no image stands next to a caption of the same key; write the members of one sample together"
+    )
 
 
-def _places(shard: Path) -> list[Path]:
+def _places(shard: Path, key_rule: str) -> list[Path]:
     """Where the index may lie: beside the tar, else in the cache folder."""
-    name = f"{shard.name}.index.npz"
+    name = f"{shard.name}.index.npz" if key_rule == "first_dot" else f"{shard.name}.{key_rule}.index.npz"
     digest = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:16]
     return [shard.with_name(name), cache_dir() / "index" / digest / name]
 
@@ -173,9 +284,9 @@ def _stamp(shard: Path) -> list[int]:
     return [_VERSION, stat.st_size, stat.st_mtime_ns]
 
 
-def _load(shard: Path, name: str) -> np.ndarray:
+def _load(shard: Path, name: str, key_rule: str) -> np.ndarray:
     stamp = _stamp(shard)
-    for place in _places(shard):
+    for place in _places(shard, key_rule):
         try:
             with np.load(place) as index:
                 if index["stamp"].tolist() == stamp:
@@ -185,21 +296,22 @@ def _load(shard: Path, name: str) -> np.ndarray:
     raise FileNotFoundError(2, "no index fits the shard; it changed since it was indexed", str(shard))
 
 
-def _stored_count(shard: Path) -> int:
+def _stored_count(shard: Path, key_rule: str) -> int:
     """Samples according to a valid index; -1 without one."""
     try:
-        return int(_load(shard, "count"))
+        return int(_load(shard, "count", key_rule))
     except OSError:
         return -1
 
 
-def _save(shard: Path, members: np.ndarray, keys: list[str]) -> None:
+def _save(shard: Path, key_rule: str, members: np.ndarray, keys: list[str], passed_over: dict[str, PassedOver]) -> None:
     """Write the index whole or not at all, in the first place that can be written."""
     names = np.frombuffer("\0".join(keys).encode(errors="replace"), dtype=np.uint8)
-    for place in _places(shard):
+    others = np.frombuffer(json.dumps(passed_over).encode(), dtype=np.uint8)
+    for place in _places(shard, key_rule):
         try:
             with whole_file(place) as temporary, temporary.open("wb") as file:
-                np.savez(file, stamp=_stamp(shard), count=len(members), members=members, keys=names)
+                np.savez(file, stamp=_stamp(shard), count=len(members), members=members, keys=names, passed_over=others)
         except OSError:
             continue
         return

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from focalclip.base.errors import UserError, first_line
 from focalclip.config import DataConfig
-from focalclip.data.index import index_shards
+from focalclip.data.index import usable_shards
 from focalclip.data.order import uniform_draws
 from focalclip.data.samples import Ignored, TrainSamples
 from focalclip.data.transforms import augment_batch
@@ -102,8 +102,10 @@ class TrainLoader:
                 f"data.batch_size={data.batch_size} is not divisible by {dealing.world_size} ranks times "
                 f"train.accumulation={dealing.accumulation}; use a multiple of {parts}"
             )
-        self.counts = counts = index_shards(shards)
-        """Samples per shard, int64 (len(shards),)."""
+        self.usable = usable_shards(shards, data.key_rule, data.max_bad_shards)
+        """The shards that are trained on, and what is wrong with the others."""
+        self.counts = counts = self.usable.counts
+        """Samples per usable shard, int64."""
         self.num_samples = int(counts.sum())
         """Samples per epoch."""
         if data.batch_size > self.num_samples:
@@ -111,7 +113,7 @@ class TrainLoader:
                 f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train; "
                 "a batch would hold samples twice; use a smaller one"
             )
-        samples = TrainSamples(shards, counts, data, image_size, seed)
+        samples = TrainSamples(self.usable.shards, counts, data, image_size, seed)
         self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
         self._workers = data.workers
 

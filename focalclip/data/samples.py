@@ -95,7 +95,7 @@ class TrainSamples:
 
     def __init__(self, shards: Sequence[Path], counts: np.ndarray, data: DataConfig, image_size: int, seed: int):
         self.order = SampleOrder(counts, seed, data.window_shards)
-        self._reader = ShardReader(shards, keep=2 * data.window_shards)
+        self._reader = ShardReader(shards, 2 * data.window_shards, data.key_rule)
         self._data = data
         self._image_size = image_size
         self._named: set[str] = set()
@@ -179,11 +179,13 @@ class ShardReader:
     Args:
         shards: Indexed shards.
         keep: Shards to keep open.
+        key_rule: Rule of the index, see ``data.key_rule``.
     """
 
-    def __init__(self, shards: Sequence[Path], keep: int):
+    def __init__(self, shards: Sequence[Path], keep: int, key_rule: str = "first_dot"):
         self._shards = shards
         self._keep = keep
+        self._key_rule = key_rule
         self._open: OrderedDict[int, tuple[np.ndarray, int]] = OrderedDict()  # shard: member table, file descriptor
 
     def __getstate__(self) -> dict:
@@ -210,7 +212,7 @@ class ShardReader:
     def name(self, shard: int, sample: int) -> str:
         """``shard.tar: key`` of a sample, for messages."""
         try:
-            return f"{self._shards[shard].name}: {load_key(self._shards[shard], sample)}"
+            return f"{self._shards[shard].name}: {load_key(self._shards[shard], sample, self._key_rule)}"
         except OSError:
             return f"{self._shards[shard].name}: sample {sample}"
 
@@ -218,7 +220,7 @@ class ShardReader:
         if shard in self._open:
             self._open.move_to_end(shard)
         else:
-            members = load_members(self._shards[shard])
+            members = load_members(self._shards[shard], self._key_rule)
             self._open[shard] = members, os.open(self._shards[shard], os.O_RDONLY)
             if len(self._open) > self._keep:
                 os.close(self._open.popitem(last=False)[1][1])
