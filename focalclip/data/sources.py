@@ -189,9 +189,10 @@ def left_out(train: str | list[str], usable: UsableShards, key_rule: str) -> lis
     """
     total = len(usable.shards) + len(usable.bad)
     lines = [f"{len(usable.bad)} of {total} shards: {'; '.join(usable.bad)}"] if usable.bad else []
-    found = {"files": _files_passed_over(train), "members": members_passed_over(usable.shards, key_rule)}
+    found = {"file": _files_passed_over(train), "member": members_passed_over(usable.shards, key_rule)}
     for what, reasons in found.items():
-        lines += [f"{n:,} {what}: {reason}, the first being {first}" for reason, (n, first) in reasons.items()]
+        for reason, (count, first) in reasons.items():
+            lines.append(f"{count:,} {what}{'s' * (count > 1)}: {reason}, the first being {first}")
     return lines
 
 

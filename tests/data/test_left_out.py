@@ -22,18 +22,18 @@ def test_introduction_counts_and_names_everything_that_is_passed_over(tmp_path):
     first = run(tmp_path, data, *SHORT)
     assert first.returncode == 0, first.stderr
     assert sorted(left_out(first.stdout)) == [
-        "1 files: folders, into which is not looked, the first being " + str(data / "more"),
-        "1 files: the extension .TAR, the first being " + str(data / "00001.TAR"),
-        "1 files: the extension .json, the first being " + str(data / "00000_stats.json"),
-        "1 files: the extension .tar.gz, the first being " + str(data / "00002.tar.gz"),
-        "1 members: the extension .npy, the first being half.tar: a.npy",
+        "1 file: folders, into which is not looked, the first being " + str(data / "more"),
+        "1 file: the extension .TAR, the first being " + str(data / "00001.TAR"),
+        "1 file: the extension .json, the first being " + str(data / "00000_stats.json"),
+        "1 file: the extension .tar.gz, the first being " + str(data / "00002.tar.gz"),
+        "1 member: the extension .npy, the first being half.tar: a.npy",
         "16 members: more than one dot in the name (data.key_rule=last_dot reads them), the first being half.tar: "
         "IMG_2.0.png",
     ]
     assert "12 pairs" in first.stdout
     second = run(tmp_path, data / "half.tar", *SHORT, "--data.key-rule", "last_dot", "--name", "all")
     assert "16 pairs" in second.stdout
-    assert left_out(second.stdout) == ["1 members: the extension .npy, the first being half.tar: a.npy"]
+    assert left_out(second.stdout) == ["1 member: the extension .npy, the first being half.tar: a.npy"]
 
 
 def test_a_run_leaves_out_bad_shards_up_to_the_limit_and_resumes_without_them(tmp_path):
