@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import cache_dir, locked, whole_folder
+from focalclip.base.files import cache_dir, locked, whole_folder, write_text
 from focalclip.data.index import PassedOver, UsableShards, members_passed_over, read_captions, read_pairs
 from focalclip.data.reader import PictureSet, Reader, Request
 
@@ -27,7 +27,9 @@ READERS = [
 ]
 """``module:name`` of every reader, imported when it is asked for; the first that recognises a source reads it."""
 
-_CACHED_FORMAT = 1  # raise it when the shards written for one and the same source could change
+_LEFT_OUT = "left-out.txt"  # beside shards written into the cache: what of the source is not in them
+
+_CACHED_FORMAT = 2  # raise it when the shards written for one and the same source could change
 
 
 def find_reader(source: str) -> Reader | None:
@@ -72,11 +74,15 @@ def training_shards(train: str | list[str], field: str = "data.train", max_missi
         cache.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                from focalclip.data.write import write_pictures
+                from focalclip.data.write import captions_of, write_pictures
 
                 print(f"Writing {train} as shards in {folder} (once)", file=sys.stderr)
                 with whole_folder(folder) as temporary:
                     write_pictures(pictures, temporary)
+                    pairs = zip(pictures.entries, captions_of(pictures), strict=True)
+                    if without := [entry.name for entry, captions in pairs if not captions]:
+                        note = f"{len(without):,} pictures: neither caption nor label, the first being {without[0]}\n"
+                        write_text(temporary / _LEFT_OUT, note)
     except OSError as error:
         raise UserError(f"{field}: {folder} cannot be written ({error.strerror}); set FOCALCLIP_CACHE") from None
     return resolve_shards(str(folder), field)
@@ -188,7 +194,10 @@ def left_out(train: str | list[str], usable: UsableShards, key_rule: str) -> lis
         key_rule: ``data.key_rule``.
     """
     total = len(usable.shards) + len(usable.bad)
-    lines = [f"{len(usable.bad)} of {total} shards: {'; '.join(usable.bad)}"] if usable.bad else []
+    note = usable.shards[0].with_name(_LEFT_OUT)
+    written = note.read_text().splitlines() if note.is_file() else []
+    bad = [f"{len(usable.bad)} of {total} shards: {'; '.join(usable.bad)}"] if usable.bad else []
+    lines = written + bad
     found = {"file": _files_passed_over(train), "member": members_passed_over(usable.shards, key_rule)}
     for what, reasons in found.items():
         for reason, (count, first) in reasons.items():

@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -244,6 +245,20 @@ def test_shard_that_changes_or_goes_during_training_is_a_counted_fault(tmp_path)
     faults = [fault for batch in taken for fault in batch.faults]
     assert len(faults) == 6
     assert all(fault.startswith("00001.tar: sample ") and "No such file" in fault for fault in faults)
+
+
+def test_what_lies_between_the_members_of_a_sample_is_not_read(tmp_path, monkeypatch):
+    """A large neighbour (features, a video) would cost many times the sample itself."""
+    members = [m for i in range(8) for m in ((f"{i}.png", picture(i)), (f"{i}.npy", bytes(10**6)), (f"{i}.txt", TEXT))]
+    shard = write_tar(tmp_path / "a.tar", members)
+    read, pread = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda *args: read.append(args[1]) or pread(*args))
+    (batch,) = batches([shard], 1)
+    assert batch.faults == []
+    assert sum(read) == sum(len(picture(i)) + len(TEXT) for i in range(8))
+    read.clear()
+    batches(write_shards(tmp_path, [8]), 1)
+    assert len(read) == 8, "one read where nothing lies between"
 
 
 def test_sources_of_captions(tmp_path):

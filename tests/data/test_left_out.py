@@ -1,5 +1,7 @@
 """A run says what of its data it leaves out, once, in its introduction; and goes on with the same shards."""
 
+import json
+
 from helpers_run import losses, run
 from tiny_shards import good_sample, picture, write_shards, write_tar
 
@@ -72,3 +74,18 @@ def test_ignored_parts_are_named_once_and_counted_at_the_end(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("ignored in a sample: cls is not an integer of 64 bits (data.tar: 0") == 1
     assert "ignored in 16 samples: cls is not an integer of 64 bits" in done.stderr
+
+
+def test_pictures_of_a_table_without_a_caption_are_counted_each_time(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOCALCLIP_CACHE", str(tmp_path / "cache"))
+    for i in range(10):
+        (tmp_path / f"{i}.png").write_bytes(picture(i))
+    rows = [
+        {"filename": f"{i}.png", "sentences": [{"raw": f"caption {i}"}] if i < 8 else [], "split": "train"}
+        for i in range(10)
+    ]
+    (tmp_path / "karpathy.json").write_text(json.dumps({"images": rows}))
+    for name in ("first", "again"):
+        done = run(tmp_path, tmp_path / "karpathy.json", *SHORT, "--name", name)
+        assert done.returncode == 0, done.stderr
+        assert left_out(done.stdout) == [f"2 pictures: neither caption nor label, the first being {tmp_path}/8.png"]

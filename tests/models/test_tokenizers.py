@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from open_clip.tokenizer import SimpleTokenizer
+from tiny_shards import good_sample, picture, write_tar
 
-from focalclip.config import TextTowerConfig
+from focalclip.config import DataConfig, TextTowerConfig
+from focalclip.data.loader import TrainLoader
 from focalclip.interop import open_clip as ours
 from focalclip.models.text import MAX_CHARACTERS, create_tokenizer
 
@@ -66,6 +68,18 @@ def both():
     """Tokenizer and reference by context length."""
     config = {n: TextTowerConfig(context_length=n, width=32, heads=2, layers=1, causal=False) for n in (8, 77)}
     return {n: (create_tokenizer(config[n]), SimpleTokenizer(context_length=n)) for n in config}
+
+
+@pytest.mark.parametrize(
+    "caption",
+    [letters(40_000), "a" * 40_001, "ab" * 20_001, prose(90_000).replace(" ", ""), letters(40_000, 3, 0x4E00, 0x9FFF)],
+    ids=["letters", "one letter", "two letters", "english", "chinese"],
+)
+def test_cutting_a_long_caption_changes_nothing(caption, both, monkeypatch):
+    """Not even of one word; whole words are merged as by open_clip, see below."""
+    cut = both[77][0]([caption])
+    monkeypatch.setattr("focalclip.models.text.MAX_CHARACTERS", len(caption))
+    assert torch.equal(cut, both[77][0]([caption]))
 
 
 def test_whole_words_are_merged_as_by_open_clip(both):
@@ -158,7 +172,12 @@ def test_tokens_of_long_captions_are_those_of_the_whole_one(hugging_face, case):
     assert torch.equal(hugging_face([caption]), whole["input_ids"])
 
 
-def test_a_lone_surrogate_is_an_error_of_the_tokenizer(hugging_face):
-    """Which the loader makes the fault of its sample."""
-    with pytest.raises((TypeError, ValueError)):
-        hugging_face(["a \ud83d dog"])
+def test_a_lone_surrogate_is_the_fault_of_its_sample(hugging_face, tmp_path):
+    """transformers refuses it with an error that speaks of types."""
+    members = [m for number in range(7) for m in good_sample(number)]
+    members += [("bad.png", picture(0)), ("bad.json", b'{"caption": "a \\ud83d dog"}')]
+    shard = write_tar(tmp_path / "a.tar", members)
+    batch = next(iter(TrainLoader([shard], DataConfig(batch_size=8, workers=0), 16, hugging_face, seed=0)))
+    (fault,) = batch.faults
+    assert fault.startswith("a.tar: bad: caption cannot be tokenised (")
+    assert batch.tokens.shape == (8, 16)
