@@ -102,7 +102,7 @@ class ByteLevelTokenizer:
         return tokens
 
 
-def _merge(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+def _merge(word: str, ranks: dict[tuple[str, ...], int]) -> list[str]:
     """``SimpleTokenizer.bpe`` in O(n log n): pairs are merged by rank, equal ones from left to right.
 
     open_clip merges all equal pairs in one pass. That is the same order, as the parts of each pair in CLIP's table are
@@ -113,7 +113,7 @@ def _merge(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
     heap: list[tuple[int, int, int]] = []
 
     def rank(i: int, j: int) -> int | None:
-        return ranks.get((parts[i], parts[j])) if i >= 0 and j < len(parts) else None  # pyrefly: ignore
+        return ranks.get((parts[i], parts[j])) if i >= 0 and j < len(parts) else None  # pyrefly: ignore[bad-argument-type]
 
     def push(i: int, j: int) -> None:
         if (found := rank(i, j)) is not None:
