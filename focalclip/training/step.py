@@ -12,6 +12,7 @@ from focalclip.base.errors import SharedError, UserError
 from focalclip.base.strict import nearest, options_of
 from focalclip.config import LossConfig, RunConfig
 from focalclip.data.loader import Batch
+from focalclip.data.samples import Ignored
 from focalclip.losses import LOSSES
 from focalclip.models.draws import sample_draws
 from focalclip.models.preprocess import normalize
@@ -67,6 +68,8 @@ class StepResult:
     """0-dim: norm of the whole gradient before clipping; not finite where the step was skipped."""
     faults: list[str]
     """Broken samples that were replaced on this rank."""
+    ignored: list[Ignored]
+    """Parts of this rank's samples that were left out of them."""
 
 
 class Stepper:
@@ -90,11 +93,12 @@ class Stepper:
         """
         lr = self._engine.get_lr()[0]
         before = [x.clone() for x in self._statistics]
-        losses, scale, faults = [], None, []
+        losses, scale, faults, ignored = [], None, [], []
         seed_step(self._config.seed, step)
         for _ in range(self._config.train.accumulation):
             batch = next(batches)
             faults += batch.faults
+            ignored += batch.ignored
             with sample_draws(self._config.seed, step, batch.positions.to(device())):
                 loss, scale = micro_step(self._engine, batch, self._loss, self._config)
             losses.append(loss)
@@ -103,7 +107,7 @@ class Stepper:
         was_applied = grad_norm.isfinite()
         for now, then in zip(self._statistics, before, strict=True):
             now.copy_(torch.where(was_applied, now, then))
-        return StepResult(torch.stack(losses).mean(), scale, lr, grad_norm, faults)
+        return StepResult(torch.stack(losses).mean(), scale, lr, grad_norm, faults, ignored)
 
 
 def micro_step(engine: Any, batch: Batch, loss: Loss, config: RunConfig) -> tuple[Tensor, Tensor]:

@@ -30,7 +30,7 @@ def _steps(config, state, losses, faults=(), scale=1.0):
         for loss in losses:
             state.step += 1
             norm = torch.tensor(loss)  # not finite where the loss is not
-            log.step(state, StepResult(torch.tensor(loss), torch.full((1,), scale), 0.1, norm, list(faults)))
+            log.step(state, StepResult(torch.tensor(loss), torch.full((1,), scale), 0.1, norm, list(faults), []))
             faults = ()
         log.settle(state)
     return [json.loads(line) for line in (config.run_dir / "metrics.jsonl").read_text().splitlines()]
