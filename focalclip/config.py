@@ -302,6 +302,16 @@ class RunConfig(Strict):
             raise ValueError(f"name={self.name!r} is not the name of one folder; where it lies is set by runs_dir")
         return self
 
+    @model_validator(mode="after")
+    def _two_pairs(self) -> Self:
+        batch_size, accumulation = self.data.batch_size, self.train.accumulation
+        if batch_size < 2 * accumulation:
+            raise ValueError(
+                f"data.batch_size={batch_size} with train.accumulation={accumulation} leaves micro-batches of fewer "
+                f"than two pairs, so there is nothing to contrast with; use a batch_size of {2 * accumulation} or more"
+            )
+        return self
+
     @property
     def run_dir(self) -> Path:
         """``runs_dir/name``."""

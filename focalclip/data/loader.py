@@ -33,6 +33,9 @@ class Batch:
     """int64 (b,): class numbers, -1 where a sample has none."""
     positions: Tensor
     """int64 (b,): global positions."""
+    ids: Tensor
+    """int64 (b,): numbers within the whole data of the samples that were loaded: a pair that stands in a batch twice,
+    because of an epoch's border or in the place of a broken sample, has one number."""
     faults: list[str]
     """``shard.tar: key: reason`` for each broken sample that was replaced."""
 
@@ -165,16 +168,18 @@ class _MicroBatches(Dataset):
     def _batch(self, first: int, size: int) -> Batch:
         draws = uniform_draws(self._seed, first, size)
         images = torch.empty(size, 3, self._image_size, self._image_size, dtype=torch.uint8)
-        captions, labels, faults = [], [], []
+        captions, labels, ids, faults = [], [], [], []
         for i, row in enumerate(draws.tolist()):
             sample, fault = self._samples.load(first + i, row)
             images[i] = sample.image
             captions.append(sample.caption)
             labels.append(sample.label)
+            ids.append(sample.id)
             if fault:
                 faults.append(fault)
         augment_batch(images.numpy(), draws, self._augment)
-        return Batch(images, self._tokenize(captions), torch.tensor(labels), torch.arange(first, first + size), faults)
+        positions = torch.arange(first, first + size)
+        return Batch(images, self._tokenize(captions), torch.tensor(labels), positions, torch.tensor(ids), faults)
 
 
 def _as_is(batch: Any) -> Any:

@@ -58,11 +58,12 @@ class BrokenSampleError(Exception):
 
 @dataclass(frozen=True)
 class Sample:
-    """A training pair: image uint8 (3, size, size), one caption, a class number or -1."""
+    """A training pair: image uint8 (3, size, size), one caption, a class number or -1, its number within the data."""
 
     image: Tensor
     caption: str
     label: int
+    id: int
 
 
 class TrainSamples:
@@ -83,6 +84,7 @@ class TrainSamples:
     def __init__(self, shards: Sequence[Path], counts: np.ndarray, data: DataConfig, image_size: int, seed: int):
         self.order = SampleOrder(counts, seed, data.window_shards)
         self._reader = ShardReader(shards, keep=2 * data.window_shards)
+        self._first = np.cumsum(counts) - counts  # number within the data of each shard's first sample
         self._data = data
         self._image_size = image_size
 
@@ -103,14 +105,15 @@ class TrainSamples:
         for candidate in range(position, position + _MAX_REPLACEMENTS):
             shard, sample = self.order.locate(candidate)
             try:
-                return self._decode(self._reader.read(shard, sample), draws), first_fault
+                members = self._reader.read(shard, sample)
+                return self._decode(members, draws, int(self._first[shard]) + sample), first_fault
             except BrokenSampleError as error:
                 first_fault = first_fault or f"{self._reader.name(shard, sample)}: {error}"
         raise UserError(
             f"data.train: {_MAX_REPLACEMENTS} broken samples in a row, the first being {first_fault}; repair the shards"
         )
 
-    def _decode(self, members: Members, draws: Sequence[float]) -> Sample:
+    def _decode(self, members: Members, draws: Sequence[float], number: int) -> Sample:
         if members.image is None:
             raise BrokenSampleError("no image")
         augment, size = self._data.augment, self._image_size
@@ -120,7 +123,7 @@ class TrainSamples:
             pixels = decode_array(members.image, min_decoded_side(draws, augment, size))
         except ValueError as error:
             raise BrokenSampleError(str(error)) from None
-        return Sample(random_resized_crop(pixels, draws, augment, size), caption, label)
+        return Sample(random_resized_crop(pixels, draws, augment, size), caption, label, number)
 
 
 class ShardReader:

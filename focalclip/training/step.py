@@ -15,10 +15,11 @@ from focalclip.models.preprocess import normalize
 from focalclip.names import find
 from focalclip.training.engine import device, input_dtype
 
-Loss = Callable[[dict[str, Tensor], Tensor], Tensor]
-"""From the model's outputs by name and the labels (b,) to the 0-dim loss of the global batch."""
+Loss = Callable[..., Tensor]
+"""From the model's outputs by name, the labels (b,) and the identities of the pairs (b,), which may be left out, to the
+0-dim loss of the global batch."""
 
-_PASSED = ("labels", "group")  # keyword-only parameters of a loss that are not options
+_PASSED = ("labels", "ids", "group")  # keyword-only parameters of a loss that are not options
 
 
 def create_loss(config: LossConfig, outputs: Collection[str]) -> Loss:
@@ -44,8 +45,9 @@ def create_loss(config: LossConfig, outputs: Collection[str]) -> Loss:
             f"{', '.join(outputs)}); choose another loss or another model"
         )
 
-    def loss(named: dict[str, Tensor], labels: Tensor) -> Tensor:
-        passed = {"labels": labels} if "labels" in parameters else {}
+    def loss(named: dict[str, Tensor], labels: Tensor, ids: Tensor | None = None) -> Tensor:
+        known = {"labels": labels, "ids": ids}
+        passed = {name: value for name, value in known.items() if name in parameters}
         return function(**{name: named[name] for name in inputs}, **passed, **options)
 
     return loss
@@ -60,7 +62,7 @@ def micro_step(engine: Any, batch: Batch, loss: Loss, config: RunConfig) -> tupl
     image_config = config.model.image
     images = normalize(batch.images.to(device()), image_config.mean, image_config.std, input_dtype(config))
     outputs = engine(images, batch.tokens.to(device()))
-    value = loss(outputs, batch.labels.to(device()))
+    value = loss(outputs, batch.labels.to(device()), batch.ids.to(device()))
     engine.backward(value)
     engine.step()
     return value.detach(), outputs["scale"].detach()

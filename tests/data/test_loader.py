@@ -69,9 +69,11 @@ def test_batch_holds_matching_images_captions_and_labels(shards):
     assert first.images.dtype == torch.uint8
     assert first.tokens.shape == (12, 32)
     assert (first.tokens.dtype, first.labels.dtype, first.positions.dtype) == (torch.int64,) * 3
+    assert first.ids.dtype == torch.int64
     assert first.faults == []
     assert joined(batches)[3].tolist() == list(range(60))
     labels = joined(batches)[2].tolist()
+    assert torch.equal(torch.cat([batch.ids for batch in batches]), torch.cat([batch.labels for batch in batches]))
     assert sorted(labels[:NUM_SAMPLES]) == list(range(NUM_SAMPLES)), "each sample once in the first epoch"
     assert sorted(labels[NUM_SAMPLES:]) == list(range(NUM_SAMPLES)), "and once in the second"
     assert labels[:NUM_SAMPLES] != labels[NUM_SAMPLES:]
