@@ -16,6 +16,7 @@ from focalclip.config import DataConfig
 from focalclip.data.index import index_shards
 from focalclip.data.order import uniform_draws
 from focalclip.data.samples import TrainSamples
+from focalclip.data.sources import source_numbers
 from focalclip.data.transforms import augment_batch
 
 _GRACE_SECONDS = 30  # how long a worker outlives SIGTERM, for the training process to save and leave
@@ -30,7 +31,7 @@ class Batch:
     tokens: Tensor
     """int64 (b, L)."""
     labels: Tensor
-    """int64 (b,): class numbers, -1 where a sample has none."""
+    """int64 (b,): class numbers, -1 where a sample has none; different sources have different ones."""
     positions: Tensor
     """int64 (b,): global positions."""
     ids: Tensor
@@ -75,8 +76,8 @@ class TrainLoader:
     """Training batches of one rank; iterating yields them for ever.
 
     Args:
-        shards: Files of :func:`focalclip.data.sources.resolve_shards`. Missing indexes are built, by every process that
-            finds them missing: let one process build a loader first.
+        shards: Files of :func:`focalclip.data.sources.training_shards`; a plain list is of one source. Missing indexes
+            are built, by every process that finds them missing: let one process build a loader first.
         data: Batch size, workers, window, captions and augmentation.
         image_size: Side of the images in pixels.
         tokenize: From captions to int64 tokens (len(captions), L). It runs in the workers, so it must be picklable
@@ -112,7 +113,9 @@ class TrainLoader:
                 f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train; "
                 "a batch would hold samples twice; use a smaller one"
             )
-        samples = TrainSamples(shards, counts, data, image_size, seed)
+        self.sources = [0] * len(shards) if data.shared_labels else source_numbers(shards)
+        """Number of the source that gives each shard's class numbers their meaning."""
+        samples = TrainSamples(shards, counts, data, image_size, seed, self.sources)
         self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
         self._workers = data.workers
 

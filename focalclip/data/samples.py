@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,6 +43,15 @@ def choose_caption(texts: Captions, draws: Sequence[float], data: DataConfig) ->
     return ", ".join([first, *picked] if is_behind else [*picked, first])
 
 
+def label_of(number: int, source: int, num_sources: int) -> int:
+    """One number for a class number and the source that it belongs to; -1 stays -1, one source changes nothing.
+
+    Different classes get different numbers as long as class numbers are below 2**63 / num_sources; beyond, where only
+    hashes are, numbers wrap around.
+    """
+    return number if number < 0 else (number * num_sources + source) % 2**63
+
+
 class Members(NamedTuple):
     """The bytes of one sample, None where a part is absent; in the order of the index's columns."""
 
@@ -63,7 +72,7 @@ class Sample:
     image: Tensor
     caption: str
     label: int
-    id: int
+    id: int = -1
 
 
 class TrainSamples:
@@ -79,12 +88,23 @@ class TrainSamples:
         data: Augmentation, captions and window.
         image_size: Side of the images in pixels.
         seed: Seed of the order.
+        sources: Number of the source that gives each shard's class numbers their meaning.
     """
 
-    def __init__(self, shards: Sequence[Path], counts: np.ndarray, data: DataConfig, image_size: int, seed: int):
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        counts: np.ndarray,
+        data: DataConfig,
+        image_size: int,
+        seed: int,
+        sources: Sequence[int],
+    ):
         self.order = SampleOrder(counts, seed, data.window_shards)
         self._reader = ShardReader(shards, keep=2 * data.window_shards)
         self._first = np.cumsum(counts) - counts  # number within the data of each shard's first sample
+        self._sources = sources
+        self._num_sources = max(sources, default=0) + 1
         self._data = data
         self._image_size = image_size
 
@@ -105,15 +125,16 @@ class TrainSamples:
         for candidate in range(position, position + _MAX_REPLACEMENTS):
             shard, sample = self.order.locate(candidate)
             try:
-                members = self._reader.read(shard, sample)
-                return self._decode(members, draws, int(self._first[shard]) + sample), first_fault
+                loaded = self._decode(self._reader.read(shard, sample), draws)
+                label = label_of(loaded.label, self._sources[shard], self._num_sources)
+                return replace(loaded, label=label, id=int(self._first[shard]) + sample), first_fault
             except BrokenSampleError as error:
                 first_fault = first_fault or f"{self._reader.name(shard, sample)}: {error}"
         raise UserError(
             f"data.train: {_MAX_REPLACEMENTS} broken samples in a row, the first being {first_fault}; repair the shards"
         )
 
-    def _decode(self, members: Members, draws: Sequence[float], number: int) -> Sample:
+    def _decode(self, members: Members, draws: Sequence[float]) -> Sample:
         if members.image is None:
             raise BrokenSampleError("no image")
         augment, size = self._data.augment, self._image_size
@@ -123,7 +144,7 @@ class TrainSamples:
             pixels = decode_array(members.image, min_decoded_side(draws, augment, size))
         except ValueError as error:
             raise BrokenSampleError(str(error)) from None
-        return Sample(random_resized_crop(pixels, draws, augment, size), caption, label, number)
+        return Sample(random_resized_crop(pixels, draws, augment, size), caption, label)
 
 
 class ShardReader:
