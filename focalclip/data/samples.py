@@ -13,7 +13,14 @@ from torch import Tensor
 from focalclip.base.errors import UserError
 from focalclip.config import DataConfig
 from focalclip.data.images import decode_array
-from focalclip.data.index import Captions, load_key, load_members, read_captions, read_label
+from focalclip.data.index import (
+    Captions,
+    is_open_files_limit,
+    load_key,
+    load_members,
+    read_captions,
+    read_label,
+)
 from focalclip.data.order import Draw, SampleOrder
 from focalclip.data.transforms import min_decoded_side, random_resized_crop
 
@@ -168,6 +175,7 @@ class ShardReader:
 
         Raises:
             BrokenSampleError: if the shard can no longer be read as it was indexed.
+            UserError: if the system allows no more open files, or the shard's index is damaged and cannot be rebuilt.
         """
         try:
             members, file = self._table_and_file(shard)
@@ -176,6 +184,10 @@ class ShardReader:
             stop = max(offset + length for offset, length in zip(offsets, lengths, strict=True))
             data = os.pread(file, stop - start, start)  # leaves no file position behind: safe across a fork
         except OSError as error:
+            if is_open_files_limit(error):
+                raise UserError(
+                    f"data.window_shards={self._keep // 2}: {error.strerror}; lower it, or raise the limit (ulimit -n)"
+                ) from None
             raise BrokenSampleError(f"cannot be read ({error.strerror})") from None
         if len(data) < stop - start:
             raise BrokenSampleError("the shard has become shorter since it was indexed")
