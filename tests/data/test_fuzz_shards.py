@@ -15,7 +15,17 @@ from focalclip.data.loader import TrainLoader
 
 BLOCK = 512
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
-FIELDS = [(0, 100), (100, 108), (124, 136), (136, 148), (148, 156), (156, 157), (157, 257), (257, 265), (345, 500)]
+FIELDS = [
+    (0, 100),
+    (100, 108),
+    *[(124, 136)] * 4,
+    (136, 148),
+    (148, 156),
+    (156, 157),
+    (157, 257),
+    (257, 265),
+    (345, 500),
+]
 
 
 def whole_shard(number: int) -> bytes:
@@ -41,7 +51,7 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
     for _ in range(rng.integers(1, 3)):
         blocks = max(1, len(data) // BLOCK)
         at, other = (int(block) * BLOCK for block in rng.integers(blocks, size=2))
-        match rng.integers(10):
+        match rng.integers(11):
             case 0 | 8 | 9:
                 for place in rng.integers(max(1, len(data)), size=rng.integers(1, 5)):
                     data[place : place + 1] = bytes([data[place] ^ 1 << int(rng.integers(8))]) if data else b""
@@ -57,7 +67,7 @@ def damaged(content: bytes, rng: np.random.Generator) -> bytes:
                 data[at : at + BLOCK], data[other : other + BLOCK] = data[other : other + BLOCK], data[at : at + BLOCK]
             case 6:
                 data[at : at + BLOCK] = rng.bytes(BLOCK)
-            case 7:
+            case 7 | 10:
                 edit_header(data, rng)
     return bytes(data)
 
