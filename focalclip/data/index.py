@@ -20,10 +20,10 @@ import signal
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -98,7 +98,7 @@ def _try_index(shard: Path) -> int | str:
 Work = Callable[[Path], int | str]
 
 
-def _in_processes(work: Work, shards: dict[int, Path], jobs: int | None) -> Iterator[tuple[int, int | str]]:
+def _in_processes(work: Work, shards: dict[int, Path], jobs: int | None) -> Generator[tuple[int, int | str]]:
     """The result of ``work`` for each shard, in any order; see :func:`index_shards` for ``jobs``.
 
     What a process leaves undone that ends early, for want of memory for instance, is done by this one.
@@ -109,23 +109,18 @@ def _in_processes(work: Work, shards: dict[int, Path], jobs: int | None) -> Iter
         number = next(iter(waiting))
         yield number, work(waiting.pop(number))
     jobs = min(jobs or len(os.sched_getaffinity(0)), len(waiting)) if can_fork else 1
-    processes, connections = [], []
+    processes: list[multiprocessing.process.BaseProcess] = []
+    connections: list[Connection] = []
     if jobs > 1:
         tqdm.write(f"Indexing {len(waiting):,} shards in {jobs} processes (once)", file=sys.stderr)
     try:
         for job in range(jobs if jobs > 1 else 0):
-            ours, theirs = multiprocessing.Pipe(duplex=False)
-            connections.append(ours)
-            part = list(waiting.items())[job::jobs]
-            # Forked, because a script without the guard of __main__ cannot be started anew.
-            process = multiprocessing.get_context("fork").Process(
-                target=_do_part, args=(work, part, theirs, list(connections)), daemon=True
-            )
-            process.start()
-            theirs.close()
-            processes.append(process)
+            with contextlib.suppress(OSError):  # no more processes are allowed
+                process, connection = _start(work, list(waiting.items())[job::jobs], connections)
+                processes.append(process)
+                connections.append(connection)
         while connections:
-            for ready in wait(connections):
+            for ready in cast(list[Connection], wait(connections)):
                 try:
                     number, result = ready.recv()
                 except EOFError:
@@ -140,6 +135,22 @@ def _in_processes(work: Work, shards: dict[int, Path], jobs: int | None) -> Iter
             process.join()
     for number, shard in waiting.items():
         yield number, work(shard)
+
+
+def _start(
+    work: Work, part: list[tuple[int, Path]], others: list[Connection]
+) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    """Fork a process for a part of the shards; a script without the guard of ``__main__`` could not be started anew.
+
+    Returns:
+        The process, and where its results are received.
+    """
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    fork = multiprocessing.get_context("fork")
+    with theirs:
+        process = fork.Process(target=_do_part, args=(work, part, theirs, [*others, ours]), daemon=True)
+        process.start()
+    return process, ours
 
 
 def _do_part(work: Work, part: list[tuple[int, Path]], connection: Connection, inherited: list[Connection]) -> None:
@@ -211,7 +222,7 @@ def walk_tar(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     Raises:
         UserError: if the file is not a whole, uncompressed tar.
     """
-    end = 0
+    end = size = 0
     try:
         size = shard.stat().st_size
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
@@ -248,7 +259,7 @@ class _Header(tarfile.TarInfo):
     """A tar header; of a plain file only name and size are parsed, which is most of the cost of an index."""
 
     @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> "_Header":
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
         """See :class:`tarfile.TarInfo`; a size that no file has is an error, which would keep tarfile busy for ever."""
         name, prefix, kind = buf[:100].rstrip(b"\0"), buf[345:500].rstrip(b"\0"), buf[156:157]
         size, checksum = _OCTAL.fullmatch(buf, 124, 136), _OCTAL.fullmatch(buf, 148, 156)
@@ -257,7 +268,7 @@ class _Header(tarfile.TarInfo):
             found = int(checksum[1], 8)
             if found == sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
                 header = cls((prefix + b"/" + name if prefix else name).decode(encoding, errors))
-                header.size, header.type, header.chksum = int(size[1], 8), kind, found
+                header.size, header.type, header.chksum = int(size[1], 8), bytes(kind), found
                 return header
         header = super().frombuf(buf, encoding, errors)
         if not 0 <= header.size < 2**63:
