@@ -176,12 +176,25 @@ class DataConfig(Strict):
     joined_captions: float = Field(0.0, ge=0, le=1)
     """Probability of the first caption with one or two others, or keywords, behind or before it, joined by commas. In
     all other cases one caption is drawn evenly from all that the sample has; keywords never stand alone."""
+    caption_keys: list[str] = Field(["txt", "captions", "caption"], min_length=1)
+    """Where a sample's captions are read from, the first ones first: ``txt`` is its text, all others are keys of its
+    JSON with one text or a list of texts."""
+    use_keywords: bool = True
+    """Read ``keywords`` of the JSON; false: leave them out."""
+    use_labels: bool = True
+    """Read class numbers (``cls``): pairs of one class are positives for each other; false: every pair stands alone."""
     workers: int = Field(1, ge=0)
     """Loader processes per rank; 0 reads in the training process. The samples and their order do not depend on it."""
     window_shards: int = Field(16, ge=1)
     """Samples are shuffled within windows of so many shards (shards are shuffled first)."""
+    key_rule: Literal["first_dot", "last_dot"] = "first_dot"
+    """Where the name of a member ends and its extension begins, within the file's own name: at the first dot, as in
+    webdataset, or at the last one, for names such as ``IMG_2.0.jpg``."""
     max_faults: int = Field(1000, ge=0)
     """Stop with an error after so many broken samples on all ranks; each is replaced, counted and named in the log."""
+    max_bad_shards: int = Field(0, ge=0)
+    """Leave out up to so many shards that are missing, damaged or without pairs; all are named. With more, or with one
+    by default, training does not start."""
     augment: AugmentConfig = AugmentConfig()
 
     @model_validator(mode="after")

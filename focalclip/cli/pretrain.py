@@ -116,7 +116,7 @@ def training_shards(config: RunConfig) -> list[Path]:
     """The training shards; the default corpus, or shards of another source, are built if this is their first use."""
     from focalclip.data import sources
 
-    return sources.training_shards(config.data.train)
+    return sources.training_shards(config.data.train, max_missing=config.data.max_bad_shards)
 
 
 def check_benchmark(config: RunConfig) -> None:

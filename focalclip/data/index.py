@@ -7,8 +7,10 @@ of change differs from what the index was made from. One index is read at a time
 with the number of samples.
 """
 
+import codecs
 import contextlib
 import errno
+import functools
 import hashlib
 import io
 import itertools
@@ -37,14 +39,23 @@ IMAGE, TEXT, JSON, LABEL = range(4)  # columns of the member table
 
 _COLUMNS = dict.fromkeys(SHARD_IMAGES, IMAGE) | {"txt": TEXT, "json": JSON, "cls": LABEL}
 
-# The key ends at the first dot of the file's own name, as in webdataset.
-_NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]*)")
+_NAMES = {
+    "first_dot": re.compile(r"((?:.*/)?[^./]+)\.([^/]*)"),  # as in webdataset
+    "last_dot": re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)"),
+}
+"""Key and extension by ``data.key_rule``; hidden files have none."""
 
 _META = re.compile(r"__[^/]*__($|/)")  # members that webdataset skips too
 
+_DOTTED = "more than one dot in the name (data.key_rule=last_dot reads them)"
+
+_MAX_REASONS = 20  # for which members are passed over, in one shard
+
+_MAX_NAMED = 50  # bad shards that one message names
+
 _VERSION = 3
 
-_TABLES = ("members", "keys")  # of an index, in the order of their hashes
+_TABLES = ("members", "keys", "passed_over")  # of an index, in the order of their hashes
 
 _BLOCK = 512  # bytes of a tar block (POSIX ustar)
 
@@ -53,6 +64,24 @@ _AGAIN = "copy, download or write it again"
 _OCTAL = re.compile(rb" *([0-7]+)[ \0]*")  # a number in a tar header
 
 _SECONDS_ALONE = 1.0  # most data are indexed by then, without the cost of other processes
+
+
+class PassedOver(NamedTuple):
+    """Files or members that are not read, for one reason."""
+
+    count: int
+    first: str
+    """The name of the first."""
+
+
+class UsableShards(NamedTuple):
+    """Shards that can be trained on."""
+
+    shards: list[Path]
+    counts: np.ndarray
+    """Samples per shard, int64 (len(shards),)."""
+    bad: list[str]
+    """Name and fault of each shard that was left out."""
 
 
 def index_shards(shards: Sequence[Path], jobs: int | None = None) -> np.ndarray:
@@ -69,28 +98,53 @@ def index_shards(shards: Sequence[Path], jobs: int | None = None) -> np.ndarray:
         Samples per shard, int64 (len(shards),).
 
     Raises:
-        UserError: naming the first shard that cannot be used, and why.
+        UserError: naming every shard that cannot be used, and why.
     """
-    counts = np.array([_stored_count(shard) for shard in shards], dtype=np.int64)
+    return usable_shards(shards, jobs=jobs).counts
+
+
+def usable_shards(
+    shards: Sequence[Path], key_rule: str = "first_dot", max_bad: int | None = None, jobs: int | None = None
+) -> UsableShards:
+    """Index shards as :func:`index_shards` does, and leave out those that cannot be used, up to a limit.
+
+    Args:
+        shards: Files.
+        key_rule: See ``data.key_rule``.
+        max_bad: See ``data.max_bad_shards``; None: nothing may be left out, and the setting is not spoken of.
+        jobs: See :func:`index_shards`.
+
+    Raises:
+        UserError: naming every shard that cannot be used, if they are more than ``max_bad`` or all.
+    """
+    counts = np.array([_stored_count(shard, key_rule) for shard in shards], dtype=np.int64)
     todo = [i for i, count in enumerate(counts) if count < 0]
     faults: dict[int, str] = {}
+    work = functools.partial(_try_index, key_rule=key_rule)
     bar = tqdm(total=len(todo), desc="indexing shards", unit="shard", disable=len(todo) < 2 or None, leave=False)
-    with bar, contextlib.closing(_in_processes(_try_index, {i: shards[i] for i in todo}, jobs)) as found:
+    with bar, contextlib.closing(_in_processes(work, {i: shards[i] for i in todo}, jobs)) as found:
         for i, result in found:
             bar.update()
             if isinstance(result, str):
                 faults[i] = result
             else:
                 counts[i] = result
-    if faults:
-        raise UserError(faults[min(faults)])
-    return counts
+    bad = [faults[i] for i in sorted(faults)]
+    if len(bad) > (max_bad or 0) or (bad and len(bad) == len(shards)):
+        hint = f"; or leave out up to {len(bad)} with data.max_bad_shards" if max_bad is not None else ""
+        if len(bad) == 1:
+            raise UserError(bad[0] + hint * (len(shards) > 1))
+        named = " ".join(f"({number}) {fault}" for number, fault in enumerate(bad[:_MAX_NAMED], 1))
+        more = f" and {len(bad) - _MAX_NAMED} more" if len(bad) > _MAX_NAMED else ""
+        raise UserError(f"{len(bad)} of {len(shards)} shards cannot be used: {named}{more}{hint}")
+    usable = [i for i, count in enumerate(counts) if count >= 0]
+    return UsableShards([shards[i] for i in usable], counts[usable], bad)
 
 
-def _try_index(shard: Path) -> int | str:
+def _try_index(shard: Path, key_rule: str) -> int | str:
     """Index a shard: the number of its samples, or what is wrong with it."""
     try:
-        return len(_index(shard)["members"])
+        return len(_index(shard, key_rule)["members"])
     except UserError as error:
         return str(error)
 
@@ -163,7 +217,21 @@ def _do_part(work: Work, part: list[tuple[int, Path]], connection: Connection, i
             connection.send((number, work(shard)))
 
 
-def load_members(shard: Path) -> np.ndarray:
+def members_passed_over(shards: Iterable[Path], key_rule: str = "first_dot") -> dict[str, PassedOver]:
+    """Members of indexed shards that belong to no sample, by the reason, the most frequent first."""
+    found: dict[str, PassedOver] = {}
+    for shard in shards:
+        try:
+            own = json.loads(_load(shard, "passed_over", key_rule).tobytes())
+        except OSError:
+            continue  # the shard has just changed: its samples will be counted as broken
+        for reason, (count, first) in own.items():
+            before = found.get(reason, PassedOver(0, f"{shard.name}: {first}"))
+            found[reason] = PassedOver(before.count + count, before.first)
+    return dict(sorted(found.items(), key=lambda item: -item[1].count))
+
+
+def load_members(shard: Path, key_rule: str = "first_dot") -> np.ndarray:
     """The member table of an indexed shard.
 
     Returns:
@@ -173,21 +241,28 @@ def load_members(shard: Path) -> np.ndarray:
         OSError: if the shard has gone or changed since :func:`index_shards` saw it.
         UserError: if its index is damaged and cannot be rebuilt.
     """
-    return _load(shard, "members")
+    return _load(shard, "members", key_rule)
 
 
-def load_key(shard: Path, sample: int) -> str:
+def load_key(shard: Path, sample: int, key_rule: str = "first_dot") -> str:
     """The WebDataset key of one sample (slow: for messages)."""
-    return load_keys(shard)[sample]
+    return load_keys(shard, key_rule)[sample]
 
 
-def load_keys(shard: Path) -> list[str]:
+def load_keys(shard: Path, key_rule: str = "first_dot") -> list[str]:
     """The WebDataset keys of all samples of an indexed shard; raises as :func:`load_members` does."""
-    return _load(shard, "keys").tobytes().decode(errors="replace").split("\0")
+    return _load(shard, "keys", key_rule).tobytes().decode(errors="replace").split("\0")
 
 
-def scan_shard(shard: Path) -> tuple[np.ndarray, list[str]]:
+def scan_shard(
+    shard: Path, key_rule: str = "first_dot", passed_over: dict[str, PassedOver] | None = None
+) -> tuple[np.ndarray, list[str]]:
     """Group consecutive members of one key into samples, as webdataset does.
+
+    Args:
+        shard: A tar.
+        key_rule: See ``data.key_rule``.
+        passed_over: Takes members that belong to no sample, by the reason.
 
     Returns:
         The member table of :func:`load_members`, and the key of each sample.
@@ -198,9 +273,12 @@ def scan_shard(shard: Path) -> tuple[np.ndarray, list[str]]:
     """
     rows: list[list[tuple[int, int]]] = []
     keys: list[str] = []
-    for key, extension, member in walk_tar(shard):
+    passed_over = {} if passed_over is None else passed_over
+    for key, extension, member in walk_tar(shard, key_rule, passed_over):
         column = _COLUMNS.get(extension)
         if column is None:
+            last = extension.rpartition(".")[2]
+            _pass_over(passed_over, _DOTTED if last in _COLUMNS else f"the extension .{last}", member.name)
             continue
         if not keys or key != keys[-1]:
             keys.append(key)
@@ -208,21 +286,36 @@ def scan_shard(shard: Path) -> tuple[np.ndarray, list[str]]:
         if rows[-1][column][1] >= 0:
             raise UserError(
                 f"{shard}: the sample {key!r} has two members of one kind, the second being {member.name!r}; "
-                "give every sample its own key (a key ends at the first dot)"
+                f"give every sample its own key (a key ends at the {key_rule.replace('_', ' ')})"
             )
         rows[-1][column] = member.offset_data, member.size
     members = np.array(rows, dtype=np.int64).reshape(-1, 4, 2)
-    _check_content(shard, members)
+    _check_content(shard, members, passed_over.get(_DOTTED))
     return members, keys
 
 
-def walk_tar(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
+def _pass_over(passed_over: dict[str, PassedOver], reason: str, name: str) -> None:
+    if reason not in passed_over and len(passed_over) >= _MAX_REASONS:
+        reason = "other extensions"
+    count, first = passed_over.get(reason, (0, name))
+    passed_over[reason] = PassedOver(count + 1, first)
+
+
+def walk_tar(
+    shard: Path, key_rule: str = "first_dot", passed_over: dict[str, PassedOver] | None = None
+) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
     """Key, extension in lower case, and header of every file in a tar that has both, in order.
 
+    Args:
+        shard: A tar.
+        key_rule: See ``data.key_rule``.
+        passed_over: Takes the other members, by the reason; folders and webdataset's ``__meta__`` are none.
+
     Raises:
-        UserError: if the file is not a whole, uncompressed tar.
+        UserError: if the file is not a whole, uncompressed tar, or has a member stored as a sparse file.
     """
     end = size = 0
+    others = {} if passed_over is None else passed_over
     try:
         size = shard.stat().st_size
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
@@ -231,8 +324,19 @@ def walk_tar(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
                 if member.size < 0 or not end < tar.offset <= size:
                     raise UserError(f"{shard}: cut short or damaged at byte {end} of {size}; {_AGAIN}")
                 end = tar.offset
-                match = _NAME.fullmatch(member.name)
-                if match is not None and member.isreg() and not _META.match(member.name):
+                match = _NAMES[key_rule].fullmatch(member.name)
+                if member.isdir() or _META.match(member.name):
+                    continue
+                if not member.isreg():
+                    _pass_over(others, "links and other members that are not files", member.name)
+                elif match is None:
+                    _pass_over(others, "no extension, or a hidden file", member.name)
+                elif member.issparse():
+                    raise UserError(
+                        f"{shard}: the member {member.name!r} is stored as a sparse file, of which the tar holds "
+                        "pieces; write it again without --sparse (-S)"
+                    )
+                else:
                     yield match[1], match[2].lower(), member
             _check_end(shard, file, tar.offset)
     except UserError:
@@ -289,23 +393,29 @@ def _check_end(shard: Path, file: BinaryIO, end: int) -> None:
             )
 
 
-def _check_content(shard: Path, members: np.ndarray) -> None:
+def _check_content(shard: Path, members: np.ndarray, dotted: PassedOver | None) -> None:
     """Single samples may lack a part (they are replaced and counted); a whole shard that does is a mistake."""
     has = members[:, :, 1] >= 0
     image, caption = has[:, IMAGE], has[:, TEXT] | has[:, JSON]
+    if (image & caption).any():
+        return
+    if dotted:
+        raise UserError(
+            f"{shard}: holds no pair, and {dotted.count} names of its members have more than one dot, such as "
+            f"{dotted.first!r}; a key ends at the first dot unless data.key_rule=last_dot"
+        )
     if not image.any():
         raise UserError(f"{shard}: holds no image (.jpg, .jpeg, .png or .webp); leave it out or write it again")
     if not caption.any():
         raise UserError(f"{shard}: holds no caption (.txt or .json); leave it out or write it again with captions")
-    if not (image & caption).any():
-        raise UserError(
-            f"{shard}: no image stands next to a caption of the same key; write the members of one sample together"
-        )
+    raise UserError(
+        f"{shard}: no image stands next to a caption of the same key; write the members of one sample together"
+    )
 
 
-def _places(shard: Path) -> list[Path]:
+def _places(shard: Path, key_rule: str) -> list[Path]:
     """Where the index may lie: beside the tar, else in the cache folder."""
-    name = f"{shard.name}.index.npz"
+    name = f"{shard.name}.index.npz" if key_rule == "first_dot" else f"{shard.name}.{key_rule}.index.npz"
     digest = hashlib.sha256(str(shard.resolve()).encode()).hexdigest()[:16]
     return [shard.with_name(name), cache_dir() / "index" / digest / name]
 
@@ -316,20 +426,20 @@ def _stamp(shard: Path) -> list[int]:
     return [_VERSION, stat.st_size, stat.st_mtime_ns]
 
 
-def _load(shard: Path, name: str) -> np.ndarray:
+def _load(shard: Path, name: str, key_rule: str) -> np.ndarray:
     """A table of a shard's index, which is rebuilt where it is damaged or lost."""
-    table = _stored(shard, name)
-    return _index(shard)[name] if table is None else table
+    table = _stored(shard, name, key_rule)
+    return _index(shard, key_rule)[name] if table is None else table
 
 
-def _stored(shard: Path, name: str) -> np.ndarray | None:
+def _stored(shard: Path, name: str, key_rule: str) -> np.ndarray | None:
     """A table of the shard's index, or its head; None where it is damaged or lost.
 
     Raises:
         OSError: if the shard has gone or changed since it was indexed.
     """
     stamp, has_changed = _stamp(shard), False
-    for place in _places(shard):
+    for place in _places(shard, key_rule):
         found = _read(place, name)
         if found is not None and found[0][:-1] == stamp:
             return found[1]
@@ -364,16 +474,16 @@ def _hash(*arrays: np.ndarray) -> np.ndarray:
     return np.frombuffer(digest.digest(), dtype=np.uint8)
 
 
-def _stored_count(shard: Path) -> int:
+def _stored_count(shard: Path, key_rule: str) -> int:
     """Samples according to a valid index; -1 without one."""
     try:
-        head = _stored(shard, "head")
+        head = _stored(shard, "head", key_rule)
     except OSError:
         return -1
     return -1 if head is None else int(head[-1])
 
 
-def _index(shard: Path) -> dict[str, np.ndarray]:
+def _index(shard: Path, key_rule: str) -> dict[str, np.ndarray]:
     """Scan a shard and write its index, whole or not at all, in the first place that can be written.
 
     Returns:
@@ -383,14 +493,20 @@ def _index(shard: Path) -> dict[str, np.ndarray]:
         stamp = _stamp(shard)
     except OSError as error:
         raise UserError(f"{shard}: cannot be read ({error.strerror}); check the file and its permissions") from None
-    members, keys = scan_shard(shard)
+    passed_over: dict[str, PassedOver] = {}
+    members, keys = scan_shard(shard, key_rule, passed_over)
     names = "\0".join(key.replace("\0", " ") for key in keys).encode(errors="replace")
-    tables = {"members": members, "keys": np.frombuffer(names, dtype=np.uint8)}
+    others = json.dumps(passed_over).encode()
+    tables = {
+        "members": members,
+        "keys": np.frombuffer(names, np.uint8),
+        "passed_over": np.frombuffer(others, np.uint8),
+    }
     head, hashes = np.array([*stamp, len(members)], dtype=np.int64), np.stack([_hash(tables[name]) for name in _TABLES])
     content = io.BytesIO()
     np.savez(content, head=head, hashes=hashes, hash=_hash(head, hashes), **tables)
     reason = None
-    for place in _places(shard):
+    for place in _places(shard, key_rule):
         try:
             with whole_file(place) as temporary:
                 temporary.write_bytes(content.getvalue())
@@ -405,8 +521,11 @@ def _index(shard: Path) -> dict[str, np.ndarray]:
 
 # What samples say
 
-ReadTexts = Callable[[bytes | None, bytes | None], tuple[Sequence[str], Sequence[str]]]
-"""From the text and the JSON of a sample to its captions and keywords."""
+CAPTION_KEYS = ("txt", "captions", "caption")
+"""Where captions are read from by default: the text, then two keys of the JSON."""
+
+ReadTexts = Callable[[bytes | None, bytes | None], Sequence[Any]]
+"""From the text and the JSON of a sample to its captions, its keywords, and more that does not matter here."""
 
 
 class Captions(NamedTuple):
@@ -416,36 +535,86 @@ class Captions(NamedTuple):
     """One or more; each describes the picture alone."""
     keywords: list[str]
     """Too general to stand alone: they are only joined to the first caption."""
+    ignored: tuple[str, ...] = ()
+    """Parts that cannot be used although the sample can, and why."""
 
 
-def read_captions(text: bytes | None, record: bytes | None) -> Captions:
-    """The texts of a sample: first its text, then ``captions`` or ``caption`` of its JSON; and the JSON's ``keywords``.
+def read_captions(
+    text: bytes | None, record: bytes | None, keys: Sequence[str] = CAPTION_KEYS, keywords: bool = True
+) -> Captions:
+    """The texts of a sample, in the order of ``keys``, and the ``keywords`` of its JSON.
+
+    A part that cannot be read costs the sample only if no caption is left. Null, NaN and blank texts count as absent.
+
+    Args:
+        text: The sample's ``txt``: UTF-8, or UTF-16 with a byte order mark.
+        record: Its ``json``: UTF-8, UTF-16 or UTF-32. Only an object has captions: one text or a list of texts each.
+        keys: ``txt`` for the text itself, and keys of the JSON.
+        keywords: Whether to read keywords.
 
     Raises:
-        ValueError: if there is no caption, or the members cannot be read.
+        ValueError: if there is no caption; says what was there instead.
     """
-    try:
-        captions = [text.decode()] if text is not None else []
-        values = json.loads(record.decode()) if record is not None else {}
-    except UnicodeDecodeError:
-        raise ValueError("caption is not UTF-8") from None
-    except ValueError as error:
-        raise ValueError(f"unreadable JSON ({error})") from None
-    keywords = []
-    if isinstance(values, dict):  # JSON of another kind is other metadata
-        single = values.get("caption")
-        captions += _texts("captions", values.get("captions") or ([] if single is None else [single]))
-        keywords = _texts("keywords", values.get("keywords") or [])
+    values, unreadable = _read_record(record)
+    ignored = [unreadable] if unreadable else []
+    captions: list[str] = []
+    for key in keys:
+        if key == "txt":
+            try:
+                captions += [] if text is None else [_decode(text)]
+            except UnicodeDecodeError:
+                ignored.append("caption is not UTF-8")
+        else:
+            captions += _texts(key, values.get(key), ignored)
+    words = _texts("keywords", values.get("keywords"), ignored) if keywords else []
     captions = _each_once(captions)
     if not captions:
-        raise ValueError("no caption")
-    return Captions(captions, [keyword for keyword in _each_once(keywords) if keyword not in captions])
+        raise ValueError("; ".join(ignored) or "no caption")
+    if sound := [caption for caption in captions if _is_unicode(caption)]:  # else let the tokenizer decide
+        ignored += ["a caption holds a lone surrogate"] if len(sound) < len(captions) else []
+        captions = sound
+    others = [word for word in _each_once(words) if word not in captions and _is_unicode(word)]
+    return Captions(captions, others, tuple(ignored))
 
 
-def _texts(name: str, value: Any) -> list[str]:
-    if not isinstance(value, list) or not all(isinstance(text, str) for text in value):
-        raise ValueError(f"{name} in its JSON are not text")
-    return value
+def _read_record(record: bytes | None) -> tuple[dict[str, Any], str]:
+    """The object that a JSON member holds, empty where it holds none; and what is wrong with it, if anything."""
+    try:
+        values = json.loads(record) if record is not None else {}
+    except UnicodeDecodeError:
+        return {}, "its JSON is not UTF-8"
+    except RecursionError:
+        return {}, "its JSON is nested too deeply"
+    except ValueError:
+        return {}, "unreadable JSON"
+    return (values if isinstance(values, dict) else {}), ""  # JSON of another kind is other metadata
+
+
+def _decode(text: bytes) -> str:
+    has_utf16_mark = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return text.decode("utf-16" if has_utf16_mark else "utf-8-sig")
+
+
+def _texts(name: str, value: Any, ignored: list[str]) -> list[str]:
+    """The texts in a value of JSON; if it holds anything else, that is added to ``ignored``."""
+    values = [item for item in (value if isinstance(value, list) else [value]) if not _is_absent(item)]
+    texts = [item for item in values if isinstance(item, str)]
+    if len(texts) < len(values):
+        ignored.append(f"{name} in its JSON are not text")
+    return texts
+
+
+def _is_absent(value: Any) -> bool:
+    return value is None or value != value  # NaN, as tables write an empty cell
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: JSON may hold one half of a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _each_once(texts: Iterable[str]) -> list[str]:
@@ -499,7 +668,7 @@ def _pairs(shards: Sequence[Path], texts: ReadTexts) -> Iterator[_Pair]:
                 text, record, label = (_member(file, *places[column]) for column in (TEXT, JSON, LABEL))
                 entry = TarEntry(shard, key, offset, size)
                 try:
-                    captions, keywords = texts(text, record)
+                    captions, keywords = texts(text, record)[:2]
                 except ValueError as error:
                     yield _Pair(entry, fault=str(error))
                 else:
@@ -529,6 +698,6 @@ def read_label(text: bytes | None) -> int:
     if text is None:
         return NO_LABEL
     try:
-        return int(np.int64(int(text)))
+        return int(np.int64(int(_decode(text).replace("_", " "))))  # int() would read 2_3 as 23
     except (ValueError, OverflowError):
-        raise ValueError(f"class number {text[:20]!r} is not an integer of 64 bits") from None
+        raise ValueError("cls is not an integer of 64 bits") from None

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, first_line
 from focalclip.config import DataConfig
-from focalclip.data.index import index_shards
+from focalclip.data.index import usable_shards
 from focalclip.data.order import uniform_draws
-from focalclip.data.samples import TrainSamples
+from focalclip.data.samples import Ignored, TrainSamples
 from focalclip.data.sources import source_numbers
 from focalclip.data.transforms import augment_batch
 
@@ -39,6 +39,8 @@ class Batch:
     because of an epoch's border or in the place of a broken sample, has one number."""
     faults: list[str]
     """``shard.tar: key: reason`` for each broken sample that was replaced."""
+    ignored: list[Ignored] = field(default_factory=list)
+    """Parts of sound samples that could not be used, such as a class number that is a word."""
 
     def pin_memory(self) -> "Batch":
         """The same batch in page-locked memory; DataLoader calls this."""
@@ -104,8 +106,10 @@ class TrainLoader:
                 f"data.batch_size={data.batch_size} is not divisible by {dealing.world_size} ranks times "
                 f"train.accumulation={dealing.accumulation}; use a multiple of {parts}"
             )
-        self.counts = counts = index_shards(shards)
-        """Samples per shard, int64 (len(shards),)."""
+        self.usable = usable_shards(shards, data.key_rule, data.max_bad_shards)
+        """The shards that are trained on, and what is wrong with the others."""
+        self.counts = counts = self.usable.counts
+        """Samples per usable shard, int64."""
         self.num_samples = int(counts.sum())
         """Samples per epoch."""
         if data.batch_size > self.num_samples:
@@ -113,9 +117,10 @@ class TrainLoader:
                 f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train; "
                 "a batch would hold samples twice; use a smaller one"
             )
-        self.sources = [0] * len(shards) if data.shared_labels else source_numbers(shards)
-        """Number of the source that gives each shard's class numbers their meaning."""
-        samples = TrainSamples(shards, counts, data, image_size, seed, self.sources)
+        source_of = dict(zip(shards, source_numbers(shards), strict=True))
+        self.sources = [0 if data.shared_labels else source_of[shard] for shard in self.usable.shards]
+        """Number of the source that gives each usable shard's class numbers their meaning."""
+        samples = TrainSamples(self.usable.shards, counts, data, image_size, seed, self.sources)
         self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
         self._workers = data.workers
 
@@ -168,21 +173,35 @@ class _MicroBatches(Dataset):
         except UserError as error:
             return error
 
-    def _batch(self, first: int, size: int) -> Batch:
+    def _batch(self, first: int, size: int, check: Callable[[str], object] | None = None) -> Batch:
         draws = uniform_draws(self._seed, first, size)
         images = torch.empty(size, 3, self._image_size, self._image_size, dtype=torch.uint8)
-        captions, labels, ids, faults = [], [], [], []
+        captions, labels, ids, faults, ignored = [], [], [], [], {}
         for i, row in enumerate(draws.tolist()):
-            sample, fault = self._samples.load(first + i, row)
+            sample, fault = self._samples.load(first + i, row, check)
             images[i] = sample.image
             captions.append(sample.caption)
             labels.append(sample.label)
             ids.append(sample.id)
             if fault:
                 faults.append(fault)
+            elif sample.ignored:
+                ignored[first + i] = sample.ignored
+        try:
+            tokens = self._tokenize(captions)
+        except Exception as error:
+            if isinstance(error, UserError):
+                raise
+            if check is None:  # find out whose caption it is
+                return self._batch(first, size, lambda caption: self._tokenize([caption]))
+            raise UserError(
+                f"model.text.name: its tokenizer fails on captions that it takes one by one ({first_line(error)}); "
+                "use another text tower"
+            ) from None
         augment_batch(images.numpy(), draws, self._augment)
         positions = torch.arange(first, first + size)
-        return Batch(images, self._tokenize(captions), torch.tensor(labels), positions, torch.tensor(ids), faults)
+        parts = [part for position, reasons in ignored.items() for part in self._samples.ignored(position, reasons)]
+        return Batch(images, tokens, torch.tensor(labels), positions, torch.tensor(ids), faults, parts)
 
 
 def _as_is(batch: Any) -> Any:

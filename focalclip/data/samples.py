@@ -2,7 +2,7 @@
 
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, first_line
 from focalclip.config import DataConfig
 from focalclip.data.images import decode_array
 from focalclip.data.index import (
@@ -22,9 +22,12 @@ from focalclip.data.index import (
     read_label,
 )
 from focalclip.data.order import Draw, SampleOrder
+from focalclip.data.reader import NO_LABEL
 from focalclip.data.transforms import min_decoded_side, random_resized_crop
 
 _MAX_REPLACEMENTS = 100  # broken samples in a row after which the data, not a sample, is at fault
+
+_MAX_GAPS = 1 << 16  # bytes between the members of a sample that one read may take along; tar's own are about 3 KB
 
 
 def choose_caption(texts: Captions, draws: Sequence[float], data: DataConfig) -> str:
@@ -72,22 +75,32 @@ class BrokenSampleError(Exception):
     """One sample cannot be used; the message says why."""
 
 
+class Ignored(NamedTuple):
+    """A part of a sound sample that could not be used."""
+
+    reason: str
+    """One of a few."""
+    where: str
+    """``shard.tar: key`` the first time that a process meets this reason, else empty: keys are slow to read."""
+
+
 @dataclass(frozen=True)
 class Sample:
-    """A training pair: image uint8 (3, size, size), one caption, a class number or -1, its number within the data."""
+    """A pair: image uint8 (3, size, size), a caption, a class number or -1, ignored parts, its number in the data."""
 
     image: Tensor
     caption: str
     label: int
+    ignored: tuple[str, ...] = ()
     id: int = -1
 
 
 class TrainSamples:
     """Training samples by global position.
 
-    A broken sample (undecodable image, no image, no caption, unreadable JSON or class number) is replaced by the
-    sample at the next position that is not, with the crop and colours of the position asked for. So no rank runs
-    short, and the batch is still a pure function of (seed, position).
+    A broken sample (no image, an undecodable one, no caption, one that cannot be tokenised) is replaced by the sample
+    at the next position that is not, with the crop and colours of the position asked for. So no rank runs short, and
+    the batch is still a pure function of (seed, position). Any error that one sample raises is its own fault.
 
     Args:
         shards: Indexed shards.
@@ -108,14 +121,17 @@ class TrainSamples:
         sources: Sequence[int],
     ):
         self.order = SampleOrder(counts, seed, data.window_shards)
-        self._reader = ShardReader(shards, keep=2 * data.window_shards)
+        self._reader = ShardReader(shards, 2 * data.window_shards, data.key_rule)
         self._first = np.cumsum(counts) - counts  # number within the data of each shard's first sample
         self._sources = sources
         self._num_sources = max(sources, default=0) + 1
         self._data = data
         self._image_size = image_size
+        self._named: set[str] = set()
 
-    def load(self, position: int, draws: Sequence[float]) -> tuple[Sample, str | None]:
+    def load(
+        self, position: int, draws: Sequence[float], check: Callable[[str], object] | None = None
+    ) -> tuple[Sample, str | None]:
         """The sample at a position, or its replacement and what is wrong with the one that belongs there.
 
         Only the fault of the position's own sample is returned: that of a replacement is returned at its own position,
@@ -124,34 +140,67 @@ class TrainSamples:
         Args:
             position: Global position, 0 or more.
             draws: The position's row of :func:`focalclip.data.order.uniform_draws`.
+            check: Raises an error of any kind for a caption that cannot be used.
 
         Raises:
             UserError: if too many samples in a row are broken.
         """
         first_fault = None
         for candidate in range(position, position + _MAX_REPLACEMENTS):
-            shard, sample = self.order.locate(candidate)
+            shard, number = self.order.locate(candidate)
             try:
-                loaded = self._decode(self._reader.read(shard, sample), draws)
-                label = label_of(loaded.label, self._sources[shard], self._num_sources)
-                return replace(loaded, label=label, id=int(self._first[shard]) + sample), first_fault
+                sample = self._decode(self._reader.read(shard, number), draws)
+                if check is not None:
+                    _check_caption(sample.caption, check)
             except BrokenSampleError as error:
-                first_fault = first_fault or f"{self._reader.name(shard, sample)}: {error}"
+                first_fault = first_fault or f"{self._reader.name(shard, number)}: {error}"
+            else:
+                label = label_of(sample.label, self._sources[shard], self._num_sources)
+                return replace(sample, label=label, id=int(self._first[shard]) + number), first_fault
         raise UserError(
             f"data.train: {_MAX_REPLACEMENTS} broken samples in a row, the first being {first_fault}; repair the shards"
         )
 
+    def ignored(self, position: int, reasons: Sequence[str]) -> list[Ignored]:
+        """What was ignored in the sample at a position, with its name where a reason is new."""
+        found = []
+        for reason in reasons:
+            where = "" if reason in self._named else self._reader.name(*self.order.locate(position))
+            self._named.add(reason)
+            found.append(Ignored(reason, where))
+        return found
+
     def _decode(self, members: Members, draws: Sequence[float]) -> Sample:
         if members.image is None:
             raise BrokenSampleError("no image")
-        augment, size = self._data.augment, self._image_size
+        data, augment, size = self._data, self._data.augment, self._image_size
         try:
-            label = read_label(members.label)
-            caption = choose_caption(read_captions(members.text, members.json), draws, self._data)
+            texts = read_captions(members.text, members.json, data.caption_keys, data.use_keywords)
+            label, unreadable = self._label(members)
+            caption = choose_caption(texts, draws, data)
             pixels = decode_array(members.image, min_decoded_side(draws, augment, size))
+            image = random_resized_crop(pixels, draws, augment, size)
         except ValueError as error:
             raise BrokenSampleError(str(error)) from None
-        return Sample(random_resized_crop(pixels, draws, augment, size), caption, label)
+        except ImportError:
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever one sample raises must not end the run)
+            raise BrokenSampleError(f"{type(error).__name__}: {first_line(error)}") from None
+        return Sample(image, caption, label, texts.ignored + unreadable)
+
+    def _label(self, members: Members) -> tuple[int, tuple[str, ...]]:
+        """The class number, -1 where it cannot be read, and why."""
+        try:
+            return (read_label(members.label) if self._data.use_labels else NO_LABEL), ()
+        except ValueError as error:
+            return NO_LABEL, (str(error),)
+
+
+def _check_caption(caption: str, check: Callable[[str], object]) -> None:
+    try:
+        check(caption)
+    except Exception as error:  # noqa: BLE001 (tokenizers raise errors of any kind)
+        raise BrokenSampleError(f"caption cannot be tokenised ({first_line(error)})") from None
 
 
 class ShardReader:
@@ -160,18 +209,20 @@ class ShardReader:
     Args:
         shards: Indexed shards.
         keep: Shards to keep open.
+        key_rule: Rule of the index, see ``data.key_rule``.
     """
 
-    def __init__(self, shards: Sequence[Path], keep: int):
+    def __init__(self, shards: Sequence[Path], keep: int, key_rule: str = "first_dot"):
         self._shards = shards
         self._keep = keep
+        self._key_rule = key_rule
         self._open: OrderedDict[int, tuple[np.ndarray, int]] = OrderedDict()  # shard: member table, file descriptor
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": OrderedDict()}  # a worker process opens its own files
 
     def read(self, shard: int, sample: int) -> Members:
-        """The members of one sample, in one read.
+        """The members of one sample, in one read unless other data lies between them.
 
         Raises:
             BrokenSampleError: if the shard can no longer be read as it was indexed.
@@ -179,25 +230,24 @@ class ShardReader:
         """
         try:
             members, file = self._table_and_file(shard)
-            offsets, lengths = members[sample].T.tolist()
-            start = min(offset for offset in offsets if offset >= 0)
-            stop = max(offset + length for offset, length in zip(offsets, lengths, strict=True))
-            data = os.pread(file, stop - start, start)  # leaves no file position behind: safe across a fork
+            places = members[sample].tolist()
+            present = [(offset, offset + length) for offset, length in places if length >= 0]
+            start, stop = min(first for first, _ in present), max(last for _, last in present)
+            if stop - start > sum(last - first for first, last in present) + _MAX_GAPS:
+                return Members(*(_read_at(file, *place) if place[1] >= 0 else None for place in places))
+            data = _read_at(file, start, stop - start)
         except OSError as error:
             if is_open_files_limit(error):
                 raise UserError(
                     f"data.window_shards={self._keep // 2}: {error.strerror}; lower it, or raise the limit (ulimit -n)"
                 ) from None
             raise BrokenSampleError(f"cannot be read ({error.strerror})") from None
-        if len(data) < stop - start:
-            raise BrokenSampleError("the shard has become shorter since it was indexed")
-        parts = zip((offset - start for offset in offsets), lengths, strict=True)
-        return Members(*(data[at : at + length] if length >= 0 else None for at, length in parts))
+        return Members(*(data[at - start : at - start + length] if length >= 0 else None for at, length in places))
 
     def name(self, shard: int, sample: int) -> str:
         """``shard.tar: key`` of a sample, for messages."""
         try:
-            return f"{self._shards[shard].name}: {load_key(self._shards[shard], sample)}"
+            return f"{self._shards[shard].name}: {load_key(self._shards[shard], sample, self._key_rule)}"
         except OSError:
             return f"{self._shards[shard].name}: sample {sample}"
 
@@ -205,8 +255,15 @@ class ShardReader:
         if shard in self._open:
             self._open.move_to_end(shard)
         else:
-            members = load_members(self._shards[shard])
+            members = load_members(self._shards[shard], self._key_rule)
             self._open[shard] = members, os.open(self._shards[shard], os.O_RDONLY)
             if len(self._open) > self._keep:
                 os.close(self._open.popitem(last=False)[1][1])
         return self._open[shard]
+
+
+def _read_at(file: int, offset: int, length: int) -> bytes:
+    data = os.pread(file, length, offset)  # leaves no file position behind: safe across a fork
+    if len(data) < length:
+        raise BrokenSampleError("the shard has become shorter since it was indexed")
+    return data

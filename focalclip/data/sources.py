@@ -14,8 +14,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import cache_dir, locked, whole_folder
-from focalclip.data.index import read_captions, read_pairs
+from focalclip.base.files import cache_dir, locked, whole_folder, write_text
+from focalclip.data.index import PassedOver, UsableShards, members_passed_over, read_captions, read_pairs
 from focalclip.data.reader import PictureSet, Reader, Request
 
 READERS = [
@@ -27,7 +27,9 @@ READERS = [
 ]
 """``module:name`` of every reader, imported when it is asked for; the first that recognises a source reads it."""
 
-_CACHED_FORMAT = 1  # raise it when the shards written for one and the same source could change
+_LEFT_OUT = "left-out.txt"  # beside shards written into the cache: what of the source is not in them
+
+_CACHED_FORMAT = 2  # raise it when the shards written for one and the same source could change
 
 
 def find_reader(source: str) -> Reader | None:
@@ -60,7 +62,7 @@ def source_numbers(shards: Sequence[Path]) -> list[int]:
     return list(shards.sources) if isinstance(shards, TrainShards) else [0] * len(shards)
 
 
-def training_shards(train: str | list[str], field: str = "data.train") -> TrainShards:
+def training_shards(train: str | list[str], field: str = "data.train", max_missing: int = 0) -> TrainShards:
     """The shards to train on: the default corpus, the shards named, or any other source written as shards once.
 
     Shards of other sources lie in ``sources/`` of the cache folder and are written again when a caption, a label, or
@@ -69,6 +71,7 @@ def training_shards(train: str | list[str], field: str = "data.train") -> TrainS
     Args:
         train: ``emoji``, or what :func:`resolve_shards` or :func:`open_source` takes.
         field: Name of the setting, for messages.
+        max_missing: So many of the shards named may be missing.
 
     Raises:
         UserError: if the source cannot be read, or the cache folder cannot be written.
@@ -78,7 +81,7 @@ def training_shards(train: str | list[str], field: str = "data.train") -> TrainS
 
         return resolve_shards(str(ensure_corpus().train))
     if not isinstance(train, str) or not train.strip() or _names_shards(train):
-        return resolve_shards(train, field)
+        return resolve_shards(train, field, max_missing)
     pictures = _reader_of(train, field).open(train, Request(field=field))
     cache = cache_dir() / "sources"
     folder = cache / _digest(pictures)
@@ -86,11 +89,15 @@ def training_shards(train: str | list[str], field: str = "data.train") -> TrainS
         cache.mkdir(parents=True, exist_ok=True)
         with locked(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                from focalclip.data.write import write_pictures
+                from focalclip.data.write import captions_of, write_pictures
 
                 print(f"Writing {train} as shards in {folder} (once)", file=sys.stderr)
                 with whole_folder(folder) as temporary:
                     write_pictures(pictures, temporary)
+                    pairs = zip(pictures.entries, captions_of(pictures), strict=True)
+                    if without := [entry.name for entry, captions in pairs if not captions]:
+                        note = f"{len(without):,} pictures: neither caption nor label, the first being {without[0]}\n"
+                        write_text(temporary / _LEFT_OUT, note)
     except OSError as error:
         raise UserError(f"{field}: {folder} cannot be written ({error.strerror}); set FOCALCLIP_CACHE") from None
     return resolve_shards(str(folder), field)
@@ -132,7 +139,7 @@ def _names_shards(source: str) -> bool:
     """A pattern, a path or URL of a tar, or a folder with tars directly in it."""
     if any(mark in source for mark in ("{", "::", "://")) or source.startswith("pipe:") or source.endswith(".tar"):
         return True
-    return any(Path(source).expanduser().glob("*.tar"))
+    return bool(_tars(Path(source).expanduser()))
 
 
 def _open_shards(source: str, request: Request) -> PictureSet:
@@ -144,7 +151,7 @@ def _open_shards(source: str, request: Request) -> PictureSet:
 SHARDS = Reader("shards, a folder of .tar files or a pattern like a/{000..331}.tar", _names_shards, _open_shards)
 
 
-def resolve_shards(spec: str | list[str], field: str = "data.train") -> TrainShards:
+def resolve_shards(spec: str | list[str], field: str = "data.train", max_missing: int = 0) -> TrainShards:
     """Expand paths, folders and brace patterns into shard files.
 
     A pattern is expanded as webdataset does it: ``a/{000..331}.tar``, and several joined by ``::``. A folder stands for
@@ -153,6 +160,7 @@ def resolve_shards(spec: str | list[str], field: str = "data.train") -> TrainSha
     Args:
         spec: One path, folder or pattern, or a list of them.
         field: Name of the setting, for messages.
+        max_missing: So many of the files named may be missing; they are returned all the same.
 
     Raises:
         UserError: if nothing is named, a pattern cannot be expanded, a shard is missing, remote or named twice, or a
@@ -164,7 +172,7 @@ def resolve_shards(spec: str | list[str], field: str = "data.train") -> TrainSha
     sources = [source for entry in entries for source in _expand(entry, field)]
     paths = TrainShards([path for name in names for path in _files(name, field)] for names in sources)
     missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
+    if len(missing) > max_missing:
         raise UserError(
             f"{field}: {len(missing)} of {len(paths)} shards do not exist ({_some(missing)}); "
             "correct the path or pattern, or fetch the missing files"
@@ -194,14 +202,62 @@ def _expand(entry: str, field: str) -> list[list[str]]:
     return sources
 
 
+def left_out(train: str | list[str], usable: UsableShards, key_rule: str) -> list[str]:
+    """What of the training data is not read, in lines for the introduction of a run: bad shards, files, members.
+
+    Args:
+        train: ``data.train``.
+        usable: The shards that are trained on.
+        key_rule: ``data.key_rule``.
+    """
+    total = len(usable.shards) + len(usable.bad)
+    note = usable.shards[0].with_name(_LEFT_OUT)
+    written = note.read_text().splitlines() if note.is_file() else []
+    bad = [f"{len(usable.bad)} of {total} shards: {'; '.join(usable.bad)}"] if usable.bad else []
+    lines = written + bad
+    found = {"file": _files_passed_over(train), "member": members_passed_over(usable.shards, key_rule)}
+    for what, reasons in found.items():
+        for reason, (count, first) in reasons.items():
+            lines.append(f"{count:,} {what}{'s' * (count > 1)}: {reason}, the first being {first}")
+    return lines
+
+
+def _files_passed_over(train: str | list[str]) -> dict[str, PassedOver]:
+    """What lies beside the tars in folders of shards, by the reason; hidden files and our indexes are none."""
+    if train == "emoji" or (isinstance(train, str) and not _names_shards(train)):
+        return {}
+    found: dict[str, PassedOver] = {}
+    entries = [train] if isinstance(train, str) else train
+    folders = [
+        Path(name).expanduser() for entry in entries for names in _expand(entry.strip(), "data.train") for name in names
+    ]
+    for folder in filter(Path.is_dir, folders):
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith(".") or path.name.endswith(".index.npz") or path.suffix == ".tar":
+                continue
+            suffixes = path.suffixes[-2:] if ".tar" in path.suffixes[-2:] else path.suffixes[-1:]
+            reason = f"the extension {''.join(suffixes)}" if suffixes else "no extension"
+            reason = "folders, into which is not looked" if path.is_dir() else reason
+            count, first = found.get(reason, (0, str(path)))
+            found[reason] = PassedOver(count + 1, first)
+    return found
+
+
+def _tars(folder: Path) -> list[Path]:
+    """The tars directly in a folder, by name; hidden ones left out."""
+    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+
+
 def _files(name: str, field: str) -> list[Path]:
     """The files of one expanded name: itself, or the tars in the folder."""
     path = Path(name).expanduser()
     if not path.is_dir():
         return [path]
-    tars = sorted(path.glob("*.tar"))
+    tars = _tars(path)
     if not tars:
-        raise UserError(f"{field}: the folder {name} holds no .tar file; name a folder of WebDataset shards")
+        others = sorted(item.name for item in path.iterdir() if not item.name.startswith("."))
+        has = f" (it holds {_some(others)})" if others else ""
+        raise UserError(f"{field}: the folder {name} holds no .tar file{has}; name a folder of WebDataset shards")
     return tars
 
 

@@ -113,7 +113,7 @@ def write_pictures(pictures: PictureSet, folder: str | Path, chosen: Sequence[in
     folder = Path(folder)
     if any(folder.glob("*.tar")):
         raise UserError(f"{folder}: holds shards already; name another folder, or remove them")
-    captions = _captions(pictures)
+    captions = captions_of(pictures)
     written = [i for i in (range(len(captions)) if chosen is None else chosen) if captions[i]]
     if not written:
         raise UserError(f"{pictures.place}: no picture with a caption or a label, so there is nothing to write")
@@ -122,8 +122,12 @@ def write_pictures(pictures: PictureSet, folder: str | Path, chosen: Sequence[in
     return len(written)
 
 
-def _captions(pictures: PictureSet) -> Sequence[Sequence[str]]:
-    """All captions of each picture; empty where it has none."""
+def captions_of(pictures: PictureSet) -> Sequence[Sequence[str]]:
+    """All captions of each picture, or the prompts of its classes; empty where it has none.
+
+    Raises:
+        UserError: if the source has neither captions nor named classes.
+    """
     if pictures.captions is not None:
         return pictures.captions
     labels, names = pictures.labels, pictures.class_names

@@ -1,5 +1,7 @@
 """Everything about open_clip: its text tower and tokenizer, its trained models behind our interface, the export."""
 
+import heapq
+import re
 import textwrap
 import warnings
 import zipfile
@@ -17,10 +19,17 @@ from focalclip.interop import folder as store
 from focalclip.interop.card import Trained
 from focalclip.interop.encoder import ForeignTower, ImageEncoder
 from focalclip.interop.register import needs_focalclip
-from focalclip.models.text import lengths_to_the_end
+from focalclip.models.text import first_tokens, lengths_to_the_end
 from focalclip.names import OPEN_CLIP, split
 
 _SCHEMES = ("hf-hub:", "local-dir:")
+
+_SHORT_WORD = 64  # bytes; open_clip's own loop is the faster one up to about here
+
+_CACHED_WORDS = 1 << 16
+
+# Such as "&amp;amp;amp;": ftfy unescapes one level in each pass over the text, until nothing is left to unescape.
+_NESTED_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,9}38|#[xX]0{0,9}26);){8,}")
 
 
 def create_text_transformer(config: TextTowerConfig, embed_dim: int) -> nn.Module:
@@ -51,20 +60,78 @@ class ByteLevelTokenizer:
 
     Under causal attention no token sees the padding behind it, so shorter rows give the same embeddings; captions of a
     few words then cost a fraction of the full context.
+
+    Tokens are those of open_clip, which encodes whole captions however long, takes quadratic time in the length of a
+    word and keeps every word it has met; here the cost of a caption and the memory are bounded.
     """
 
     def __init__(self, config: TextTowerConfig) -> None:
         from open_clip.tokenizer import SimpleTokenizer
 
         self.tokenizer = SimpleTokenizer(context_length=config.context_length)
+        self.context_length = config.context_length
         self.causal = config.causal
+        self._special_words = dict(self.tokenizer.cache)
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Tokens (B, L), int64, L at most the context length."""
-        tokens = self.tokenizer(list(texts))
+        start, end = self.tokenizer.sot_token_id, self.tokenizer.eot_token_id
+        room = self.context_length - 2
+        rows = [[start, *first_tokens(text, room, self._encode)[:room], end] for text in texts]
+        tokens = torch.zeros(len(rows), self.context_length, dtype=torch.int64)
+        for row, own in zip(tokens, rows, strict=True):
+            row[: len(own)] = torch.tensor(own)
         if not self.causal or len(tokens) == 0:
             return tokens
         return tokens[:, : int(lengths_to_the_end(tokens).max())].contiguous()
+
+    def _encode(self, text: str, count: int) -> list[int]:
+        """``SimpleTokenizer.encode``, ended after ``count`` tokens."""
+        bpe = self.tokenizer
+        tokens: list[int] = []
+        if "<" not in text:  # else ftfy leaves entities alone
+            text = _NESTED_AMPERSANDS.sub("&amp;", text)
+        for match in bpe.pat.finditer(bpe.clean_fn(text)):
+            word = "".join(bpe.byte_encoder[byte] for byte in match[0].encode())
+            parts = bpe.bpe(word).split(" ") if len(word) <= _SHORT_WORD else _merge(word, bpe.bpe_ranks)
+            tokens += [bpe.encoder[part] for part in parts]
+            if len(tokens) >= count:
+                break
+        if len(bpe.cache) > _CACHED_WORDS:
+            bpe.cache = dict(self._special_words)
+        return tokens
+
+
+def _merge(word: str, ranks: dict[tuple[str, ...], int]) -> list[str]:
+    """``SimpleTokenizer.bpe`` in O(n log n): pairs are merged by rank, equal ones from left to right.
+
+    open_clip merges all equal pairs in one pass. That is the same order, as the parts of each pair in CLIP's table are
+    single letters or come from pairs of lower rank.
+    """
+    parts: list[str | None] = [*word[:-1], word[-1] + "</w>"]
+    left, right = [i - 1 for i in range(len(parts))], [i + 1 for i in range(len(parts))]
+    heap: list[tuple[int, int, int]] = []
+
+    def rank(i: int, j: int) -> int | None:
+        return ranks.get((parts[i], parts[j])) if i >= 0 and j < len(parts) else None  # pyrefly: ignore[bad-argument-type]
+
+    def push(i: int, j: int) -> None:
+        if (found := rank(i, j)) is not None:
+            heapq.heappush(heap, (found, i, j))
+
+    for i in range(len(parts) - 1):
+        push(i, i + 1)
+    while heap:
+        found, i, j = heapq.heappop(heap)
+        if right[i] != j or rank(i, j) != found:
+            continue  # one of the two has been merged since
+        parts[i], parts[j] = f"{parts[i]}{parts[j]}", None
+        right[i] = right[j]
+        if right[i] < len(parts):
+            left[right[i]] = i
+        push(left[i], i)
+        push(i, right[i])
+    return [part for part in parts if part is not None]
 
 
 def text_config(config: TextTowerConfig) -> dict[str, Any]:

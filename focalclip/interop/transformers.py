@@ -28,6 +28,7 @@ from focalclip.interop.register import MODEL_TYPE
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.preprocess import eval_transform
+from focalclip.models.text import MARGIN, MAX_CHARACTERS
 from focalclip.models.weights import load_strictly, state_dict_from_transformers, to_transformers
 from focalclip.models.weights.dialects import some
 from focalclip.names import TRANSFORMERS, split
@@ -105,10 +106,22 @@ class PaddingTokenizer:
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Tokens (B, context_length), int64; longer captions are cut."""
+        texts = [self._head(text) for text in texts]
         out = self.tokenizer(
-            list(texts), padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
+            texts, padding="max_length", truncation=True, max_length=self.context_length, return_tensors="pt"
         )
         return out["input_ids"].to(torch.int64)
+
+    def _head(self, text: str) -> str:
+        """The whole words at the beginning of a long text, if their tokens fill the context and the margin.
+
+        A word is never cut: where tokens are chosen by their probability, its end decides how it begins.
+        """
+        words = text[:MAX_CHARACTERS].rsplit(maxsplit=1)
+        if len(text) <= MAX_CHARACTERS or len(words) < 2 or self.tokenizer.truncation_side != "right":
+            return text
+        tokens = self.tokenizer(words[0], add_special_tokens=False, verbose=False)["input_ids"]
+        return words[0] if len(tokens) >= self.context_length + MARGIN else text
 
 
 def create_tokenizer(config: TextTowerConfig) -> PaddingTokenizer:

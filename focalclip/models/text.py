@@ -33,6 +33,33 @@ def create_tokenizer(config: TextTowerConfig) -> Tokenizer:
     return names.find(text_entry(config).tokenizer)(config)
 
 
+MAX_CHARACTERS = 1 << 14
+"""Characters of a text that are tokenised, if they give more than enough tokens."""
+
+MARGIN = 256
+"""Tokens that must follow those that are wanted before the place where a text was cut."""
+
+
+def first_tokens(text: str, count: int, encode: Callable[[str, int], list[int]]) -> list[int]:
+    """The first ``count`` tokens of a text at a bounded cost: those of its beginning where that holds more than enough.
+
+    Where a text is cut, the tokens near the cut may change; hence the margin of tokens between them and those that are
+    returned. (In byte-pair encoding, what follows changes earlier tokens only along pairs of ever higher rank, which
+    overlap; a chain of them as long as the margin takes a text made for it.) What else could change is what ftfy does
+    to a line of more than ``MAX_CHARACTERS`` whose encoding is damaged behind the cut alone.
+
+    Args:
+        text: Of any length.
+        count: Tokens wanted; there may be fewer, and more may be returned.
+        encode: From a text to at least so many of its first tokens, or all.
+    """
+    if len(text) > MAX_CHARACTERS:
+        tokens = encode(text[:MAX_CHARACTERS], count + MARGIN)
+        if len(tokens) >= count + MARGIN:
+            return tokens
+    return encode(text, count)
+
+
 def lengths_to_the_end(tokens: Tensor) -> Tensor:
     """Number of tokens of each row (B, L) up to its end of text, which has CLIP's largest token number: (B,).
 

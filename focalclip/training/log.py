@@ -4,6 +4,8 @@ import json
 import math
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -16,6 +18,7 @@ from focalclip.base.errors import SharedError
 from focalclip.base.files import write_text
 from focalclip.base.ranks import gather_objects, is_main
 from focalclip.config import RunConfig
+from focalclip.data.samples import Ignored
 from focalclip.training.checkpoint import TrainState
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -33,6 +36,8 @@ class TrainLog:
         self.config, self.total_steps = config, total_steps
         self._losses = list(torch.tensor(state.losses, device=device))
         self._faults: list[str] = []
+        self._ignored: list[Ignored] = []
+        self._num_ignored: Counter[str] = Counter()
         self._started = self._since = self._last_line = time.perf_counter()
         self._first_step, self._images = state.step, 0
         self._is_main = is_main()
@@ -60,6 +65,10 @@ class TrainLog:
         """Record a broken sample that was replaced on this rank."""
         self._faults.append(message)
 
+    def ignored(self, parts: Iterable[Ignored]) -> None:
+        """Record parts of this rank's samples that were left out of them."""
+        self._ignored += parts
+
     def settle(self, state: TrainState) -> None:
         """Move pending losses and faults into ``state``; all ranks call this together.
 
@@ -67,8 +76,13 @@ class TrainLog:
             SharedError: if a loss is not finite, or more samples were broken than ``data.max_faults``.
         """
         state.losses = torch.stack(self._losses).tolist() if self._losses else []
-        faults = [message for rank in gather_objects(self._faults) for message in rank]
-        self._faults.clear()
+        ranks = gather_objects((self._faults, self._ignored))
+        faults = [message for messages, _ in ranks for message in messages]
+        for reason, where in (part for _, parts in ranks for part in parts):
+            if reason not in self._num_ignored:
+                self.say(f"ignored in a sample: {reason} ({where}); the next ones are counted")
+            self._num_ignored[reason] += 1
+        self._faults, self._ignored = [], []
         for message in faults:
             self.say(f"replaced a broken sample: {message}")
         state.faults += len(faults)
@@ -103,9 +117,11 @@ class TrainLog:
             tqdm.write(message, file=sys.stderr)
 
     def close(self) -> None:
-        """Finish the bar and the files."""
+        """Finish the bar and the files; say how often parts of samples were ignored since the start or resume."""
         if self._is_main:
             self._bar.close()
+            for reason, count in self._num_ignored.items():
+                self.say(f"ignored in {count:,} samples: {reason}")
             self._file.close()
             self._board.close()
 

@@ -48,6 +48,7 @@ def train(run: Trainer) -> bool:
             batch = next(batches)
             for message in batch.faults:
                 run.log.fault(message)
+            run.log.ignored(batch.ignored)
             loss, scale = micro_step(run.engine, batch, run.loss, run.config)
             losses.append(loss)
         run.state.step += 1

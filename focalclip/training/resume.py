@@ -18,7 +18,7 @@ _FREE_ON_RESUME: Any = {
     "runs_dir": True,
     "eval": True,
     "model": {"image": {"activation_checkpointing"}},
-    "data": {"train", "workers", "max_faults"},  # the shards are compared by their fingerprint
+    "data": {"train", "workers", "max_faults", "max_bad_shards"},  # the shards are compared by their fingerprint
     "train": {"zero_stage", "log_every", "save_every", "keep_checkpoints"},  # checkpoint.read compares the stage
 }
 

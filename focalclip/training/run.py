@@ -16,6 +16,7 @@ from focalclip.base.ranks import barrier, gather_objects, is_main, main_first, m
 from focalclip.base.strict import dump_yaml
 from focalclip.config import RunConfig
 from focalclip.data.loader import Dealing, TrainLoader
+from focalclip.data.sources import left_out
 from focalclip.interop import folder as store
 from focalclip.models.clip import FocalCLIP
 from focalclip.training import checkpoint, engine, optim
@@ -63,6 +64,8 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
     state = saved.state if saved else TrainState()
     model = main_first(lambda: _create_model(config, is_fresh=saved is None))
     loader = main_first(lambda: _create_loader(config, shards, model, state))
+    if len(set(gather_objects(state.data))) > 1:
+        raise SharedError("data.train: the shards differ between ranks; name files that all nodes share")
     total_steps = _total_steps(config, loader)
     deepspeed_engine = _create_engine(config, model, total_steps, saved)
     main_only(lambda: _write_config(config, is_fresh=saved is None))
@@ -154,11 +157,11 @@ def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, stat
         seed=config.seed,
         dealing=Dealing(rank(), world_size(), config.train.accumulation, state.samples),
     )
-    fingerprint = _fingerprint(shards, loader.counts.tolist(), loader.sources)
+    fingerprint = _fingerprint(loader.usable.shards, loader.counts.tolist(), loader.sources)
     if state.data not in ("", fingerprint):
         raise UserError(
-            f"data.train: other shards than {config.run_dir} began with (their names, numbers of samples or division "
-            "into sources differ); give the same ones, or choose another --name"
+            f"data.train: other shards than {config.run_dir} began with (of those that can be used, the names, numbers "
+            "of samples or division into sources differ); give the same ones, or choose another --name"
         )
     state.data = fingerprint
     return loader
@@ -198,6 +201,7 @@ def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, stat
         f"model      {image.name} {millions['visual']:.2f} M + {config.model.text.name} text {millions['text']:.2f} M "
         f"parameters, {image.image_size} px",
         f"data       {loader.num_samples:,} pairs{of_sources}; {total_steps:,} steps x {batch} = {epochs:.1f} epochs",
+        *[f"left out   {line}" for line in left_out(config.data.train, loader.usable, config.data.key_rule)],
         f"engine     {world_size()} x {engine.device().type}, ZeRO {config.train.zero_stage}, "
         f"{config.train.precision}, accumulation {config.train.accumulation}",
     ]

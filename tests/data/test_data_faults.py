@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tiny_shards import ByteTokenizer, good_sample, picture, write_shards, write
 
 from focalclip.base.errors import UserError
 from focalclip.config import DataConfig
+from focalclip.data.images import decode_array
 from focalclip.data.index import index_shards
 from focalclip.data.loader import Dealing, TrainLoader
 from focalclip.data.order import SampleOrder
@@ -32,22 +34,44 @@ BROKEN = {
     "blank-caption": ([("png", IMAGE), ("txt", b" \n")], "no caption"),
     "only-metadata": ([("png", IMAGE), ("json", b'{"width": 3}')], "no caption"),
     "null-caption": ([("png", IMAGE), ("json", b'{"caption": null}')], "no caption"),
-    "not-utf8": ([("png", IMAGE), ("txt", b"\xff\xfe")], "caption is not UTF-8"),
-    "half-json": ([("png", IMAGE), ("txt", TEXT), ("json", b'{"captions": ["a')], "unreadable JSON"),
+    "not-utf8": ([("png", IMAGE), ("txt", "café".encode("latin-1"))], "caption is not UTF-8"),
+    "latin-json": ([("png", IMAGE), ("json", '{"caption": "café"}'.encode("latin-1"))], "its JSON is not UTF-8"),
+    "half-json": ([("png", IMAGE), ("json", b'{"captions": ["a')], "unreadable JSON"),
+    "deep-json": ([("png", IMAGE), ("json", b"[" * 100_000)], "its JSON is nested too deeply"),
     "number-caption": ([("png", IMAGE), ("json", b'{"captions": [3]}')], "captions in its JSON are not text"),
-    "text-captions": ([("png", IMAGE), ("json", b'{"captions": "abc"}')], "captions in its JSON are not text"),
-    "text-keywords": (
-        [("png", IMAGE), ("txt", TEXT), ("json", b'{"keywords": "a"}')],
-        "keywords in its JSON are not text",
-    ),
     "only-keywords": ([("png", IMAGE), ("json", b'{"keywords": ["a"]}')], "no caption"),
     "cut-png": ([("png", IMAGE[:200]), ("txt", TEXT)], "undecodable image"),
     "cut-jpeg": ([("jpg", picture(0, format="JPEG")[:400]), ("txt", TEXT)], "undecodable image"),
     "html": ([("jpg", b"<html>404</html>"), ("txt", TEXT)], "neither JPEG, PNG nor WebP"),
     "empty-image": ([("webp", b""), ("txt", TEXT)], "undecodable image"),
     "16-bit": ([("png", deep_png()), ("txt", TEXT)], "more than 8 bits"),
-    "class-name": ([("png", IMAGE), ("txt", TEXT), ("cls", b"cat")], "class number b'cat' is not an integer"),
-    "class-size": ([("png", IMAGE), ("txt", TEXT), ("cls", b"9223372036854775808")], "is not an integer of 64 bits"),
+}
+
+SOUND = {
+    "keywords-one-text": ("json", b'{"keywords": "dog, cat"}', None),
+    "caption-number": (
+        "json",
+        b'{"caption": 1984, "url": "u", "status": "success"}',
+        "caption in its JSON are not text",
+    ),
+    "captions-null": ("json", b'{"captions": ["a dog", null]}', None),
+    "caption-nan": ("json", b'{"caption": NaN}', None),
+    "caption-list": ("json", b'{"caption": ["a dog", "a cat"]}', None),
+    "captions-one-text": ("json", b'{"captions": "a dog"}', None),
+    "captions-of-objects": ("json", b'{"captions": [{"text": "a dog"}]}', "captions in its JSON are not text"),
+    "keywords-number": ("json", b'{"keywords": [3, "a"]}', "keywords in its JSON are not text"),
+    "byte-order-mark": ("json", b'\xef\xbb\xbf{"width": 3}', None),
+    "utf-16": ("json", '{"caption": "a dog"}'.encode("utf-16"), None),
+    "latin-1": ("json", '{"caption": "café"}'.encode("latin-1"), "its JSON is not UTF-8"),
+    "deep": ("json", b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "its JSON is nested too deeply"),
+    "half": ("json", b'{"captions": ["a', "unreadable JSON"),
+    "empty": ("json", b"", "unreadable JSON"),
+    "lone-surrogate": ("json", b'{"caption": "a dog \\ud83d"}', "a caption holds a lone surrogate"),
+    "word": ("cls", b"cat", "cls is not an integer of 64 bits"),
+    "underscore": ("cls", b"2023_05", "cls is not an integer of 64 bits"),
+    "too-large": ("cls", b"9223372036854775808", "cls is not an integer of 64 bits"),
+    "latin-1-class": ("cls", b"\xe9", "cls is not an integer of 64 bits"),
+    "class-with-mark": ("cls", b"\xef\xbb\xbf3\r\n", None),
 }
 
 
@@ -135,6 +159,97 @@ def test_resume_repeats_replacements(tmp_path):
         assert a.faults == b.faults
 
 
+@pytest.mark.parametrize("case", SOUND)
+def test_an_optional_part_never_costs_a_sound_pair(tmp_path, case):
+    """What is wrong with the metadata is counted, and named the first time; the pair is trained on."""
+    extension, content, reason = SOUND[case]
+    members = [m for i in range(8) for m in ((f"{i}.png", IMAGE), (f"{i}.txt", TEXT), (f"{i}.{extension}", content))]
+    (batch,) = batches([write_tar(tmp_path / "a.tar", members)], 1)
+    assert batch.faults == []
+    rows = {bytes(row).rstrip(b"\0") for row in batch.tokens.tolist()}
+    assert rows <= {TEXT, b"a dog", b"a cat"}
+    assert [part.reason for part in batch.ignored] == [reason] * 8 * (reason is not None)
+    assert all((part.where[:7] == "a.tar: ") == (i == 0) for i, part in enumerate(batch.ignored))
+    assert set(batch.labels.tolist()) == ({3} if case == "class-with-mark" else {-1})
+
+
+def test_text_with_a_byte_order_mark(tmp_path):
+    texts = [b"\xef\xbb\xbfa caption", "a caption".encode("utf-16")] * 4
+    members = [m for i, text in enumerate(texts) for m in ((f"{i}.png", IMAGE), (f"{i}.txt", text))]
+    (batch,) = batches([write_tar(tmp_path / "a.tar", members)], 1)
+    assert {bytes(row).rstrip(b"\0") for row in batch.tokens.tolist()} == {TEXT}
+
+
+def test_json_makes_up_for_a_text_that_is_not_utf8(tmp_path):
+    parts = [("png", IMAGE), ("txt", b"\xe9t\xe9"), ("json", b'{"caption": "a caption"}')]
+    shard = write_tar(tmp_path / "a.tar", [(f"{i}.{extension}", data) for i in range(8) for extension, data in parts])
+    (batch,) = batches([shard], 1)
+    assert batch.faults == []
+    assert [part.reason for part in batch.ignored] == ["caption is not UTF-8"] * 8
+
+
+def test_settings_choose_captions_keywords_and_labels(tmp_path):
+    record = json.dumps({"captions": ["a"], "caption": "b", "recaption": ["c", "a"], "keywords": ["d"]}).encode()
+    parts = [("png", IMAGE), ("txt", b"text"), ("json", record), ("cls", b"5")]
+    shard = write_tar(tmp_path / "a.tar", [(f"a.{extension}", data) for extension, data in parts])
+
+    def seen(**options) -> tuple[set[str], int]:
+        data = DataConfig(batch_size=1, workers=0, **options)
+        taken = list(itertools.islice(TrainLoader([shard], data, 16, ByteTokenizer(), seed=0), 60))
+        rows = {bytes(row).rstrip(b"\0").decode() for batch in taken for row in batch.tokens.tolist()}
+        return {word for row in rows for word in row.split(", ")}, taken[0].labels.item()
+
+    assert seen() == ({"text", "a", "b"}, 5)
+    assert seen(caption_keys=["recaption", "txt"], use_labels=False) == ({"c", "a", "text"}, -1)
+    assert seen(joined_captions=1.0) == ({"text", "a", "b", "d"}, 5)
+    assert seen(joined_captions=1.0, use_keywords=False) == ({"text", "a", "b"}, 5)
+
+
+class Picky(ByteTokenizer):
+    """Fails on one caption, with an error of its own kind, and with it on every list that holds it."""
+
+    def __call__(self, captions):
+        if any(caption.startswith("caption 3") for caption in captions):
+            raise KeyError("a token that no table has")
+        return super().__call__(captions)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_caption_that_cannot_be_tokenised_is_the_fault_of_its_sample(tmp_path, workers):
+    members = [m for i in range(8) for m in ((f"{i}.png", IMAGE), (f"{i}.txt", f"caption {i}".encode()))]
+    shard = write_tar(tmp_path / "a.tar", members)
+    data = DataConfig(batch_size=8, workers=workers)
+    batch = next(iter(TrainLoader([shard], data, 16, Picky(), seed=0)))
+    assert batch.faults == ["a.tar: 3: caption cannot be tokenised ('a token that no table has')"]
+    assert len({bytes(row) for row in batch.tokens.tolist()}) == 7
+
+
+def test_a_tokenizer_that_fails_on_whole_lists_alone_is_named(tmp_path):
+    def fails(captions):
+        if len(captions) > 1:
+            raise ValueError("ragged")
+        return ByteTokenizer()(captions)
+
+    loader = TrainLoader(write_shards(tmp_path, [8]), DataConfig(batch_size=8, workers=0), 16, fails, seed=0)
+    with pytest.raises(UserError, match=r"model\.text\.name: its tokenizer fails .*\(ragged\); use another"):
+        next(iter(loader))
+
+
+def test_any_error_of_one_sample_is_its_own_fault(tmp_path, monkeypatch):
+    """Whatever a decoder raises: here a picture for whose pixels there is no memory."""
+
+    def decode(data, side):
+        if data == b"giant":
+            raise MemoryError
+        return decode_array(data, side)
+
+    monkeypatch.setattr("focalclip.data.samples.decode_array", decode)
+    members = [("a.png", b"giant"), ("a.txt", TEXT), *good_sample(0), *good_sample(1)]
+    shard = write_tar(tmp_path / "a.tar", members)
+    batch = next(iter(TrainLoader([shard], DataConfig(batch_size=3, workers=0), 16, ByteTokenizer(), seed=0)))
+    assert batch.faults == ["a.tar: a: MemoryError: MemoryError"]
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_nothing_but_broken_samples_is_an_error_of_one_sentence(tmp_path, workers):
     members = [(f"{i}.{extension}", data) for i in range(9) for extension, data in BROKEN["cut-png"][0]]
@@ -153,6 +268,20 @@ def test_shard_that_changes_or_goes_during_training_is_a_counted_fault(tmp_path)
     faults = [fault for batch in taken for fault in batch.faults]
     assert len(faults) == 6
     assert all(fault.startswith("00001.tar: sample ") and "No such file" in fault for fault in faults)
+
+
+def test_what_lies_between_the_members_of_a_sample_is_not_read(tmp_path, monkeypatch):
+    """A large neighbour (features, a video) would cost many times the sample itself."""
+    members = [m for i in range(8) for m in ((f"{i}.png", picture(i)), (f"{i}.npy", bytes(10**6)), (f"{i}.txt", TEXT))]
+    shard = write_tar(tmp_path / "a.tar", members)
+    read, pread = [], os.pread
+    monkeypatch.setattr(os, "pread", lambda *args: read.append(args[1]) or pread(*args))
+    (batch,) = batches([shard], 1)
+    assert batch.faults == []
+    assert sum(read) == sum(len(picture(i)) + len(TEXT) for i in range(8))
+    read.clear()
+    batches(write_shards(tmp_path, [8]), 1)
+    assert len(read) == 8, "one read where nothing lies between"
 
 
 def test_sources_of_captions(tmp_path):

@@ -24,7 +24,19 @@ from tiny_shards import good_sample, picture, write_shards, write_tar
 
 from focalclip.base.errors import UserError
 from focalclip.data import index
-from focalclip.data.index import IMAGE, JSON, LABEL, TEXT, index_shards, load_key, load_keys, load_members, scan_shard
+from focalclip.data.index import (
+    IMAGE,
+    JSON,
+    LABEL,
+    TEXT,
+    index_shards,
+    load_key,
+    load_keys,
+    load_members,
+    members_passed_over,
+    scan_shard,
+    usable_shards,
+)
 from focalclip.data.samples import ShardReader
 from focalclip.data.sources import resolve_shards
 
@@ -414,6 +426,128 @@ def test_shard_without_pairs(tmp_path, members, message):
     path = write_tar(tmp_path / "00007.tar", members)
     with pytest.raises(UserError, match=rf"00007\.tar: .*{message}"):
         index_shards([path])
+
+
+# Shards and members that are left out
+
+
+def dotted(count: int, start: int = 0) -> list[tuple[str, bytes]]:
+    return [
+        (f"holiday v1.{i}.{e}", x) for i in range(start, start + count) for e, x in (("png", picture(i)), ("txt", b"a"))
+    ]
+
+
+def test_members_that_belong_to_no_sample_are_counted_by_reason(tmp_path):
+    others = ["a.npy", "b.NPY", "README", "._c.jpg", "x.seg.png", "__meta__/d.jpg"]
+    members = [*good_sample(0), *dotted(2), *((name, b"x") for name in others)]
+    shard = write_tar(tmp_path / "a.tar", members)
+    with tarfile.open(shard, "a") as tar:
+        for name, kind in (("folder", tarfile.DIRTYPE), ("e.jpg", tarfile.LNKTYPE), ("f.jpg", tarfile.SYMTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "000000.png"
+            tar.addfile(info)
+    second = write_tar(tmp_path / "b.tar", [*good_sample(0), *dotted(1)])
+    assert index_shards([shard, second]).tolist() == [1, 1]
+    found = {reason: tuple(value) for reason, value in members_passed_over([shard, second]).items()}
+    several = "more than one dot in the name (data.key_rule=last_dot reads them)"
+    assert found == {
+        several: (7, "a.tar: holiday v1.0.png"),
+        "the extension .npy": (2, "a.tar: a.npy"),
+        "no extension, or a hidden file": (2, "a.tar: README"),
+        "links and other members that are not files": (2, "a.tar: e.jpg"),
+    }
+    assert next(iter(found)) == several
+
+
+def test_reasons_for_passing_over_are_bounded(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", [*good_sample(0), *((f"frame.{i}", b"x") for i in range(100))])
+    index_shards([shard])
+    found = members_passed_over([shard])
+    assert sum(value.count for value in found.values()) == 100
+    assert len(found) <= 21
+
+
+def test_key_rule_reads_names_with_dots(tmp_path):
+    """Both rules at once, each with its own index; at the last dot as at the first where there is one dot."""
+    shard = write_tar(tmp_path / "a.tar", [*dotted(3), *good_sample(7)])
+    assert usable_shards([shard], "first_dot").counts.tolist() == [1]
+    assert usable_shards([shard], "last_dot").counts.tolist() == [4]
+    assert usable_shards([shard], "first_dot").counts.tolist() == [1]
+    assert load_key(shard, 0) == "000007"
+    assert [load_key(shard, i, "last_dot") for i in range(4)] == [f"holiday v1.{i}" for i in range(3)] + ["000007"]
+    offset, length = load_members(shard, "last_dot")[1, IMAGE]
+    assert shard.read_bytes()[offset : offset + length] == picture(1)
+    assert members_passed_over([shard], "last_dot") == {}
+
+
+def test_shard_of_dotted_names_alone_is_refused_for_the_true_reason(tmp_path):
+    shard = write_tar(tmp_path / "a.tar", dotted(8))
+    with pytest.raises(
+        UserError, match=r"16 names of its members have more than one dot, such as 'holiday v1\.0\.png'"
+    ):
+        index_shards([shard])
+
+
+def bad_and_good_shards(folder):
+    shards = write_shards(folder, [4] * 6)
+    shards[1].write_bytes(b"")
+    shards[2].write_bytes(bytes(10240))
+    shards[4].write_bytes(shards[4].read_bytes()[:3000])
+    return shards
+
+
+def test_bad_shards_are_named_all_together_and_left_out_up_to_a_limit(tmp_path):
+    shards = bad_and_good_shards(tmp_path)
+    for limit in (None, 0, 2):
+        with pytest.raises(UserError, match=r"^3 of 6 shards .*00001\.tar.*00002\.tar.*00004\.tar") as caught:
+            usable_shards(shards, max_bad=limit)
+        assert ("; or leave out up to 3 with data.max_bad_shards" in str(caught.value)) == (limit is not None)
+    usable = usable_shards(shards, max_bad=3)
+    assert [path.name for path in usable.shards] == ["00000.tar", "00003.tar", "00005.tar"]
+    assert usable.counts.tolist() == [4, 4, 4]
+    assert [fault.split(": ")[0] for fault in usable.bad] == [str(shards[i]) for i in (1, 2, 4)]
+    with pytest.raises(UserError, match="3 of 3 shards cannot be used"):
+        usable_shards([shards[i] for i in (1, 2, 4)], max_bad=9)
+
+
+def test_missing_shards_count_as_bad_ones_where_these_may_be_left_out(tmp_path):
+    write_shards(tmp_path, [4, 4])
+    pattern = f"{tmp_path}/{{00000..00003}}.tar"
+    with pytest.raises(UserError, match="2 of 4 shards do not exist"):
+        resolve_shards(pattern, max_missing=1)
+    usable = usable_shards(resolve_shards(pattern, max_missing=2), max_bad=2)
+    assert usable.counts.tolist() == [4, 4]
+    assert all("No such file" in fault for fault in usable.bad)
+
+
+def test_hidden_tars_are_no_shards(tmp_path):
+    shards = write_shards(tmp_path, [4])
+    (tmp_path / "._00000.tar").write_bytes(b"AppleDouble")
+    assert resolve_shards(str(tmp_path)) == shards
+
+
+def test_folder_without_tars_says_what_it_holds(tmp_path):
+    for name in ("00000.TAR", "00001.tar.gz"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds no \.tar file \(it holds 00000\.TAR, 00001\.tar\.gz\)"):
+        resolve_shards(str(tmp_path))
+
+
+@pytest.mark.parametrize("format", ["gnu", "oldgnu", "pax"])
+def test_sparse_members_are_refused_for_the_true_reason(tmp_path, format):
+    folder = tmp_path / "files"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    with (folder / "a.png").open("wb") as file:
+        file.write(picture(0))
+        file.truncate(1 << 20)
+        file.seek(1 << 21)
+        file.write(b"end")
+    shard = tmp_path / "a.tar"
+    command = ["tar", "-S", f"--format={format}", "-C", folder, "-cf", shard, "a.png", "a.txt"]
+    subprocess.run(command, check=True)
+    with pytest.raises(UserError, match=r"a\.tar: the member 'a\.png' is stored as a sparse file.*without --sparse"):
+        index_shards([shard])
 
 
 INDEX = """
