@@ -166,6 +166,9 @@ class DataConfig(Strict):
     train: str | list[str] = "emoji"
     """``emoji`` for the default corpus, or shards: paths, folders, patterns such as ``cc3m/{00000..00331}.tar``; or any
     other source that ``make_shards`` takes, such as a table or class folders: written as shards into the cache once."""
+    shared_labels: bool = False
+    """Class numbers (``cls``) mean the same in all entries of ``train``; false: each entry, and each part of one
+    between ``::``, is a source with classes of its own, so class 3 of one is not class 3 of another."""
     batch_size: int = Field(192, ge=1)
     """Pairs per optimiser step, over all ranks and accumulation steps together."""
     first_caption: float = Field(0.0, ge=0, le=1)
@@ -318,6 +321,16 @@ class RunConfig(Strict):
     def _one_folder(self) -> Self:
         if self.name in ("", ".", "..") or "/" in self.name:
             raise ValueError(f"name={self.name!r} is not the name of one folder; where it lies is set by runs_dir")
+        return self
+
+    @model_validator(mode="after")
+    def _two_pairs(self) -> Self:
+        batch_size, accumulation = self.data.batch_size, self.train.accumulation
+        if batch_size < 2 * accumulation:
+            raise ValueError(
+                f"data.batch_size={batch_size} with train.accumulation={accumulation} leaves micro-batches of fewer "
+                f"than two pairs, so there is nothing to contrast with; use a batch_size of {2 * accumulation} or more"
+            )
         return self
 
     @property

@@ -2,20 +2,30 @@
 
 Member offsets and lengths are found once and kept in an index beside the tar: ``00000.tar.index.npz`` for
 ``00000.tar``, in the cache folder where the tar's own folder cannot be written. It can be deleted at any time: it is
-rebuilt from the tar, also whenever the tar's size or time of change differs from what the index was made from. One
-index is read at a time and on demand, so memory does not grow with the number of samples.
+rebuilt from the tar, also where a bit of it is wrong (it holds hashes of itself), and whenever the tar's size or time
+of change differs from what the index was made from. One index is read at a time and on demand, so memory does not grow
+with the number of samples.
 """
 
 import codecs
+import contextlib
+import errno
+import functools
 import hashlib
+import io
 import itertools
 import json
+import multiprocessing
+import os
 import re
+import signal
+import sys
 import tarfile
-import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -43,9 +53,17 @@ _MAX_REASONS = 20  # for which members are passed over, in one shard
 
 _MAX_NAMED = 50  # bad shards that one message names
 
-_VERSION = 2
+_VERSION = 3
+
+_TABLES = ("members", "keys", "passed_over")  # of an index, in the order of their hashes
 
 _BLOCK = 512  # bytes of a tar block (POSIX ustar)
+
+_AGAIN = "copy, download or write it again"
+
+_OCTAL = re.compile(rb" *([0-7]+)[ \0]*")  # a number in a tar header
+
+_SECONDS_ALONE = 1.0  # most data are indexed by then, without the cost of other processes
 
 
 class PassedOver(NamedTuple):
@@ -66,10 +84,15 @@ class UsableShards(NamedTuple):
     """Name and fault of each shard that was left out."""
 
 
-def index_shards(shards: Sequence[Path]) -> np.ndarray:
+def index_shards(shards: Sequence[Path], jobs: int | None = None) -> np.ndarray:
     """Make sure that every shard has an up-to-date index.
 
     Several processes may do this at once; each writes under its own temporary name and renames.
+
+    Args:
+        shards: Files.
+        jobs: Processes that share the work; the result does not depend on it. None: one per usable core where it
+            takes longer than a second.
 
     Returns:
         Samples per shard, int64 (len(shards),).
@@ -77,32 +100,36 @@ def index_shards(shards: Sequence[Path]) -> np.ndarray:
     Raises:
         UserError: naming every shard that cannot be used, and why.
     """
-    return usable_shards(shards).counts
+    return usable_shards(shards, jobs=jobs).counts
 
 
-def usable_shards(shards: Sequence[Path], key_rule: str = "first_dot", max_bad: int | None = None) -> UsableShards:
+def usable_shards(
+    shards: Sequence[Path], key_rule: str = "first_dot", max_bad: int | None = None, jobs: int | None = None
+) -> UsableShards:
     """Index shards as :func:`index_shards` does, and leave out those that cannot be used, up to a limit.
 
     Args:
         shards: Files.
         key_rule: See ``data.key_rule``.
         max_bad: See ``data.max_bad_shards``; None: nothing may be left out, and the setting is not spoken of.
+        jobs: See :func:`index_shards`.
 
     Raises:
         UserError: naming every shard that cannot be used, if they are more than ``max_bad`` or all.
     """
     counts = np.array([_stored_count(shard, key_rule) for shard in shards], dtype=np.int64)
     todo = [i for i, count in enumerate(counts) if count < 0]
-    bad: list[str] = []
-    for i in tqdm(todo, desc="indexing shards", unit="shard", disable=True if len(todo) < 2 else None, leave=False):
-        passed_over: dict[str, PassedOver] = {}
-        try:
-            members, keys = scan_shard(shards[i], key_rule, passed_over)
-        except UserError as error:
-            bad.append(str(error))
-            continue
-        _save(shards[i], key_rule, members, keys, passed_over)
-        counts[i] = len(members)
+    faults: dict[int, str] = {}
+    work = functools.partial(_try_index, key_rule=key_rule)
+    bar = tqdm(total=len(todo), desc="indexing shards", unit="shard", disable=len(todo) < 2 or None, leave=False)
+    with bar, contextlib.closing(_in_processes(work, {i: shards[i] for i in todo}, jobs)) as found:
+        for i, result in found:
+            bar.update()
+            if isinstance(result, str):
+                faults[i] = result
+            else:
+                counts[i] = result
+    bad = [faults[i] for i in sorted(faults)]
     if len(bad) > (max_bad or 0) or (bad and len(bad) == len(shards)):
         hint = f"; or leave out up to {len(bad)} with data.max_bad_shards" if max_bad is not None else ""
         if len(bad) == 1:
@@ -112,6 +139,82 @@ def usable_shards(shards: Sequence[Path], key_rule: str = "first_dot", max_bad: 
         raise UserError(f"{len(bad)} of {len(shards)} shards cannot be used: {named}{more}{hint}")
     usable = [i for i, count in enumerate(counts) if count >= 0]
     return UsableShards([shards[i] for i in usable], counts[usable], bad)
+
+
+def _try_index(shard: Path, key_rule: str) -> int | str:
+    """Index a shard: the number of its samples, or what is wrong with it."""
+    try:
+        return len(_index(shard, key_rule)["members"])
+    except UserError as error:
+        return str(error)
+
+
+Work = Callable[[Path], int | str]
+
+
+def _in_processes(work: Work, shards: dict[int, Path], jobs: int | None) -> Generator[tuple[int, int | str]]:
+    """The result of ``work`` for each shard, in any order; see :func:`index_shards` for ``jobs``.
+
+    What a process leaves undone that ends early, for want of memory for instance, is done by this one.
+    """
+    waiting, end = dict(shards), time.monotonic() + _SECONDS_ALONE
+    can_fork = sys.platform == "linux" and not multiprocessing.current_process().daemon
+    while waiting and jobs is None and time.monotonic() < end:
+        number = next(iter(waiting))
+        yield number, work(waiting.pop(number))
+    jobs = min(jobs or len(os.sched_getaffinity(0)), len(waiting)) if can_fork else 1
+    processes: list[multiprocessing.process.BaseProcess] = []
+    connections: list[Connection] = []
+    if jobs > 1:
+        tqdm.write(f"Indexing {len(waiting):,} shards in {jobs} processes (once)", file=sys.stderr)
+    try:
+        for job in range(jobs if jobs > 1 else 0):
+            with contextlib.suppress(OSError):  # no more processes are allowed
+                process, connection = _start(work, list(waiting.items())[job::jobs], connections)
+                processes.append(process)
+                connections.append(connection)
+        while connections:
+            for ready in cast(list[Connection], wait(connections)):
+                try:
+                    number, result = ready.recv()
+                except EOFError:
+                    connections.remove(ready)
+                else:
+                    del waiting[number]
+                    yield number, result
+    finally:
+        for connection in connections:
+            connection.close()
+        for process in processes:
+            process.join()
+    for number, shard in waiting.items():
+        yield number, work(shard)
+
+
+def _start(
+    work: Work, part: list[tuple[int, Path]], others: list[Connection]
+) -> tuple[multiprocessing.process.BaseProcess, Connection]:
+    """Fork a process for a part of the shards; a script without the guard of ``__main__`` could not be started anew.
+
+    Returns:
+        The process, and where its results are received.
+    """
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    fork = multiprocessing.get_context("fork")
+    with theirs:
+        process = fork.Process(target=_do_part, args=(work, part, theirs, [*others, ours]), daemon=True)
+        process.start()
+    return process, ours
+
+
+def _do_part(work: Work, part: list[tuple[int, Path]], connection: Connection, inherited: list[Connection]) -> None:
+    """The body of a process: its part of the shards, until it is done or nobody listens."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
+    for other in inherited:
+        other.close()
+    with contextlib.suppress(Exception):  # the main process meets an error again
+        for number, shard in part:
+            connection.send((number, work(shard)))
 
 
 def members_passed_over(shards: Iterable[Path], key_rule: str = "first_dot") -> dict[str, PassedOver]:
@@ -136,6 +239,7 @@ def load_members(shard: Path, key_rule: str = "first_dot") -> np.ndarray:
 
     Raises:
         OSError: if the shard has gone or changed since :func:`index_shards` saw it.
+        UserError: if its index is damaged and cannot be rebuilt.
     """
     return _load(shard, "members", key_rule)
 
@@ -167,7 +271,7 @@ def scan_shard(
         UserError: if the file is not a whole, uncompressed tar, holds two members of one kind under one key, or has no
             sample with an image and a caption.
     """
-    rows: list[np.ndarray] = []
+    rows: list[list[tuple[int, int]]] = []
     keys: list[str] = []
     passed_over = {} if passed_over is None else passed_over
     for key, extension, member in walk_tar(shard, key_rule, passed_over):
@@ -178,8 +282,8 @@ def scan_shard(
             continue
         if not keys or key != keys[-1]:
             keys.append(key)
-            rows.append(np.full((4, 2), -1, dtype=np.int64))
-        if rows[-1][column, 1] >= 0:
+            rows.append([(-1, -1)] * 4)
+        if rows[-1][column][1] >= 0:
             raise UserError(
                 f"{shard}: the sample {key!r} has two members of one kind, the second being {member.name!r}; "
                 f"give every sample its own key (a key ends at the {key_rule.replace('_', ' ')})"
@@ -210,11 +314,16 @@ def walk_tar(
     Raises:
         UserError: if the file is not a whole, uncompressed tar, or has a member stored as a sparse file.
     """
+    end = size = 0
     others = {} if passed_over is None else passed_over
     try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        size = shard.stat().st_size
+        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # pyrefly: ignore[missing-attribute]  # tarfile would keep every member it has seen
+                if member.size < 0 or not end < tar.offset <= size:
+                    raise UserError(f"{shard}: cut short or damaged at byte {end} of {size}; {_AGAIN}")
+                end = tar.offset
                 match = _NAMES[key_rule].fullmatch(member.name)
                 if member.isdir() or _META.match(member.name):
                     continue
@@ -230,10 +339,45 @@ def walk_tar(
                 else:
                     yield match[1], match[2].lower(), member
             _check_end(shard, file, tar.offset)
+    except UserError:
+        raise
     except tarfile.TarError as error:
-        raise UserError(f"{shard}: not a whole, uncompressed tar ({error}); copy, download or write it again") from None
+        raise UserError(f"{shard}: not a whole, uncompressed tar ({error}); {_AGAIN}") from None
     except OSError as error:
-        raise UserError(f"{shard}: cannot be read ({error.strerror}); check the file and its permissions") from None
+        remedy = (
+            "raise the limit of open files (ulimit -n)"
+            if is_open_files_limit(error)
+            else "check the file and its permissions"
+        )
+        raise UserError(f"{shard}: cannot be read ({error.strerror}); {remedy}") from None
+    except Exception:  # noqa: BLE001 (damaged headers make tarfile raise errors of any kind)
+        raise UserError(f"{shard}: damaged at byte {end} of {size}; {_AGAIN}") from None
+
+
+def is_open_files_limit(error: OSError) -> bool:
+    """Whether a limit of the system on open files is at fault, rather than the file."""
+    return error.errno in (errno.EMFILE, errno.ENFILE)
+
+
+class _Header(tarfile.TarInfo):
+    """A tar header; of a plain file only name and size are parsed, which is most of the cost of an index."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        """See :class:`tarfile.TarInfo`; a size that no file has is an error, which would keep tarfile busy for ever."""
+        name, prefix, kind = buf[:100].rstrip(b"\0"), buf[345:500].rstrip(b"\0"), buf[156:157]
+        size, checksum = _OCTAL.fullmatch(buf, 124, 136), _OCTAL.fullmatch(buf, 148, 156)
+        is_plain = kind in (tarfile.REGTYPE, tarfile.AREGTYPE) and size and checksum and len(buf) == _BLOCK
+        if is_plain and b"\0" not in name + prefix and not name.endswith(b"/"):
+            found = int(checksum[1], 8)
+            if found == sum(buf) - sum(buf[148:156]) + 8 * ord(" "):
+                header = cls((prefix + b"/" + name if prefix else name).decode(encoding, errors))
+                header.size, header.type, header.chksum = int(size[1], 8), bytes(kind), found
+                return header
+        header = super().frombuf(buf, encoding, errors)
+        if not 0 <= header.size < 2**63:
+            raise tarfile.ReadError(f"a member of {header.size} bytes")
+        return header
 
 
 def _check_end(shard: Path, file: BinaryIO, end: int) -> None:
@@ -241,9 +385,7 @@ def _check_end(shard: Path, file: BinaryIO, end: int) -> None:
     file.seek(end)
     first = file.read(_BLOCK)
     if len(first) < _BLOCK or any(first):
-        raise UserError(
-            f"{shard}: cut short or damaged at byte {end} of {shard.stat().st_size}; copy, download or write it again"
-        )
+        raise UserError(f"{shard}: cut short or damaged at byte {end} of {shard.stat().st_size}; {_AGAIN}")
     while chunk := file.read(1 << 20):
         if chunk.count(0) != len(chunk):
             raise UserError(
@@ -285,37 +427,96 @@ def _stamp(shard: Path) -> list[int]:
 
 
 def _load(shard: Path, name: str, key_rule: str) -> np.ndarray:
-    stamp = _stamp(shard)
+    """A table of a shard's index, which is rebuilt where it is damaged or lost."""
+    table = _stored(shard, name, key_rule)
+    return _index(shard, key_rule)[name] if table is None else table
+
+
+def _stored(shard: Path, name: str, key_rule: str) -> np.ndarray | None:
+    """A table of the shard's index, or its head; None where it is damaged or lost.
+
+    Raises:
+        OSError: if the shard has gone or changed since it was indexed.
+    """
+    stamp, has_changed = _stamp(shard), False
     for place in _places(shard, key_rule):
-        try:
-            with np.load(place) as index:
-                if index["stamp"].tolist() == stamp:
-                    return index[name]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            continue  # absent, or damaged: as good as absent
-    raise FileNotFoundError(2, "no index fits the shard; it changed since it was indexed", str(shard))
+        found = _read(place, name)
+        if found is not None and found[0][:-1] == stamp:
+            return found[1]
+        has_changed |= found is not None
+    if has_changed:
+        raise FileNotFoundError(errno.ENOENT, "it changed since it was indexed", str(shard))
+    return None
+
+
+def _read(place: Path, name: str) -> tuple[list[int], np.ndarray] | None:
+    """The head of an index file and one of its tables (or the head again); None where it is damaged or absent."""
+    try:
+        with np.load(place) as index:
+            head, hashes = index["head"], index["hashes"]
+            if not np.array_equal(_hash(head, hashes), index["hash"]):
+                return None
+            table = head if name == "head" else index[name]
+            is_whole = name == "head" or np.array_equal(_hash(table), hashes[_TABLES.index(name)])
+            return (head.tolist(), table) if is_whole else None
+    except Exception as error:  # (damaged files make zipfile and numpy raise errors of any kind)
+        if isinstance(error, OSError) and is_open_files_limit(error):
+            raise
+        return None
+
+
+def _hash(*arrays: np.ndarray) -> np.ndarray:
+    """SHA-256 of types, shapes and values, uint8 (32,)."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return np.frombuffer(digest.digest(), dtype=np.uint8)
 
 
 def _stored_count(shard: Path, key_rule: str) -> int:
     """Samples according to a valid index; -1 without one."""
     try:
-        return int(_load(shard, "count", key_rule))
+        head = _stored(shard, "head", key_rule)
     except OSError:
         return -1
+    return -1 if head is None else int(head[-1])
 
 
-def _save(shard: Path, key_rule: str, members: np.ndarray, keys: list[str], passed_over: dict[str, PassedOver]) -> None:
-    """Write the index whole or not at all, in the first place that can be written."""
-    names = np.frombuffer("\0".join(keys).encode(errors="replace"), dtype=np.uint8)
-    others = np.frombuffer(json.dumps(passed_over).encode(), dtype=np.uint8)
+def _index(shard: Path, key_rule: str) -> dict[str, np.ndarray]:
+    """Scan a shard and write its index, whole or not at all, in the first place that can be written.
+
+    Returns:
+        The tables of the index.
+    """
+    try:
+        stamp = _stamp(shard)
+    except OSError as error:
+        raise UserError(f"{shard}: cannot be read ({error.strerror}); check the file and its permissions") from None
+    passed_over: dict[str, PassedOver] = {}
+    members, keys = scan_shard(shard, key_rule, passed_over)
+    names = "\0".join(key.replace("\0", " ") for key in keys).encode(errors="replace")
+    others = json.dumps(passed_over).encode()
+    tables = {
+        "members": members,
+        "keys": np.frombuffer(names, np.uint8),
+        "passed_over": np.frombuffer(others, np.uint8),
+    }
+    head, hashes = np.array([*stamp, len(members)], dtype=np.int64), np.stack([_hash(tables[name]) for name in _TABLES])
+    content = io.BytesIO()
+    np.savez(content, head=head, hashes=hashes, hash=_hash(head, hashes), **tables)
+    reason = None
     for place in _places(shard, key_rule):
         try:
-            with whole_file(place) as temporary, temporary.open("wb") as file:
-                np.savez(file, stamp=_stamp(shard), count=len(members), members=members, keys=names, passed_over=others)
-        except OSError:
-            continue
-        return
-    raise UserError(f"{shard}: its index can be written neither beside it nor in {place.parent}; set FOCALCLIP_CACHE")
+            with whole_file(place) as temporary:
+                temporary.write_bytes(content.getvalue())
+        except OSError as error:
+            reason = error.strerror
+        else:
+            return tables
+    raise UserError(
+        f"{shard}: its index can be written neither beside it nor in {place.parent} ({reason}); set FOCALCLIP_CACHE"
+    )
 
 
 # What samples say

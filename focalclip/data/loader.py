@@ -16,6 +16,7 @@ from focalclip.config import DataConfig
 from focalclip.data.index import usable_shards
 from focalclip.data.order import uniform_draws
 from focalclip.data.samples import Ignored, TrainSamples
+from focalclip.data.sources import source_numbers
 from focalclip.data.transforms import augment_batch
 
 _GRACE_SECONDS = 30  # how long a worker outlives SIGTERM, for the training process to save and leave
@@ -30,9 +31,12 @@ class Batch:
     tokens: Tensor
     """int64 (b, L)."""
     labels: Tensor
-    """int64 (b,): class numbers, -1 where a sample has none."""
+    """int64 (b,): class numbers, -1 where a sample has none; different sources have different ones."""
     positions: Tensor
     """int64 (b,): global positions."""
+    ids: Tensor
+    """int64 (b,): numbers within the whole data of the samples that were loaded: a pair that stands in a batch twice,
+    because of an epoch's border or in the place of a broken sample, has one number."""
     faults: list[str]
     """``shard.tar: key: reason`` for each broken sample that was replaced."""
     ignored: list[Ignored] = field(default_factory=list)
@@ -74,8 +78,8 @@ class TrainLoader:
     """Training batches of one rank; iterating yields them for ever.
 
     Args:
-        shards: Files of :func:`focalclip.data.sources.resolve_shards`. Missing indexes are built, by every process that
-            finds them missing: let one process build a loader first.
+        shards: Files of :func:`focalclip.data.sources.training_shards`; a plain list is of one source. Missing indexes
+            are built, by every process that finds them missing: let one process build a loader first.
         data: Batch size, workers, window, captions and augmentation.
         image_size: Side of the images in pixels.
         tokenize: From captions to int64 tokens (len(captions), L). It runs in the workers, so it must be picklable
@@ -113,7 +117,10 @@ class TrainLoader:
                 f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train; "
                 "a batch would hold samples twice; use a smaller one"
             )
-        samples = TrainSamples(self.usable.shards, counts, data, image_size, seed)
+        source_of = dict(zip(shards, source_numbers(shards), strict=True))
+        self.sources = [0 if data.shared_labels else source_of[shard] for shard in self.usable.shards]
+        """Number of the source that gives each usable shard's class numbers their meaning."""
+        samples = TrainSamples(self.usable.shards, counts, data, image_size, seed, self.sources)
         self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
         self._workers = data.workers
 
@@ -170,12 +177,13 @@ class _MicroBatches(Dataset):
     def _batch(self, first: int, size: int, check: Callable[[str], object] | None = None) -> Batch:
         draws = uniform_draws(self._seed, first, size)
         images = torch.empty(size, 3, self._image_size, self._image_size, dtype=torch.uint8)
-        captions, labels, faults, ignored = [], [], [], {}
+        captions, labels, ids, faults, ignored = [], [], [], [], {}
         for i, row in enumerate(draws.tolist()):
             sample, fault = self._samples.load(first + i, row, check)
             images[i] = sample.image
             captions.append(sample.caption)
             labels.append(sample.label)
+            ids.append(sample.id)
             if fault:
                 faults.append(fault)
             elif sample.ignored:
@@ -194,7 +202,7 @@ class _MicroBatches(Dataset):
         augment_batch(images.numpy(), draws, self._augment)
         positions = torch.arange(first, first + size)
         parts = [part for position, reasons in ignored.items() for part in self._samples.ignored(position, reasons)]
-        return Batch(images, tokens, torch.tensor(labels), positions, faults, parts)
+        return Batch(images, tokens, torch.tensor(labels), positions, torch.tensor(ids), faults, parts)
 
 
 def _as_is(batch: Any) -> Any:

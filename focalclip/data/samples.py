@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,7 +13,14 @@ from torch import Tensor
 from focalclip.base.errors import UserError, first_line
 from focalclip.config import DataConfig
 from focalclip.data.images import decode_array
-from focalclip.data.index import Captions, load_key, load_members, read_captions, read_label
+from focalclip.data.index import (
+    Captions,
+    is_open_files_limit,
+    load_key,
+    load_members,
+    read_captions,
+    read_label,
+)
 from focalclip.data.order import Draw, SampleOrder
 from focalclip.data.reader import NO_LABEL
 from focalclip.data.transforms import min_decoded_side, random_resized_crop
@@ -46,6 +53,15 @@ def choose_caption(texts: Captions, draws: Sequence[float], data: DataConfig) ->
     return ", ".join([first, *picked] if is_behind else [*picked, first])
 
 
+def label_of(number: int, source: int, num_sources: int) -> int:
+    """One number for a class number and the source that it belongs to; -1 stays -1, one source changes nothing.
+
+    Different classes get different numbers as long as class numbers are below 2**63 / num_sources; beyond, where only
+    hashes are, numbers wrap around.
+    """
+    return number if number < 0 else (number * num_sources + source) % 2**63
+
+
 class Members(NamedTuple):
     """The bytes of one sample, None where a part is absent; in the order of the index's columns."""
 
@@ -70,12 +86,13 @@ class Ignored(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """A training pair: image uint8 (3, size, size), one caption, a class number or -1, and parts that were ignored."""
+    """A pair: image uint8 (3, size, size), a caption, a class number or -1, ignored parts, its number in the data."""
 
     image: Tensor
     caption: str
     label: int
     ignored: tuple[str, ...] = ()
+    id: int = -1
 
 
 class TrainSamples:
@@ -91,11 +108,23 @@ class TrainSamples:
         data: Augmentation, captions and window.
         image_size: Side of the images in pixels.
         seed: Seed of the order.
+        sources: Number of the source that gives each shard's class numbers their meaning.
     """
 
-    def __init__(self, shards: Sequence[Path], counts: np.ndarray, data: DataConfig, image_size: int, seed: int):
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        counts: np.ndarray,
+        data: DataConfig,
+        image_size: int,
+        seed: int,
+        sources: Sequence[int],
+    ):
         self.order = SampleOrder(counts, seed, data.window_shards)
         self._reader = ShardReader(shards, 2 * data.window_shards, data.key_rule)
+        self._first = np.cumsum(counts) - counts  # number within the data of each shard's first sample
+        self._sources = sources
+        self._num_sources = max(sources, default=0) + 1
         self._data = data
         self._image_size = image_size
         self._named: set[str] = set()
@@ -126,7 +155,8 @@ class TrainSamples:
             except BrokenSampleError as error:
                 first_fault = first_fault or f"{self._reader.name(shard, number)}: {error}"
             else:
-                return sample, first_fault
+                label = label_of(sample.label, self._sources[shard], self._num_sources)
+                return replace(sample, label=label, id=int(self._first[shard]) + number), first_fault
         raise UserError(
             f"data.train: {_MAX_REPLACEMENTS} broken samples in a row, the first being {first_fault}; repair the shards"
         )
@@ -196,6 +226,7 @@ class ShardReader:
 
         Raises:
             BrokenSampleError: if the shard can no longer be read as it was indexed.
+            UserError: if the system allows no more open files, or the shard's index is damaged and cannot be rebuilt.
         """
         try:
             members, file = self._table_and_file(shard)
@@ -206,6 +237,10 @@ class ShardReader:
                 return Members(*(_read_at(file, *place) if place[1] >= 0 else None for place in places))
             data = _read_at(file, start, stop - start)
         except OSError as error:
+            if is_open_files_limit(error):
+                raise UserError(
+                    f"data.window_shards={self._keep // 2}: {error.strerror}; lower it, or raise the limit (ulimit -n)"
+                ) from None
             raise BrokenSampleError(f"cannot be read ({error.strerror})") from None
         return Members(*(data[at - start : at - start + length] if length >= 0 else None for at, length in places))
 

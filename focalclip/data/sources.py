@@ -10,7 +10,7 @@ import json
 import pkgutil
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from focalclip.base.errors import UserError
@@ -47,7 +47,22 @@ def open_source(source: str, request: Request) -> PictureSet:
     return _reader_of(source, request.field).open(source, request)
 
 
-def training_shards(train: str | list[str], field: str = "data.train", max_missing: int = 0) -> list[Path]:
+class TrainShards(list[Path]):
+    """The shards of one or more sources, in order."""
+
+    def __init__(self, sources: Iterable[Iterable[Path]]):
+        numbered = [(path, number) for number, paths in enumerate(sources) for path in paths]
+        super().__init__(path for path, _ in numbered)
+        self.sources = tuple(number for _, number in numbered)
+        """The number of the source that each shard belongs to."""
+
+
+def source_numbers(shards: Sequence[Path]) -> list[int]:
+    """The number of the source that each shard belongs to; 0 for all of a plain list."""
+    return list(shards.sources) if isinstance(shards, TrainShards) else [0] * len(shards)
+
+
+def training_shards(train: str | list[str], field: str = "data.train", max_missing: int = 0) -> TrainShards:
     """The shards to train on: the default corpus, the shards named, or any other source written as shards once.
 
     Shards of other sources lie in ``sources/`` of the cache folder and are written again when a caption, a label, or
@@ -136,11 +151,11 @@ def _open_shards(source: str, request: Request) -> PictureSet:
 SHARDS = Reader("shards, a folder of .tar files or a pattern like a/{000..331}.tar", _names_shards, _open_shards)
 
 
-def resolve_shards(spec: str | list[str], field: str = "data.train", max_missing: int = 0) -> list[Path]:
+def resolve_shards(spec: str | list[str], field: str = "data.train", max_missing: int = 0) -> TrainShards:
     """Expand paths, folders and brace patterns into shard files.
 
     A pattern is expanded as webdataset does it: ``a/{000..331}.tar``, and several joined by ``::``. A folder stands for
-    the ``.tar`` files directly in it, sorted by name.
+    the ``.tar`` files directly in it, sorted by name. Each entry of a list, and each part between ``::``, is a source.
 
     Args:
         spec: One path, folder or pattern, or a list of them.
@@ -154,7 +169,8 @@ def resolve_shards(spec: str | list[str], field: str = "data.train", max_missing
     entries = [entry.strip() for entry in ([spec] if isinstance(spec, str) else spec)]
     if not entries or not all(entries):
         raise UserError(f"{field} is empty; name shards, a folder of .tar files or a pattern like a/{{000..331}}.tar")
-    paths = [path for entry in entries for name in _expand(entry, field) for path in _files(name, field)]
+    sources = [source for entry in entries for source in _expand(entry, field)]
+    paths = TrainShards([path for name in names for path in _files(name, field)] for names in sources)
     missing = [str(path) for path in paths if not path.is_file()]
     if len(missing) > max_missing:
         raise UserError(
@@ -167,14 +183,15 @@ def resolve_shards(spec: str | list[str], field: str = "data.train", max_missing
     return paths
 
 
-def _expand(entry: str, field: str) -> list[str]:
-    """The names that one entry stands for; remote ones are turned away before they look like missing files."""
+def _expand(entry: str, field: str) -> list[list[str]]:
+    """The names of each source of one entry; remote ones are turned away before they look like missing files."""
     from webdataset.shardlists import expand_urls
 
     try:
-        names = expand_urls(entry)
+        sources = [expand_urls(part) for part in entry.split("::")]
     except ValueError:
         raise UserError(f"{field}: the braces of {entry!r} do not match; write it like a/{{000..331}}.tar") from None
+    names = [name for source in sources for name in source]
     if not all(names):
         raise UserError(f"{field}: the pattern {entry!r} holds an empty name; write it like a/{{000..331}}.tar")
     remote = [name for name in names if "://" in name or name.startswith("pipe:")]
@@ -182,7 +199,7 @@ def _expand(entry: str, field: str) -> list[str]:
         raise UserError(
             f"{field}: {remote[0]!r} is remote, and only files can be read so far; mount the store or copy the shards"
         )
-    return names
+    return sources
 
 
 def left_out(train: str | list[str], usable: UsableShards, key_rule: str) -> list[str]:
@@ -211,7 +228,9 @@ def _files_passed_over(train: str | list[str]) -> dict[str, PassedOver]:
         return {}
     found: dict[str, PassedOver] = {}
     entries = [train] if isinstance(train, str) else train
-    folders = [Path(name).expanduser() for entry in entries for name in _expand(entry.strip(), "data.train")]
+    folders = [
+        Path(name).expanduser() for entry in entries for names in _expand(entry.strip(), "data.train") for name in names
+    ]
     for folder in filter(Path.is_dir, folders):
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") or path.name.endswith(".index.npz") or path.suffix == ".tar":

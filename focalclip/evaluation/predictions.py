@@ -6,7 +6,6 @@ images; calibration; per-class numbers; the worst mistakes, with their pictures.
 
 import hashlib
 import io
-import zipfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, first_line
 from focalclip.base.files import whole_file
 from focalclip.evaluation.metrics import METRICS
 from focalclip.evaluation.metrics.definitions import Floats, softmax
@@ -185,16 +184,21 @@ class Predictions:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 values = {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: no predictions can be read ({error}); evaluate again") from None
-        if int(values.pop("format", -1)) != _FORMAT:
-            raise UserError(f"{path}: predictions of another version of focalclip; evaluate again")
-        values.pop("fingerprint", None)
-        values["pictures"] = Pictures.from_arrays(values)
-        for name, array in values.items():
-            if isinstance(array, np.ndarray) and array.ndim == 0:
-                values[name] = array.item()
-        return cls(**values | {"class_names": tuple(values["class_names"].tolist())})
+            if int(values.pop("format", -1)) != _FORMAT:
+                raise UserError(f"{path}: predictions of another version of focalclip; evaluate again")
+            stored = str(values.pop("fingerprint"))
+            values["pictures"] = Pictures.from_arrays(values)
+            for name, array in values.items():
+                if isinstance(array, np.ndarray) and array.ndim == 0:
+                    values[name] = array.item()
+            predictions = cls(**values | {"class_names": tuple(values["class_names"].tolist())})
+            if predictions.fingerprint != stored:
+                raise ValueError("damaged")
+        except UserError:
+            raise
+        except Exception as error:  # noqa: BLE001 (damaged files make zipfile, zlib and numpy raise errors of any kind)
+            raise UserError(f"{path}: no predictions can be read ({first_line(error)}); evaluate again") from None
+        return predictions
 
 
 def _fingerprint_in(path: Path) -> str | None:
@@ -202,5 +206,5 @@ def _fingerprint_in(path: Path) -> str | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return str(file["fingerprint"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except Exception:  # noqa: BLE001 (as in load)
         return None

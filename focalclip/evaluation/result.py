@@ -1,6 +1,7 @@
 """The result of an evaluation: numbers, where they come from, and the answers behind them; read without torch."""
 
 import json
+import sys
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -164,12 +165,12 @@ class Result:
         path = Path(path)
         for name, task in self.tasks.items():
             if task.predictions is not None:
-                task.predictions.save(_predictions_file(path, name))
+                task.predictions.save(predictions_file(path, name))
         return write_json(path, self.to_json())
 
     @classmethod
     def read(cls, path: str | Path) -> "Result":
-        """Read what :meth:`write` wrote, with the predictions beside it.
+        """Read what :meth:`write` wrote, with the predictions beside it; a warning names those that are damaged.
 
         Raises:
             UserError: if it is no result, or predictions beside it are not of this result.
@@ -182,7 +183,7 @@ class Result:
             values = {f.name: content[f.name] for f in fields(cls) if f.name in content and f.name != "tasks"}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: no zero-shot result can be read ({_reason(error)}); evaluate again") from None
-        files = {name: _predictions_file(path, name) for name in tasks}
+        files = {name: predictions_file(path, name) for name in tasks}
         tasks = {name: _with_predictions(task, files[name]) for name, task in tasks.items()}
         return cls(tasks=tasks, expected=expected, **values)
 
@@ -255,15 +256,20 @@ def predictions_folder(path: Path) -> Path:
     return path.with_suffix(".predictions")
 
 
-def _predictions_file(path: Path, task: str) -> Path:
+def predictions_file(path: Path, task: str) -> Path:
+    """Where the answers of one task are."""
     return predictions_folder(path) / f"{task}.npz"
 
 
 def _with_predictions(task: TaskResult, path: Path) -> TaskResult:
-    """The record with the answers, which must give its number again."""
+    """The record with the answers, which must give its number again; without them where the file is damaged."""
     if not path.is_file():
         return task
-    predictions = Predictions.load(path)
+    try:
+        predictions = Predictions.load(path)
+    except UserError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return task
     if predictions.task_sha256 != task.task_sha256 or abs(float(predictions.statistic()[0]) - task.value) > 1e-9:
         raise UserError(f"{path}: these answers do not belong to the result beside it; evaluate again")
     return replace(task, predictions=predictions)

@@ -28,7 +28,7 @@ from focalclip.evaluation.features.texts import ClassPrompts, class_matrix
 from focalclip.evaluation.metrics.calibration import learned_scale
 from focalclip.evaluation.metrics.label_check import check_labels
 from focalclip.evaluation.opened import Opened, open_checked
-from focalclip.evaluation.result import Result, TaskResult, predictions_folder
+from focalclip.evaluation.result import Result, TaskResult, predictions_file, predictions_folder
 from focalclip.evaluation.scoring import predict
 from focalclip.evaluation.task import Benchmark, Task, load_benchmark
 
@@ -371,10 +371,14 @@ def _part(output: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, TaskResult]:
+    """The tasks of a result; without those whose answers are damaged, which are measured again."""
     if not path.is_file():
         return {}
     try:
-        return Result.read(path).tasks
+        tasks = Result.read(path).tasks
     except UserError:
         print(f"{path}: not a result of this version; its tasks are measured again", file=sys.stderr)
         return {}
+    return {
+        name: task for name, task in tasks.items() if task.predictions or not predictions_file(path, name).is_file()
+    }

@@ -42,6 +42,22 @@ def gather(x: Tensor, group: Group = None) -> Tensor:
     return out
 
 
+def first_copies(ids: Tensor, group: Group = None) -> Tensor:
+    """Which pairs of the global batch count, where some stand in it more than once.
+
+    Args:
+        ids: (b,) integers that identify the pairs of this rank; a negative one is like no other.
+        group: process group; None for all ranks.
+
+    Returns:
+        bool (b * world_size,), equal on all ranks: false where an earlier pair has the same id.
+    """
+    ordered, places = gather(ids, group).sort(stable=True)
+    is_copy = torch.zeros_like(ordered, dtype=torch.bool)
+    is_copy[1:] = (ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)
+    return torch.empty_like(is_copy).scatter_(0, places, ~is_copy)
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:

@@ -182,8 +182,24 @@ def _finite(value: float) -> float | None:
 
 
 def _cut_after(path: Path, step: int) -> None:
-    """Drop the lines of steps that will be done again after a resume."""
-    if path.is_file():
-        lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        write_text(path, "".join(kept))
+    """Drop the lines of steps that will be done again after a resume, and damaged ones, with a warning."""
+    if not path.is_file():
+        return
+    lines = path.read_bytes().split(b"\n")[:-1]  # behind the last one is what a killed process wrote in part
+    steps = [_step_of(line) for line in lines]
+    kept = [line.decode() + "\n" for line, done in zip(lines, steps, strict=True) if done is not None and done <= step]
+    write_text(path, "".join(kept))
+    damaged = [number for number, done in enumerate(steps, 1) if done is None]
+    if damaged:
+        numbers = ", ".join(map(str, damaged[:3])) + (" ..." if damaged[3:] else "")
+        print(f"warning: {path}: {len(damaged)} damaged lines are left out (line {numbers})", file=sys.stderr)
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step of a line of ``metrics.jsonl``; None where it is damaged."""
+    try:
+        values = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    found = values.get("step") if isinstance(values, dict) else None
+    return found if type(found) is int else None

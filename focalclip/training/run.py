@@ -196,19 +196,24 @@ def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, stat
         seed=config.seed,
         dealing=Dealing(rank(), world_size(), config.train.accumulation, state.samples),
     )
-    fingerprint = _fingerprint(loader.usable.shards, loader.counts.tolist())
+    fingerprint = _fingerprint(loader.usable.shards, loader.counts.tolist(), loader.sources)
     if state.data not in ("", fingerprint):
         raise UserError(
-            f"data.train: other shards than {config.run_dir} began with (the names or numbers of samples of those that "
-            "can be used differ); give the same ones, or choose another --name"
+            f"data.train: other shards than {config.run_dir} began with (of those that can be used, the names, numbers "
+            "of samples or division into sources differ); give the same ones, or choose another --name"
         )
     state.data = fingerprint
     return loader
 
 
-def _fingerprint(shards: Sequence[Path], counts: Sequence[int]) -> str:
-    """What decides the order of samples: the shards' names and sizes in their order, wherever they lie."""
+def _fingerprint(shards: Sequence[Path], counts: Sequence[int], sources: Sequence[int]) -> str:
+    """What decides the order of samples, and their classes where there are several sources.
+
+    It is made of the shards' names, sizes and sources in their order, wherever the shards lie.
+    """
     lines = [f"{shard.name} {count}" for shard, count in zip(shards, counts, strict=True)]
+    if any(sources):
+        lines = [f"{line} {source}" for line, source in zip(lines, sources, strict=True)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -227,12 +232,14 @@ def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, stat
     image, batch = config.model.image, config.data.batch_size
     epochs = total_steps * batch / loader.num_samples
     initial = config.train.init_from
+    sources = max(loader.sources, default=0) + 1
+    of_sources = f" of {sources} sources, each with classes of its own (data.shared_labels)" if sources > 1 else ""
     lines = [
         f"run        {config.run_dir}" + (f", continued from step {state.step}" if state.step else ""),
         *([f"weights    {initial} at the start"] if initial else []),
         f"model      {image.name} {millions['visual']:.2f} M + {config.model.text.name} text {millions['text']:.2f} M "
         f"parameters, {image.image_size} px",
-        f"data       {loader.num_samples:,} pairs; {total_steps:,} steps x {batch} = {epochs:.1f} epochs",
+        f"data       {loader.num_samples:,} pairs{of_sources}; {total_steps:,} steps x {batch} = {epochs:.1f} epochs",
         *[f"left out   {line}" for line in left_out(config.data.train, loader.usable, config.data.key_rule)],
         f"engine     {world_size()} x {engine.device().type}, ZeRO {config.train.zero_stage}, "
         f"{config.train.precision}, accumulation {config.train.accumulation}",

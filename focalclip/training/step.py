@@ -19,10 +19,11 @@ from focalclip.models.preprocess import normalize
 from focalclip.names import find
 from focalclip.training.engine import device, finish_step, input_dtype, running_statistics, seed_step
 
-Loss = Callable[[dict[str, Tensor], Tensor], Tensor]
-"""From the model's outputs by name and the labels (b,) to the 0-dim loss of the global batch."""
+Loss = Callable[..., Tensor]
+"""From the model's outputs by name, the labels (b,) and the identities of the pairs (b,), which may be left out, to the
+0-dim loss of the global batch."""
 
-_PASSED = ("labels", "group")  # keyword-only parameters of a loss that are not options
+_PASSED = ("labels", "ids", "group")  # keyword-only parameters of a loss that are not options
 
 
 def create_loss(config: LossConfig, outputs: Collection[str]) -> Loss:
@@ -48,8 +49,9 @@ def create_loss(config: LossConfig, outputs: Collection[str]) -> Loss:
             f"{', '.join(outputs)}); choose another loss or another model"
         )
 
-    def loss(named: dict[str, Tensor], labels: Tensor) -> Tensor:
-        passed = {"labels": labels} if "labels" in parameters else {}
+    def loss(named: dict[str, Tensor], labels: Tensor, ids: Tensor | None = None) -> Tensor:
+        known = {"labels": labels, "ids": ids}
+        passed = {name: value for name, value in known.items() if name in parameters}
         return function(**{name: named[name] for name in inputs}, **passed, **options)
 
     return loss
@@ -122,7 +124,7 @@ def micro_step(engine: Any, batch: Batch, loss: Loss, config: RunConfig) -> tupl
     image_config = config.model.image
     images = normalize(batch.images.to(device()), image_config.mean, image_config.std, input_dtype(config))
     outputs = engine(images, batch.tokens.to(device()))
-    value = loss(outputs, batch.labels.to(device()))
+    value = loss(outputs, batch.labels.to(device()), batch.ids.to(device()))
     # times 1, or NaN where the loss is not finite: its gradient may be finite and must be skipped, too
     engine.backward(value * (1 + 0 * value.detach()))
     try:

@@ -8,6 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from tiny_shards import ByteTokenizer, good_sample, picture, write_shards, write_tar
 
@@ -17,6 +18,7 @@ from focalclip.data.images import decode_array
 from focalclip.data.index import index_shards
 from focalclip.data.loader import Dealing, TrainLoader
 from focalclip.data.order import SampleOrder
+from focalclip.losses import contrastive_loss
 
 
 def deep_png() -> bytes:
@@ -125,6 +127,26 @@ def test_faults_are_the_same_on_ranks_and_workers(tmp_path):
         parts = [rank[step] for rank in ranks]
         assert batch.faults == [fault for part in parts for fault in part.faults]
         assert torch.equal(batch.images, torch.cat([part.images for part in parts]))
+        assert torch.equal(batch.ids, torch.cat([part.ids for part in parts]))
+
+
+@pytest.mark.parametrize(("samples", "broken"), [(512, 26), (512, 102), (65, 0), (100, 0)])
+def test_a_perfect_model_has_no_loss_from_replacements_and_borders_of_epochs(tmp_path, samples, broken):
+    bad = set(np.random.default_rng(0).permutation(samples)[:broken].tolist())
+    members = [(f"{i:06d}.png", b"broken" if i in bad else IMAGE) for i in range(samples)]
+    captions = [(f"{i:06d}.txt", b"caption %d" % i) for i in range(samples)]
+    shard = write_tar(tmp_path / "0.tar", [member for pair in zip(members, captions, strict=True) for member in pair])
+    size = 128 if broken else 64
+    loader = TrainLoader([shard], DataConfig(batch_size=size, workers=0), 16, ByteTokenizer(), seed=0)
+    copies = 0
+    for batch in itertools.islice(loader, 2 * samples // size + 1):
+        captions = [bytes(row).rstrip(b"\0").decode() for row in batch.tokens.tolist()]
+        assert batch.ids.tolist() == [int(caption.removeprefix("caption ")) for caption in captions]
+        copies += size - len(set(captions))
+        perfect = F.one_hot(torch.unique(batch.ids, return_inverse=True)[1], size).float()
+        for labels in (batch.labels, None):
+            assert contrastive_loss(perfect, perfect, torch.tensor([100.0]), labels=labels, ids=batch.ids) == 0
+    assert copies > 0
 
 
 def test_resume_repeats_replacements(tmp_path):
@@ -133,6 +155,7 @@ def test_resume_repeats_replacements(tmp_path):
     for a, b in zip(whole[3:], resumed, strict=True):
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.tokens, b.tokens)
+        assert torch.equal(a.ids, b.ids)
         assert a.faults == b.faults
 
 

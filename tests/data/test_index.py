@@ -3,15 +3,19 @@
 import fcntl
 import io
 import json
+import multiprocessing
 import os
 import pty
+import resource
 import select
+import signal
 import struct
 import subprocess
 import sys
 import tarfile
 import termios
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ import webdataset
 from tiny_shards import good_sample, picture, write_shards, write_tar
 
 from focalclip.base.errors import UserError
+from focalclip.data import index
 from focalclip.data.index import (
     IMAGE,
     JSON,
@@ -26,11 +31,13 @@ from focalclip.data.index import (
     TEXT,
     index_shards,
     load_key,
+    load_keys,
     load_members,
     members_passed_over,
     scan_shard,
     usable_shards,
 )
+from focalclip.data.samples import ShardReader
 from focalclip.data.sources import resolve_shards
 
 
@@ -169,6 +176,180 @@ def test_index_is_rebuilt_when_lost_damaged_or_out_of_date(shard):
     os.utime(shard, ns=(later, later))  # same size, other time
     assert index_shards([shard]).tolist() == [7]
     assert load_key(shard, 0) == "000007"
+
+
+def test_an_index_with_a_wrong_bit_is_rebuilt(shard):
+    """Wherever the bit is, and also where it turns over between the start of a run and the first use of the index."""
+    expected = scan_shard(shard)
+    index_shards([shard])
+    stored = shard.with_name("00000.tar.index.npz")
+    whole = stored.read_bytes()
+    rng = np.random.default_rng(0)
+    places = [*range(0, 100, 4), *rng.integers(len(whole), size=50), *range(len(whole) - 100, len(whole), 4)]
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << int(rng.integers(8))
+        stored.write_bytes(damaged)
+        assert ShardReader([shard], keep=1).read(0, 2).image == picture(2)
+        np.testing.assert_array_equal(load_members(shard), expected[0])
+        stored.write_bytes(damaged)
+        assert load_keys(shard) == expected[1]
+        stored.write_bytes(damaged)
+        assert index_shards([shard]).tolist() == [4]
+
+
+def test_a_damaged_index_of_a_damaged_shard_is_one_sentence(shard):
+    index_shards([shard])
+    stat, content = shard.stat(), shard.read_bytes()
+    shard.write_bytes(content[:600] + b"x" * (len(content) - 600))
+    os.utime(shard, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    shard.with_name("00000.tar.index.npz").write_bytes(b"PK")
+    with pytest.raises(UserError, match=r"00000\.tar: cut short or damaged at byte \d+ of "):
+        ShardReader([shard], keep=1).read(0, 2)
+
+
+def test_the_limit_of_open_files_is_not_the_fault_of_a_shard(tmp_path):
+    shards = write_shards(tmp_path, [1] * 40)
+    index_shards(shards)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(list(Path("/proc/self/fd").iterdir()))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, hard))
+    try:
+        reader = ShardReader(shards, keep=80)
+        with pytest.raises(
+            UserError, match=r"^data\.window_shards=40: Too many open files; lower it, or raise the limit"
+        ):
+            [reader.read(number, 0) for number in range(40)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
+        with pytest.raises(UserError, match=r"00000\.tar: cannot be read \(Too many open files\); raise the limit"):
+            scan_shard(shards[0])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+# Several processes
+
+
+def test_the_number_of_processes_changes_nothing(tmp_path, capsys):
+    shards = write_shards(tmp_path, [3, 1, 4, 1, 5, 2])
+    found = {}
+    for jobs in (1, 2, 3, 50):
+        counts = index_shards(shards, jobs)
+        found[jobs] = [
+            counts.tolist(),
+            *(part for path in shards for part in (load_members(path).tolist(), load_keys(path))),
+        ]
+        said = f"Indexing 6 shards in {min(jobs, 6)} processes (once)\n"
+        assert capsys.readouterr().err == (said if jobs > 1 else "")
+        for path in tmp_path.glob("*.npz"):
+            path.unlink()
+        assert not list(tmp_path.glob(".*"))
+    assert found[1] == found[2] == found[3] == found[50]
+    assert found[1][0] == [3, 1, 4, 1, 5, 2]
+    for number in (1, 4):
+        shards[number].write_bytes(b"damaged")
+    for jobs in (1, 2, 6):
+        with pytest.raises(UserError, match=r"00001\.tar: "):
+            index_shards(shards, jobs)
+
+
+def test_long_work_is_shared_by_all_cores(tmp_path, monkeypatch, capsys):
+    shards = write_shards(tmp_path, [1] * 5)
+    monkeypatch.setattr(index, "_SECONDS_ALONE", 0.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    assert index_shards(shards).tolist() == [1] * 5
+    assert capsys.readouterr().err == "Indexing 5 shards in 3 processes (once)\n"
+
+
+def _dies_elsewhere(path):
+    if multiprocessing.parent_process() is not None and path.name > "00001":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return int(path.stem)
+
+
+def _fails(path):
+    raise RuntimeError(path.name)
+
+
+def test_what_a_killed_process_leaves_is_done_by_the_main_one(tmp_path, capfd):
+    shards = {number: tmp_path / f"{number:05d}.tar" for number in range(6)}
+    assert dict(index._in_processes(_dies_elsewhere, shards, 2)) == {number: number for number in range(6)}
+    with pytest.raises(RuntimeError, match=r"00000\.tar"):
+        list(index._in_processes(_fails, shards, 2))
+    assert "Traceback" not in capfd.readouterr().err
+
+
+# Refused headers
+
+
+def _with_header(size=None, pax=None):
+    """A tar of one pair whose picture's header was changed: its size field, or a pax header before it."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for number, (name, data) in enumerate([("a.txt", b"caption"), ("b.png", picture(0)), ("b.txt", b"caption")]):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if number == 1 and pax:
+                info.pax_headers = pax
+            tar.addfile(info, io.BytesIO(data))
+    content = bytearray(buffer.getvalue())
+    if size is not None:
+        header = content[1024:1536]
+        header[124:136] = size
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        content[1024:1536] = header
+    return bytes(content)
+
+
+HEADERS = {
+    "beyond 64 bits": {"size": b"\x80\x01" + b"\0" * 10},
+    "64 bits": {"size": b"\x80\0\0\0\xff" + b"\xff" * 7},
+    "63 bits": {"size": b"\x80\0\0\0\x7f" + b"\xff" * 7},
+    "beyond the end": {"size": b"77777777777\0"},
+    "negative": {"size": b"\xff" * 10 + b"\xfc\0"},
+    "minus": {"size": b"-0000002000\0"},
+    "not octal": {"size": b"00000000891\0"},
+    "not a number": {"size": b"abc\0\0\0\0\0\0\0\0\0"},
+    "pax beyond 64 bits": {"pax": {"size": str(2**70)}},
+    "pax negative": {"pax": {"size": "-1536"}},
+    "pax no number": {"pax": {"size": "12x"}},
+    "pax sparse map": {"pax": {"GNU.sparse.map": "1,x", "GNU.sparse.size": "7"}},
+    "pax sparse numbers": {"pax": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "x"}},
+    "pax sparse 0.0": {"pax": {"GNU.sparse.size": "x"}},
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", HEADERS)
+def test_a_header_that_cannot_be_is_one_sentence(tmp_path, kind):
+    path = tmp_path / "00000.tar"
+    path.write_bytes(_with_header(**HEADERS[kind]))
+    with pytest.raises(
+        UserError, match=r"00000\.tar: .*; (copy, download or write it again|.*write it again)"
+    ) as caught:
+        scan_shard(path)
+    assert "\n" not in str(caught.value)
+    assert "invalid literal" not in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+def test_a_broken_pax_record_is_one_sentence_or_does_not_matter(tmp_path):
+    """Every byte of a pax header in turn; what is found otherwise is what stands in the tar."""
+    path, content = tmp_path / "00000.tar", _with_header(pax={"comment": "x" * 20})
+    start = content.index(b" comment=") - 2
+    right = {"b.png": picture(0), "b.txt": b"caption"}
+    for place in range(start, start + 34):
+        for value in (b"\0", b"=", b"9", b"\xff", b"\n"):
+            path.write_bytes(content[:place] + value + content[place + 1 :])
+            try:
+                members, keys = scan_shard(path)
+            except UserError:
+                continue
+            assert keys == ["a", "b"]
+            for column, name in ((IMAGE, "b.png"), (TEXT, "b.txt")):
+                offset, length = members[1, column]
+                assert content[offset : offset + length] == right[name]
 
 
 def test_index_goes_to_the_cache_where_the_folder_cannot_be_written(shard, tmp_path):

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import tiny_shards
 import torch
-from tiny_shards import ByteTokenizer, write_shards
+from tiny_shards import ByteTokenizer, picture, write_shards, write_tar
 
 from focalclip.base.errors import UserError
 from focalclip.base.strict import from_dict
 from focalclip.config import AugmentConfig, DataConfig, RunConfig
 from focalclip.data.loader import Batch, Dealing, TrainLoader
+from focalclip.data.samples import label_of
+from focalclip.data.sources import training_shards
 
 AUGMENT = AugmentConfig(scale=(0.5, 1.0), flip=0.5, grey=0.3, invert=0.5, recolour=0.5)
 NUM_SAMPLES = 30
@@ -69,9 +71,11 @@ def test_batch_holds_matching_images_captions_and_labels(shards):
     assert first.images.dtype == torch.uint8
     assert first.tokens.shape == (12, 32)
     assert (first.tokens.dtype, first.labels.dtype, first.positions.dtype) == (torch.int64,) * 3
+    assert first.ids.dtype == torch.int64
     assert first.faults == []
     assert joined(batches)[3].tolist() == list(range(60))
     labels = joined(batches)[2].tolist()
+    assert torch.equal(torch.cat([batch.ids for batch in batches]), torch.cat([batch.labels for batch in batches]))
     assert sorted(labels[:NUM_SAMPLES]) == list(range(NUM_SAMPLES)), "each sample once in the first epoch"
     assert sorted(labels[NUM_SAMPLES:]) == list(range(NUM_SAMPLES)), "and once in the second"
     assert labels[:NUM_SAMPLES] != labels[NUM_SAMPLES:]
@@ -118,6 +122,46 @@ def test_resume_with_another_batch_size_continues_the_same_sequence(shards):
     everything = joined(take(loader(shards), 6))
     for resumed, whole in zip(joined(take(loader(shards, batch_size=8, start=24), 4)), everything, strict=True):
         assert torch.equal(resumed, whole[24:56])
+
+
+def two_sources(folder) -> tuple[str, str]:
+    """Eight dogs and eight trucks, both with class numbers 0 to 7; one more of each has no class."""
+    for source, what in (("animals", "dog"), ("cars", "truck")):
+        parts = {
+            i: [("png", picture(i)), ("txt", f"{what} {i}".encode()), ("cls", b"%d" % i)][: 3 - i // 8]
+            for i in range(9)
+        }
+        write_tar(folder / f"{source}.tar", [(f"{source}{i}.{e}", x) for i, part in parts.items() for e, x in part])
+    return str(folder / "animals.tar"), str(folder / "cars.tar")
+
+
+def by_label(train, **options) -> dict[int, list[str]]:
+    """The captions of each label in the first epoch."""
+    data = DataConfig(batch_size=2, workers=0, **options)
+    batches = take(TrainLoader(training_shards(train), data, 16, ByteTokenizer(), 0), 9)
+    found = {}
+    for caption, label in zip(captions(batches), joined(batches)[2].tolist(), strict=True):
+        found.setdefault(label, []).append(caption)
+    return {label: sorted(texts) for label, texts in sorted(found.items())}
+
+
+def test_class_numbers_belong_to_their_source(tmp_path):
+    animals, cars = two_sources(tmp_path)
+    apart = by_label([animals, cars])
+    assert apart.pop(-1) == ["dog 8", "truck 8"]
+    assert sorted(apart.values()) == sorted([f"{what} {i}"] for what in ("dog", "truck") for i in range(8))
+    assert by_label(f"{animals}::{cars}") == by_label([animals, cars])
+    shared = {i: [f"dog {i}", f"truck {i}"] for i in (*range(8),)} | {-1: ["dog 8", "truck 8"]}
+    assert by_label([animals, cars], shared_labels=True) == shared
+    assert by_label(f"{tmp_path}/{{animals,cars}}.tar") == by_label(str(tmp_path)) == shared
+
+
+def test_classes_of_sources_are_told_apart():
+    numbers = [0, 1, 7, 2**61 - 1]
+    assert [label_of(number, 0, 1) for number in [*numbers, 2**63 - 1, -1]] == [*numbers, 2**63 - 1, -1]
+    assert len({label_of(number, source, 3) for number in numbers for source in range(3)}) == 12
+    assert {label_of(-1, source, 3) for source in range(3)} == {-1}
+    assert all(0 <= label_of(2**63 - 1 - i, 2, 3) < 2**63 for i in range(9))
 
 
 def test_each_epoch_and_seed_augments_anew(shards):

@@ -80,11 +80,51 @@ def test_shapes_that_do_not_fit_are_named():
     image, text = embeddings()
     with pytest.raises(ValueError, match=r"image \(8, 16\) and text \(4, 16\)"):
         contrastive_loss(image, text[:4], torch.tensor(1.0))
-    with pytest.raises(ValueError, match=r"labels \(3,\)"):
-        contrastive_loss(image, text, torch.tensor(1.0), labels=torch.zeros(3, dtype=torch.long))
+    for name in ("labels", "ids"):
+        with pytest.raises(ValueError, match=rf"{name} \(3,\)"):
+            contrastive_loss(image, text, torch.tensor(1.0), **{name: torch.zeros(3, dtype=torch.long)})
 
 
-def _on_rank(all_labels):
+# A pair that stands in the batch more than once
+
+COPIES = [4, 9, 4, 9, -1, 4, -1, 2]  # the ranks of a batch hold copies of each other's pairs; -1 is like no other
+FIRST = [0, 1, 4, 6, 7]
+LABELS_OF_COPIES = {"none": None, "all unlabelled": [-1] * 8, "repeated": [3, 0, 3, 0, 0, 3, -1, 3]}
+
+
+def only_first(labels):
+    """The loss of the batch without copies, by the definition; gradients in the shape of the whole batch."""
+    kept = None if labels is None else [labels[i] for i in FIRST]
+    return value_and_gradients(lambda image, text, scale: naive(image[FIRST], text[FIRST], scale, kept))
+
+
+@pytest.mark.parametrize("labels", LABELS_OF_COPIES.values(), ids=LABELS_OF_COPIES.keys())
+def test_a_copy_of_a_pair_is_no_negative_of_it(labels):
+    tensor = None if labels is None else torch.tensor(labels)
+    ours = value_and_gradients(contrastive_loss, labels=tensor, ids=torch.tensor(COPIES))
+    for name, value in only_first(labels).items():
+        torch.testing.assert_close(ours[name], value.float(), rtol=1e-5, atol=1e-6, msg=name)
+    copies = [i for i in range(BATCH) if i not in FIRST]
+    assert not ours["image"][copies].any()
+    assert not ours["text"][copies].any()
+
+
+@pytest.mark.parametrize("labels", LABELS.values(), ids=LABELS.keys())
+def test_without_copies_nothing_changes_bit_for_bit(labels):
+    tensor = None if labels is None else torch.tensor(labels)
+    without = value_and_gradients(contrastive_loss, labels=tensor)
+    ours = value_and_gradients(contrastive_loss, labels=tensor, ids=torch.tensor([7, 3, 0, -1, 5, 1, -1, 2**62]))
+    for name, value in without.items():
+        assert torch.equal(ours[name], value), name
+
+
+def test_copies_of_one_pair_alone_cost_nothing():
+    ours = value_and_gradients(contrastive_loss, ids=torch.full((BATCH,), 5))
+    assert ours["loss"] == 0
+    assert not ours["image"].any()
+
+
+def _on_rank(all_labels, ids=None):
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
     results = {}
     for name, labels in all_labels.items():
@@ -92,7 +132,8 @@ def _on_rank(all_labels):
         image, text = (x[own].clone().requires_grad_() for x in embeddings())
         scale = torch.tensor([SCALE], requires_grad=True)
         own_labels = None if labels is None else torch.tensor(labels)[own]
-        loss = contrastive_loss(image, text, scale, labels=own_labels)
+        own_ids = None if ids is None else torch.tensor(ids)[own]
+        loss = contrastive_loss(image, text, scale, labels=own_labels, ids=own_ids)
         loss.backward()
         results[name] = {"loss": loss.detach(), "image": image.grad, "text": text.grad, "scale": scale.grad}
     return results
@@ -102,12 +143,29 @@ def _on_rank(all_labels):
 def test_ranks_together_give_the_one_process_loss_and_gradients(world_size):
     ranks = run_ranks(_on_rank, world_size, LABELS)
     for name, labels in LABELS.items():
-        expected = value_and_gradients(contrastive_loss, labels=None if labels is None else torch.tensor(labels))
-        for result in ranks:
-            torch.testing.assert_close(result[name]["loss"], expected["loss"])
-        # The engine averages parameter gradients over ranks: features are summed into parameters, hence / world_size.
-        for side in ("image", "text"):
-            gathered = torch.cat([result[name][side] for result in ranks]) / world_size
-            torch.testing.assert_close(gathered, expected[side], rtol=1e-5, atol=1e-7)
-        mean_scale = torch.stack([result[name]["scale"] for result in ranks]).mean(0)
-        torch.testing.assert_close(mean_scale, expected["scale"], rtol=1e-5, atol=1e-7)
+        tensor = None if labels is None else torch.tensor(labels)
+        _assert_together([result[name] for result in ranks], value_and_gradients(contrastive_loss, labels=tensor))
+    for with_ids, without in zip(
+        run_ranks(_on_rank, world_size, LABELS, [5, 3, 0, -1, 4, 1, -1, 7]), ranks, strict=True
+    ):
+        for name, result in without.items():
+            assert all(torch.equal(with_ids[name][part], value) for part, value in result.items()), name
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_together_count_each_pair_once(world_size):
+    ranks = run_ranks(_on_rank, world_size, LABELS_OF_COPIES, COPIES)
+    for name, labels in LABELS_OF_COPIES.items():
+        assert len({result[name]["loss"].item() for result in ranks}) == 1
+        _assert_together([result[name] for result in ranks], only_first(labels))
+
+
+def _assert_together(ranks, expected):
+    for result in ranks:
+        torch.testing.assert_close(result["loss"], expected["loss"].float())
+    # The engine averages parameter gradients over ranks: features are summed into parameters, hence / their number.
+    for side in ("image", "text"):
+        gathered = torch.cat([result[side] for result in ranks]) / len(ranks)
+        torch.testing.assert_close(gathered, expected[side].float(), rtol=1e-5, atol=1e-7)
+    mean_scale = torch.stack([result["scale"] for result in ranks]).mean(0)
+    torch.testing.assert_close(mean_scale, expected["scale"].float(), rtol=1e-5, atol=1e-6)

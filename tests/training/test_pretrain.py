@@ -111,6 +111,7 @@ def test_what_a_killed_run_leaves_is_mended_and_what_is_damaged_is_named(tmp_pat
         (["--data.batch-size", "15", "--train.accumulation", "2", "--name", "new"], "15 is not divisible by 1 ranks"),
         (["--data.train", "nowhere/{00..03}.tar"], "data.train: 4 of 4 shards do not exist (nowhere/00.tar"),
         (["--data.train", "ONE", "--resume"], "data.train: other shards than"),
+        (["--data.train", "ONE", "TWO", "--resume"], "or division into sources differ); give the same ones"),
         (["--model.embed-dim", "64", "--resume"], "another model.embed_dim (32 there, 64 here)"),
         (["--data.augment.flip", "0.5", "--resume"], "another data.augment.flip (0.0 there, 0.5 here)"),
         (["--train.zero-stage", "2", "--resume"], "written with train.zero_stage=1, this run has 2"),
@@ -132,7 +133,8 @@ def test_mistakes_get_one_sentence(args, message, whole_run, shards, capsys, mon
     monkeypatch.setenv("GOMP_SPINCOUNT", "20000")
     monkeypatch.setattr(engine, "boot", lambda: None)  # this process joins no group
     config = (whole_run / "config.yaml").read_bytes()
-    args = [str(shards / "00000.tar") if arg == "ONE" else arg for arg in args]
+    files = {"ONE": str(shards / "00000.tar"), "TWO": str(shards / "00001.tar")}
+    args = [files.get(arg, arg) for arg in args]
     words = helpers_run.command(whole_run.parents[1], shards, *args)
     assert main(words[2:]) == 2
     errors = capsys.readouterr().err

@@ -3,12 +3,16 @@
 from typing import Annotated
 
 import pytest
+import tiny_shards
 import torch
 import torch.nn.functional as F
+from helpers_run import losses as losses_of
+from helpers_run import run
 from pydantic import Field
 
 from focalclip.base.errors import UserError
-from focalclip.config import ImageTowerConfig, LossConfig, ModelConfig, TextTowerConfig
+from focalclip.base.strict import from_dict
+from focalclip.config import ImageTowerConfig, LossConfig, ModelConfig, RunConfig, TextTowerConfig
 from focalclip.losses import LOSSES, contrastive_loss
 from focalclip.models.clip import FocalCLIP
 from focalclip.training.step import create_loss
@@ -42,6 +46,34 @@ def test_the_default_is_the_contrastive_loss_with_labels(labels):
     outputs, numbers = {"image": image, "text": text, "scale": torch.tensor([9.0])}, torch.tensor(labels)
     loss = create_loss(LossConfig(), FocalCLIP.outputs)(outputs, numbers)
     assert loss == contrastive_loss(image, text, torch.tensor([9.0]), labels=numbers)
+
+
+def test_the_default_is_given_the_identities_of_pairs():
+    image, text = (F.normalize(x, dim=1) for x in torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0)))
+    outputs, labels, ids = {"image": image, "text": text, "scale": torch.tensor([9.0])}, torch.full((3,), -1), [6, 6, 2]
+    loss = create_loss(LossConfig(), FocalCLIP.outputs)(outputs, labels, torch.tensor(ids))
+    assert loss == contrastive_loss(image, text, torch.tensor([9.0]), labels=labels, ids=torch.tensor(ids))
+
+
+def test_a_run_does_not_contrast_a_pair_with_itself(tmp_path):
+    """One sound sample stands in the place of all the broken ones, so every batch holds copies of one pair."""
+    broken = [(f"{i:06d}.{extension}", b"broken") for i in range(7) for extension in ("png", "txt")]
+    tiny_shards.write_tar(tmp_path / "0.tar", [*broken, ("7.png", tiny_shards.picture(0)), ("7.txt", b"a caption")])
+    settings = ["--data.batch-size", "8", "--train.steps", "2"]
+    done = run(tmp_path, tmp_path / "0.tar", *settings)
+    assert done.returncode == 0, done.stderr
+    assert losses_of(tmp_path / "runs" / "tiny") == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulation", "enough"), [(1, 1, 2), (16, 16, 32), (2, 2, 4), (4, 8, 16), (5, 3, 6)]
+)
+def test_a_micro_batch_of_fewer_than_two_pairs_is_refused(batch_size, accumulation, enough):
+    values = {"data": {"batch_size": batch_size}, "train": {"steps": 1, "accumulation": accumulation}}
+    with pytest.raises(UserError, match=rf"nothing to contrast with; use a batch_size of {enough} or more$"):
+        from_dict(RunConfig, values, "test")
+    values["data"]["batch_size"] = enough
+    from_dict(RunConfig, values, "test")
 
 
 def test_a_loss_gets_the_outputs_and_options_that_it_names():

@@ -81,6 +81,25 @@ def test_lines_after_the_checkpoint_are_cut(config):
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+def test_damaged_lines_are_left_out_and_named(config, capsys):
+    path = config.run_dir / "metrics.jsonl"
+    damaged = [
+        b'{"step": 1, "lo',
+        b"\xff\xfe",
+        b"[3]",
+        b'{"loss": 2.0}',
+        b'{"step": "2"}',
+        b"\0" * 9,
+        b"[" * 10**5,
+        b"",
+    ]
+    lines = [b'{"step": 1}', *damaged, b'{"step": 2, "loss": NaN}', b'{"step": 3}']
+    path.write_bytes(b"\n".join(lines) + b'\n{"step": 4')
+    TrainLog(config, 6, TrainState(step=2), torch.device("cpu")).close()
+    assert path.read_text() == '{"step": 1}\n{"step": 2, "loss": NaN}\n'
+    assert f"warning: {path}: 8 damaged lines are left out (line 2, 3, 4 ...)\n" in capsys.readouterr().err
+
+
 def test_what_is_drawn_depends_on_seed_step_and_rank_alone(monkeypatch):
     def draws(seed, step, rank=0):
         monkeypatch.setattr(engine, "rank", lambda: rank)

@@ -20,8 +20,6 @@ import os
 import shutil
 import sys
 import time
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -88,20 +86,15 @@ class FeatureCache:
     def digests(self, entries: Sequence[Entry]) -> list[bytes] | None:
         """SHA-256 of each image, if their files are those that :meth:`keep_digests` saw."""
         path = self._digests_path(entries)
-        if path is None or not path.is_file():
-            return None
-        try:
-            rows = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            return None
-        return [row.tobytes() for row in rows] if rows.shape == (len(entries), 32) else None
+        kept = _read(path) if path is not None else None
+        return None if kept is None else [row.tobytes() for row in kept["rows"]]
 
     def keep_digests(self, entries: Sequence[Entry], digests: Sequence[bytes]) -> None:
         """Remember the SHA-256 of each image as long as the files keep their size and times."""
         path = self._digests_path(entries)
-        if path is not None and not path.is_file():
+        if path is not None:
             rows = np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32)
-            self._write(path, lambda file: np.save(file, rows))
+            self._write(path, lambda file: np.savez(file, rows=rows))
 
     def _digests_path(self, entries: Sequence[Entry]) -> Path | None:
         """None where an entry's file is not known, or was written a moment ago."""
@@ -113,7 +106,7 @@ class FeatureCache:
             return None
         lines = [f"{path} {s.st_size} {s.st_mtime_ns} {s.st_ctime_ns}" for path, s in stats]
         lines += [f"{entry.name} {getattr(entry, 'offset', '')}" for entry in entries]
-        return self.folder.parent / "digests" / f"{_sha256(*(line.encode() for line in lines))}.npy"
+        return self.folder.parent / "digests" / f"{_sha256(*(line.encode() for line in lines))}.npz"
 
     def _write(self, path: Path, save: Any) -> None:
         if not self._is_writable:
@@ -216,7 +209,7 @@ def _read(path: Path) -> dict[str, np.ndarray] | None:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # noqa: BLE001 (damaged files make zipfile and numpy raise errors of any kind)
         _tell(f"{path}: damaged ({first_line(error)}); computed again")
         return None
 

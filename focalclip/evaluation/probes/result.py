@@ -5,6 +5,7 @@ Importing this needs no torch.
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -250,7 +251,7 @@ class Journal:
         path: JSON lines; created at the first addition. None: nothing is known and nothing kept.
 
     Raises:
-        UserError: if the file holds something else.
+        UserError: if the file holds nothing but something else; damaged lines among others get a warning.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -261,14 +262,23 @@ class Journal:
         whole, _, cut = path.read_bytes().rpartition(b"\n")
         if cut:  # a process was killed while it wrote
             path.write_bytes(whole + b"\n" if whole else b"")
-        for number, line in enumerate(whole.splitlines(), start=1):
+        lines, damaged = whole.split(b"\n") if whole else [], []
+        for number, line in enumerate(lines, start=1):
             try:
                 values: dict[str, Any] = json.loads(line)
                 origin, run = values["origin"], values["run"]
                 if origin["format"] == FORMAT:
                     self._note(Origin(**origin), ProbeRun(**run | {"interval": tuple(run["interval"])}))
-            except (ValueError, KeyError, TypeError):
-                raise UserError(f"{path}: line {number} is no finished probe; remove the file") from None
+            except (ValueError, KeyError, TypeError, RecursionError):
+                damaged.append(number)
+        if damaged and len(damaged) == len(lines):
+            raise UserError(f"{path}: line {damaged[0]} is no finished probe; remove the file")
+        if damaged:
+            print(
+                f"warning: {path}: {len(damaged)} damaged lines, the first being line {damaged[0]}; these probes are "
+                "trained again",
+                file=sys.stderr,
+            )
 
     def runs(self, origin: Origin) -> dict[RunKey, ProbeRun]:
         """The finished probes of this origin."""

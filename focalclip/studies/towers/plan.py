@@ -321,5 +321,6 @@ def _random_batch(config: RunConfig) -> "Batch":
         tokens=torch.randint(1, 1000, (size, text.context_length)),
         labels=torch.full((size,), -1),
         positions=torch.arange(size),
+        ids=torch.arange(size),
         faults=[],
     )

@@ -204,6 +204,27 @@ def test_images_are_not_read_again_while_their_files_stay_as_they_are(model, tmp
     assert same(images(model, data, tmp_path / "c"), images(model, data, None))
 
 
+def test_a_wrong_bit_in_the_hashes_of_images_is_noticed(model, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(feature_cache, "_FRESH_SECONDS", 0.0)
+    first = images(model, data, tmp_path / "c")
+    (path,) = (tmp_path / "c" / "digests").iterdir()
+    whole = path.read_bytes()
+    for place in range(start(whole), start(whole) + 7 * 32, 20):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        again = images(model, data, tmp_path / "c")
+        assert f"{path}: damaged" in capsys.readouterr().err
+        assert same(again, first)
+        assert again.num_cached == 7
+        assert open_cache(model, tmp_path / "c").digests(data.entries) == [
+            whole[i : i + 32] for i in range(start(whole), start(whole) + 7 * 32, 32)
+        ]
+
+
+def start(content: bytes) -> int:
+    """Where the only array of an ``.npz`` file begins: behind the first line of its header."""
+    return content.index(b"\n", content.index(b"NUMPY")) + 1
+
+
 def test_class_vectors_are_cached_by_prompts(model, tmp_path):
     cache = open_cache(model, tmp_path / "c")
     with torch.no_grad():

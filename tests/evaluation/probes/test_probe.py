@@ -196,6 +196,20 @@ def test_probes_of_other_weights_or_data_are_trained_anew(task, tmp_path):
     assert len(journal.read_text().splitlines()) == 9
 
 
+def test_damaged_lines_of_the_journal_are_named_and_these_probes_trained_again(task, tmp_path, capsys):
+    journal = tmp_path / "probes.jsonl"
+    first = run(task, shots=(5,), methods=("ridge",), journal=journal).tasks["colours"].runs
+    lines = journal.read_bytes().split(b"\n")
+    journal.write_bytes(b"\n".join([lines[0], b"\xff" + lines[1][:40], lines[2], b""]))
+    capsys.readouterr()
+    again = run(task, shots=(5,), methods=("ridge",), journal=journal).tasks["colours"].runs
+    assert f"warning: {journal}: 1 damaged lines, the first being line 2; these probes are trained again" in (
+        capsys.readouterr().err
+    )
+    assert [(probe.seed, probe.value) for probe in again] == [(probe.seed, probe.value) for probe in first]
+    assert (again[0], again[2]) == (first[0], first[2])  # the seconds that they took included
+
+
 def test_a_file_that_is_no_journal_is_refused(tmp_path):
     (tmp_path / "notes.jsonl").write_text('{"mine": 1}\n')
     with pytest.raises(UserError, match=r"notes\.jsonl: line 1 is no finished probe; remove the file"):
