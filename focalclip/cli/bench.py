@@ -10,8 +10,8 @@ from focalclip.base.terminal import aligned
 from focalclip.cli.command import check_output, command_parser, guarded, positive_int
 
 if TYPE_CHECKING:
+    from focalclip.studies.bench import BenchResult
     from focalclip.studies.bench.parity import NumberPair
-    from focalclip.studies.bench.result import BenchResult
 
 EXAMPLES = """\
 examples:

@@ -13,10 +13,10 @@ import pytest
 from focalclip.base.errors import UserError
 from focalclip.cli.bench import main
 from focalclip.evaluation.data import decode, read_task_folder
+from focalclip.studies.bench import BenchResult, BenchRow
 from focalclip.studies.bench.clip_benchmark_clock import clocked
 from focalclip.studies.bench.parity import MODEL
 from focalclip.studies.bench.peers import run_clip_benchmark
-from focalclip.studies.bench.result import BenchResult, BenchRow
 from focalclip.studies.bench.synthetic import SyntheticPairs, SyntheticTask, write_model
 
 LABELS = np.array([0, 1, 1, 0, 1, 0, 0])

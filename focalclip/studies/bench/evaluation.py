@@ -15,6 +15,7 @@ import numpy as np
 from focalclip.base.errors import UserError
 from focalclip.evaluation.metrics import METRICS
 from focalclip.evaluation.task import Task, registered_tasks
+from focalclip.studies.bench import BenchResult, BenchRow
 from focalclip.studies.bench.parity import number_pairs
 from focalclip.studies.bench.peers import (
     CLIP_BENCHMARK,
@@ -26,7 +27,6 @@ from focalclip.studies.bench.peers import (
     run_clip_benchmark,
     run_zeroshot,
 )
-from focalclip.studies.bench.result import BenchResult, BenchRow
 from focalclip.studies.bench.synthetic import SyntheticTask, write_model
 
 SHARDS = 4  # as many as CLIP_benchmark's loader has workers by default; with fewer shards it fails
