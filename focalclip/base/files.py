@@ -10,11 +10,24 @@ from pathlib import Path
 from typing import Any
 
 
+def user_path(path: str | Path) -> Path:
+    """A path as the user wrote it, a leading ``~`` meaning the home directory: here for every path that is given.
+
+    Unlike ``Path.expanduser``, which raises, ``~NAME`` stays as it is where there is no user of that name.
+    """
+    return Path(os.path.expanduser(path))  # noqa: PTH111
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a file or folder of this name lies where it is put: no ``..``, nothing absolute, no folder in it."""
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
 def cache_dir() -> Path:
     """``$FOCALCLIP_CACHE``, or ``focalclip`` in ``$XDG_CACHE_HOME``, or ``~/.cache/focalclip``."""
     if own := os.environ.get("FOCALCLIP_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "focalclip"
+        return user_path(own)
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "focalclip"
 
 
 @contextlib.contextmanager

@@ -14,9 +14,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import cache_dir, locked, whole_folder
+from focalclip.base.files import cache_dir, locked, user_path, whole_folder
 from focalclip.data.index import read_captions, read_pairs
-from focalclip.data.reader import PictureSet, Reader, Request
+from focalclip.data.reader import PictureSet, Reader, Request, data_in
 
 READERS = [
     "focalclip.data.sources:SHARDS",
@@ -85,7 +85,7 @@ def _reader_of(source: str, field: str) -> Reader:
     reader = find_reader(source)
     if reader is not None:
         return reader
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.exists():
         raise UserError(f"{field} {source}: no such file or folder")
     known = "; ".join(reader.what for reader in map(pkgutil.resolve_name, READERS))
@@ -117,7 +117,7 @@ def _names_shards(source: str) -> bool:
     """A pattern, a path or URL of a tar, or a folder with tars directly in it."""
     if any(mark in source for mark in ("{", "::", "://")) or source.startswith("pipe:") or source.endswith(".tar"):
         return True
-    return any(Path(source).expanduser().glob("*.tar"))
+    return bool(data_in(user_path(source), ".tar"))
 
 
 def _open_shards(source: str, request: Request) -> PictureSet:
@@ -179,10 +179,10 @@ def _expand(entry: str, field: str) -> list[str]:
 
 def _files(name: str, field: str) -> list[Path]:
     """The files of one expanded name: itself, or the tars in the folder."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.is_dir():
         return [path]
-    tars = sorted(path.glob("*.tar"))
+    tars = data_in(path, ".tar")
     if not tars:
         raise UserError(f"{field}: the folder {name} holds no .tar file; name a folder of WebDataset shards")
     return tars

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from focalclip.base.errors import UserError, first_line
-from focalclip.data.reader import SPLIT_WORDS, FileEntry, PictureSet, SplitName, Unavailable, no_split
+from focalclip.data.reader import SPLIT_WORDS, FileEntry, PictureSet, SplitName, Unavailable, files_below, no_split
 from focalclip.evaluation.task import Task
 
 # The library datasets
@@ -63,8 +63,9 @@ def is_saved(folder: Path) -> bool:
 def parquet_splits(folder: Path) -> dict[str, list[Path]]:
     """The Parquet files in or under a folder by split, by a word in their path; without such a word: test."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
-        found.setdefault(_split_of(path.relative_to(folder)) or "test", []).append(path)
+    for path in files_below(folder):
+        if path.endswith(".parquet"):
+            found.setdefault(_split_of(Path(path)) or "test", []).append(folder / path)
     return found
 
 

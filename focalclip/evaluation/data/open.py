@@ -14,7 +14,7 @@ import numpy as np
 
 from focalclip.base.errors import UserError
 from focalclip.data.folders import is_task_folder, read_classes, splits_of
-from focalclip.data.reader import SPLITS, Entry, PictureSet, Request, SplitName, Unavailable, no_split
+from focalclip.data.reader import SPLITS, Entry, PictureSet, Request, SplitName, Unavailable, data_in, no_split
 from focalclip.data.sources import find_reader
 from focalclip.evaluation.data import elevater, hub, libraries
 from focalclip.evaluation.task import Task
@@ -172,7 +172,7 @@ def _read_place(place: Path, task: Task, split: SplitName) -> PictureSet:
         return reader.open(str(place), Request(split, field=task.id))
     if libraries.parquet_splits(place):
         return libraries.read_parquet(place, task, split)
-    present = sorted(path.name for path in place.iterdir())
+    present = [path.name for path in data_in(place)]
     some = ", ".join(present[:5]) + (" ..." if present[5:] else "")
     raise UserError(f"{place}: no layout that can be read (it holds {some or 'nothing'}); expected {_LAYOUTS}")
 
