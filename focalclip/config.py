@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import is_plain_name
 from focalclip.base.strict import Strict, from_dict, read_yaml
 from focalclip.names import TOWER_SETTINGS, image_tower_entry, text_tower_entry
 
@@ -298,7 +299,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _one_folder(self) -> Self:
-        if self.name in ("", ".", "..") or "/" in self.name:
+        if not is_plain_name(self.name):
             raise ValueError(f"name={self.name!r} is not the name of one folder; where it lies is set by runs_dir")
         return self
 

@@ -23,6 +23,11 @@ def is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
+def is_inside(path: str) -> bool:
+    """Whether a relative path stays below the folder that it is put to: nothing absolute, no ``..``."""
+    return all(is_plain_name(part) for part in path.split("/"))
+
+
 def cache_dir() -> Path:
     """``$FOCALCLIP_CACHE``, or ``focalclip`` in ``$XDG_CACHE_HOME``, or ``~/.cache/focalclip``."""
     if own := os.environ.get("FOCALCLIP_CACHE"):

@@ -40,7 +40,8 @@ def open_checked(task: Task, benchmark: Benchmark, max_images: int | None = None
         Unavailable: if the data is not there, saying what to do.
         UserError: if it is not the task's, or not whole.
     """
-    opened = join(task, open_task(task, benchmark.data_root, benchmark.absent, split), split)
+    place = benchmark.places.get(task.id)
+    opened = join(task, open_task(task, benchmark.data_root, benchmark.absent, split, place), split)
     data = opened.data
     if max_images is None or max_images >= len(data.entries):
         return opened

@@ -7,6 +7,7 @@ images; calibration; per-class numbers; the worst mistakes, with their pictures.
 import hashlib
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, first_line
 from focalclip.base.files import whole_file
 from focalclip.evaluation.metrics import METRICS
 from focalclip.evaluation.metrics.definitions import Floats, softmax
@@ -53,8 +54,8 @@ class Pictures:
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> "Pictures":
         """The pictures in a file's arrays, which are removed from them."""
-        rows, sizes = arrays.pop("picture_rows"), arrays.pop("picture_sizes")
-        parts = np.split(arrays.pop("picture_bytes"), np.cumsum(sizes)[:-1]) if len(sizes) else []
+        rows, sizes, data = (arrays.pop(name) for name in ("picture_rows", "picture_sizes", "picture_bytes"))
+        parts = np.split(data, np.cumsum(sizes)[:-1]) if len(sizes) else []
         return cls(rows, tuple(part.tobytes() for part in parts))
 
 
@@ -185,16 +186,19 @@ class Predictions:
         try:
             with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
                 values = {name: file[name] for name in file.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
             raise UserError(f"{path}: no predictions can be read ({error}); evaluate again") from None
         if int(values.pop("format", -1)) != _FORMAT:
             raise UserError(f"{path}: predictions of another version of focalclip; evaluate again")
         values.pop("fingerprint", None)
-        values["pictures"] = Pictures.from_arrays(values)
-        for name, array in values.items():
-            if isinstance(array, np.ndarray) and array.ndim == 0:
-                values[name] = array.item()
-        return cls(**values | {"class_names": tuple(values["class_names"].tolist())})
+        try:
+            values["pictures"] = Pictures.from_arrays(values)
+            for name, array in values.items():
+                if isinstance(array, np.ndarray) and array.ndim == 0:
+                    values[name] = array.item()
+            return cls(**values | {"class_names": tuple(values["class_names"].tolist())})
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path}: predictions lack a part ({first_line(error)}); evaluate again") from None
 
 
 def _fingerprint_in(path: Path) -> str | None:
@@ -202,5 +206,5 @@ def _fingerprint_in(path: Path) -> str | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             return str(file["fingerprint"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile):
         return None

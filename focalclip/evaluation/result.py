@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import write_json
+from focalclip.base.files import is_plain_name, write_json
 from focalclip.evaluation.metrics import METRICS, find_metric
 from focalclip.evaluation.metrics.calibration import reliability
 from focalclip.evaluation.metrics.intervals import Interval, mean_interval
@@ -178,6 +178,8 @@ class Result:
         try:
             content = json.loads(path.read_text())
             tasks = {name: TaskResult.from_json(values) for name, values in content["tasks"].items()}
+            if names := [name for name in tasks if not is_plain_name(name)]:
+                raise ValueError(f"{names[0]!r} is not the name of a task")
             expected = content["n_tasks_expected"]
             values = {f.name: content[f.name] for f in fields(cls) if f.name in content and f.name != "tasks"}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from focalclip.base import __version__
-from focalclip.base.errors import UserError, first_line
+from focalclip.base.errors import UserError, faults_named, first_line, unforeseen
 from focalclip.base.machine import peak_memory, versions
 from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only
 from focalclip.evaluation.data import TaskData, Unavailable
@@ -142,8 +142,9 @@ class _Run:
             done = self._task(task, label)
         except Unavailable as reason:
             self.result = replace(result, missing=result.missing | {task.id: str(reason)})
-        except UserError as error:
-            self.result = replace(result, failed=result.failed | {task.id: str(error)})
+        except Exception as error:  # noqa: BLE001 (no fault of one task ends the others)
+            reason = str(error) if isinstance(error, UserError) else unforeseen(error)
+            self.result = replace(result, failed=result.failed | {task.id: reason})
             self._say(f"{label}: failed, see below")
         else:
             self.result = replace(result, tasks=result.tasks | {task.id: done})
@@ -154,6 +155,7 @@ class _Run:
         Raises:
             Unavailable: if its data is missing.
             UserError: if its data is faulty.
+            Exception: any other, on all ranks: where ranks do different work they agree on it as a UserError.
         """
         opened = self.opened.get(task.id) or self._open(task)
         self.opened[task.id] = opened
@@ -194,7 +196,9 @@ class _Run:
             progress=self.progress, cache=self.cache,
         )  # fmt: skip
         own_scale = learned_scale(self.model)
-        predictions, result = predict(task, data, images, classes, own_scale, self.options.keep_all)
+        predictions, result = _agreed(
+            lambda: predict(task, data, images, classes, own_scale, self.options.keep_all)  # reads some pictures
+        )
         encoded = len(data.entries) - images.num_cached
         return TaskResult(
             metric=task.metric,
@@ -260,8 +264,8 @@ def _agreed(work: Callable[[], T]) -> T:
     """Do ``work`` on all ranks; if it fails on any, all raise the same error."""
     result, fault = None, None
     try:
-        result = work()
-    except (Unavailable, UserError) as error:
+        result = faults_named(work)
+    except UserError as error:
         fault = error
     except OSError as error:
         fault = UserError(f"{first_line(error)}; check that the data can be read")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, faults_named
 from focalclip.base.machine import num_cores
 from focalclip.base.ranks import gather_objects, is_main, own_share, ranks_on_this_machine, together, world_size
 from focalclip.evaluation.data import Entry, decode
@@ -121,7 +121,9 @@ def encode_images(
     encoder = _ImageEncoder(model, resize, cache)
     bar = _bar(sum(len(blocks[i]) for i in mine), label, progress)
     with bar:
-        own = together(lambda: dict(zip(mine, encoder.run(blocks, digests, mine, bar), strict=True)))
+        own = together(
+            lambda: faults_named(lambda: dict(zip(mine, encoder.run(blocks, digests, mine, bar), strict=True)))
+        )
     by_block = {i: done for share in gather_objects(own) for i, done in share.items()}
     done = [by_block[i] for i in range(len(blocks))]
     if cache and known is None and is_main():

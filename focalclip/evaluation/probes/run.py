@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, unforeseen
 from focalclip.base.machine import versions
 from focalclip.evaluation.data import TaskData, Unavailable
 from focalclip.evaluation.features.cache import FeatureCache, open_cache
@@ -86,8 +86,8 @@ def probe(
             result.tasks[task.id] = _describe(task, data, runs)
         except Unavailable as reason:
             result.missing[task.id] = str(reason)
-        except UserError as error:
-            result.failed[task.id] = str(error)
+        except Exception as error:  # noqa: BLE001 (no fault of one task ends the others)
+            result.failed[task.id] = str(error) if isinstance(error, UserError) else unforeseen(error)
     return replace(result, seconds=round(time.perf_counter() - start, 3))
 
 
