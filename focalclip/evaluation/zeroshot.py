@@ -23,7 +23,14 @@ from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only
 from focalclip.evaluation.data import TaskData, Unavailable
 from focalclip.evaluation.features.cache import open_cache
 from focalclip.evaluation.features.images import encode_images, images_sha256
-from focalclip.evaluation.features.model import DualEncoder, describe, device_and_dtype, evaluating, known_weights
+from focalclip.evaluation.features.model import (
+    DualEncoder,
+    check_model,
+    describe,
+    device_and_dtype,
+    evaluating,
+    known_weights,
+)
 from focalclip.evaluation.features.texts import ClassPrompts, class_matrix
 from focalclip.evaluation.metrics.calibration import learned_scale
 from focalclip.evaluation.metrics.label_check import check_labels
@@ -105,6 +112,7 @@ class _Run:
     def __init__(self, model: Any, benchmark: Benchmark, options: ZeroShotOptions, opened: dict[str, Opened]) -> None:
         self.model, self.options, self.opened = model, options, opened
         self.benchmark = benchmark.select(options.tasks)
+        check_model(model)
         self.weights = known_weights(model)
         self.cache = open_cache(model, options.cache_dir, self.weights)
         self.finished = Finished(options.outputs, fresh=options.fresh)

@@ -92,6 +92,10 @@ class OpenClipModel(nn.Module):
         self.model, self.preprocess = _create(name)
         architecture = name if name.startswith(_SCHEMES) else name.partition("/")[0]
         self.tokenizer = _call(name, partial(open_clip.get_tokenizer, architecture))
+        if hasattr(inner := getattr(self.tokenizer, "tokenizer", None), "get_vocab"):
+            from focalclip.interop.transformers import check_vocabulary
+
+            check_vocabulary(inner, f"{OPEN_CLIP}{name}")
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Embed normalised images (B, 3, H, W) as (B, D)."""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError, faults_named
+from focalclip.base.errors import UserError, faults_named, unforeseen
 from focalclip.base.machine import num_cores
 from focalclip.base.ranks import gather_objects, is_main, own_share, ranks_on_this_machine, together, world_size
 from focalclip.evaluation.data import Entry, decode
@@ -213,8 +213,9 @@ class _ImageEncoder:
 
 
 def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Entry], _Loaded]:
-    """A function that reads, hashes, decodes and preprocesses one image."""
+    """A function that reads, hashes, decodes and preprocesses one image; what a batch cannot hold is not readable."""
     resized = resizer(preprocess, resize)
+    shape = preprocess(Image.new("RGB", (32, 32))).shape
 
     def load(entry: Entry) -> _Loaded:
         data = entry.read()
@@ -223,7 +224,14 @@ def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Call
             image = decode(data)
         except ValueError as error:
             return _Loaded(None, str(error) or "damaged", digest)
-        return _Loaded(preprocess(resized(image)), "", digest)
+        try:
+            pixels = preprocess(resized(image))
+        except Exception as error:  # noqa: BLE001 (a user's code, which has done well with other pictures)
+            return _Loaded(None, f"the model's preprocess fails, {unforeseen(error)}", digest)
+        if pixels.shape != shape:
+            reason = f"the model's preprocess gives {tuple(pixels.shape)}, not {tuple(shape)}"
+            return _Loaded(None, reason, digest)
+        return _Loaded(pixels, "", digest)
 
     return load
 

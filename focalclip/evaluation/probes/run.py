@@ -16,7 +16,7 @@ from focalclip.base.machine import versions
 from focalclip.evaluation.data import TaskData, Unavailable
 from focalclip.evaluation.features.cache import FeatureCache, open_cache
 from focalclip.evaluation.features.images import encode_images
-from focalclip.evaluation.features.model import DualEncoder, describe, evaluating, known_weights
+from focalclip.evaluation.features.model import DualEncoder, check_model, describe, evaluating, known_weights
 from focalclip.evaluation.features.texts import class_matrix
 from focalclip.evaluation.opened import open_checked
 from focalclip.evaluation.probes.result import (
@@ -69,6 +69,7 @@ def probe(
     finished = Journal(None if journal is None else Path(journal))
     if device is not None and hasattr(model, "to"):
         model.to(device)
+    check_model(model)
     weights = known_weights(model)
     cache = open_cache(model, cache_dir, weights)
     facts = {"sha256": weights or "unknown"} | describe(model)
