@@ -183,7 +183,8 @@ def _read_retrieval(folder: Path, split: str, limit: int | None) -> PictureSet:
     present = splits_of(folder)
     if split not in present:
         raise UserError(
-            f"{folder / split}: no such split; splits that are there: {', '.join(sorted(present)) or 'none'} (--split)"
+            f"{folder / split / COUNT}: missing, or not a number of shards; splits that are there:"
+            f" {', '.join(sorted(present)) or 'none'} (--split)"
         )
     return read_pairs(folder, _shards(folder / split), _caption_lines, limit)
 

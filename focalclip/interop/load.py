@@ -56,7 +56,9 @@ def load(source: str | Path, device: Device = None) -> Any:
     if _FUNCTION.fullmatch(name) and not Path(name).exists():
         model = _load_function(name)
         return model.to(device).eval() if isinstance(model, torch.nn.Module) else model
-    return store.read(_exported_folder(name, "model")).to(device)
+    read = store.read(_exported_folder(name, "model")).to(device)
+    _ = read.tokenizer  # whose files may be missing, which is better known now
+    return read
 
 
 def load_image_encoder(

@@ -117,7 +117,7 @@ def _preprocessed(model: Any, picture: Image.Image) -> Tensor:
     name = f"{type(model).__name__}.preprocess"
     try:
         image = model.preprocess(picture)
-    except Exception as error:  # noqa: BLE001 - a user's code
+    except Exception as error:
         raise UserError(
             f"{name} fails on an RGB picture of {picture.width} x {picture.height}: {unforeseen(error)}"
         ) from error
@@ -133,7 +133,7 @@ def _embedded(model: Any, encode: str, inputs: Tensor) -> int:
     name, shape = f"{type(model).__name__}.{encode}", tuple(inputs.shape)
     try:
         embeds = getattr(model, encode)(inputs)
-    except Exception as error:  # noqa: BLE001 - a user's code
+    except Exception as error:
         raise UserError(f"{name} does not take what comes before it, of shape {shape}: {unforeseen(error)}") from error
     if not isinstance(embeds, Tensor) or embeds.ndim != 2 or len(embeds) != 2:
         raise UserError(
