@@ -35,6 +35,8 @@ examples:
   training shards    a folder of tars or a pattern; KEY.jpg with KEY.txt (one caption) and, or, KEY.json (captions)
   table              .csv or .tsv; its first line names the columns: path (or filepath, image) and caption (or title,
                      text); an image with several captions has several lines
+  Flickr's           captions.txt, or Flickr8k.token.txt
+  JSON lines         .jsonl; objects with a path and a caption, or captions, by the names of the table's columns
   caption file       .json; Karpathy's dataset_coco.json, dataset_flickr30k.json ..., or COCO's captions_val2017.json
 
 An image's recall@K is 1 if any of its captions is among the first K; CLIP_benchmark calls that direction

@@ -273,11 +273,11 @@ def _label(data: bytes, num_classes: int, multilabel: bool, what: str) -> Any:
 
 
 def _caption_lines(text: bytes | None, _: bytes | None) -> tuple[list[str], list[str]]:
-    """CLIP_benchmark's captions: one per line of the text."""
+    """CLIP_benchmark's captions: one per line of the text, blank ones before its end included."""
     if text is None:
         raise ValueError("no .txt with captions")
     try:
-        return [line.strip() for line in text.decode().splitlines() if line.strip()], []
+        return text.decode("utf-8-sig").rstrip().splitlines(), []
     except UnicodeDecodeError:
         raise ValueError("captions are not UTF-8") from None
 

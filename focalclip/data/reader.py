@@ -188,6 +188,8 @@ class TarEntry(NamedTuple):
 class PictureSet:
     """What a source holds. A field is None where the source has nothing of the kind.
 
+    Blank captions are left out and counted here, whichever reader found them.
+
     Raises:
         ValueError: if captions, keywords or labels are not as many as the pictures.
     """
@@ -204,6 +206,10 @@ class PictureSet:
     """(N,): words that are too general to describe a picture alone; see :class:`focalclip.data.index.Captions`."""
     faults: Mapping[int, str] = field(default_factory=dict)
     """Why a picture, by its number, has no captions."""
+    blank: Mapping[int, int] = field(default_factory=dict)
+    """How many captions of a picture, by its number, were blank and are left out."""
+    left_out: tuple[str, ...] = ()
+    """What belongs to no picture, such as a row that names none: where it is, with the reason."""
     labels: np.ndarray | None = None
     """int64 (N,), -1 where a picture has none; or bool (N, C) where it may have several."""
     class_names: tuple[str, ...] | None = None
@@ -215,10 +221,25 @@ class PictureSet:
     ``entries[official_order[i]]``."""
 
     def __post_init__(self) -> None:
+        if self.captions is not None:
+            stripped = [tuple(caption.strip() for caption in own) for own in self.captions]
+            kept = tuple(tuple(filter(None, own)) for own in stripped)
+            blank = {i: own.count("") for i, own in enumerate(stripped) if "" in own}
+            object.__setattr__(self, "captions", kept)
+            object.__setattr__(self, "blank", blank)
         for name in ("captions", "keywords", "labels"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.entries):
                 raise ValueError(f"{self.place}: {len(values)} {name} for {len(self.entries)} pictures")
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the source holds and this set does not, one clause each."""
+        blank, rows = sum(self.blank.values()), self.left_out
+        return [
+            *([f"{blank:,} blank captions left out"] if blank else []),
+            *([f"{len(rows):,} rows left out ({'; '.join(rows[:3])}{' ...' if rows[3:] else ''})"] if rows else []),
+        ]
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def training_shards(train: str | list[str], field: str = "data.train") -> list[P
             if not folder.is_dir():
                 from focalclip.data.write import write_pictures
 
-                print(f"Writing {train} as shards in {folder} (once)", file=sys.stderr)
+                print("; ".join([f"Writing {train} as shards in {folder} (once)", *pictures.remarks]), file=sys.stderr)
                 with whole_folder(folder) as temporary:
                     write_pictures(pictures, temporary)
     except OSError as error:

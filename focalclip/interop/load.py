@@ -15,6 +15,7 @@ from focalclip.config import ImageTowerConfig
 from focalclip.interop import folder as store
 from focalclip.interop.encoder import ImageEncoder
 from focalclip.models.preprocess import eval_transform
+from focalclip.models.text import text_entry
 from focalclip.models.weights.convert import load_variant
 
 FILES = (".pth", ".pt", ".safetensors")
@@ -57,7 +58,8 @@ def load(source: str | Path, device: Device = None) -> Any:
         model = _load_function(name)
         return model.to(device).eval() if isinstance(model, torch.nn.Module) else model
     read = store.read(_exported_folder(name, "model")).to(device)
-    _ = read.tokenizer  # whose files may be missing, which is better known now
+    if text_entry(read.config.text).write_files:
+        _ = read.tokenizer  # whose files may be missing, which is better known now
     return read
 
 

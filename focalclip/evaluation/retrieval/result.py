@@ -170,7 +170,7 @@ def _remarks(result: RetrievalResult) -> list[str]:
             " own image counts as right,\nwhich sets the ceilings; --merge-captions counts every image that has it."
         )
     total = len(data.entries) + len(data.faults) + len(result.broken)
-    for title, names in (("damaged images", result.broken), ("incomplete samples", data.faults)):
+    for title, names in (("damaged images", result.broken), ("incomplete or blank", data.faults)):
         if names:
             remarks.append(f"{title}, left out: {some(names, total)}")
     return remarks
