@@ -4,18 +4,24 @@ import contextlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
-def user_path(path: str | Path) -> Path:
-    """A path as the user wrote it, a leading ``~`` meaning the home directory: here for every path that is given.
+def home_expanded(path: str) -> str:
+    """Text of a path, or of a name that begins with one, a leading ``~`` replaced by the home directory.
 
     Unlike ``Path.expanduser``, which raises, ``~NAME`` stays as it is where there is no user of that name.
     """
-    return Path(os.path.expanduser(path))  # noqa: PTH111
+    return os.path.expanduser(path)  # noqa: PTH111
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as the user wrote it, with :func:`home_expanded`; for every path that is given."""
+    return Path(home_expanded(str(path)))
 
 
 def is_plain_name(name: str) -> bool:
@@ -40,11 +46,15 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to: renamed to ``path`` when the block ends, removed where it fails.
 
     Parent folders are created. The name is unique, so that processes, also of several machines, may write one file.
+    Whoever may read it is for the umask to say, whatever mode its writer gave it (safetensors: the owner alone).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         # the first error is the one to report: where nothing can be written, removing fails as well
@@ -58,7 +68,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside ``path`` to fill: takes the place of ``path`` when the block ends, removed where it fails.
 
     An existing ``path`` stays until then, and is restored where an earlier process was killed between two renames.
-    One process at a time may do this for one ``path``.
+    One process at a time may do this for one ``path``. Modes are those of the umask, as in :func:`whole_file`.
     """
     new, old = path.with_name(f".{path.name}.new.tmp"), path.with_name(f".{path.name}.old.tmp")
     if old.exists() and not path.exists():
@@ -68,12 +78,28 @@ def whole_folder(path: Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
+        mode = stat.S_IMODE(new.stat().st_mode)
+        for inside in new.rglob("*"):
+            if not inside.is_symlink():
+                inside.chmod(mode if inside.is_dir() else mode & 0o666)
         if path.exists():
             path.rename(old)
         new.rename(path)
     finally:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Why no file can be written at ``path``, whose parent folders are created; None if one can. It is tried."""
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return "it is a folder" if path.is_dir() else None
 
 
 @contextlib.contextmanager

@@ -31,6 +31,8 @@ class Opened:
     """Which known data it is, by its size."""
     differences: tuple[str, ...]
     """Where the data differs from the protocol, in sentences."""
+    part_of: int | None = None
+    """Images of the whole split, where ``data`` is only a part of them."""
 
 
 def open_checked(task: Task, benchmark: Benchmark, max_images: int | None = None, split: str = "test") -> Opened:
@@ -50,6 +52,7 @@ def open_checked(task: Task, benchmark: Benchmark, max_images: int | None = None
         data.subset(np.linspace(0, len(data.entries) - 1, max_images).round().astype(int)),
         f"a part of {opened.test_set}",
         (f"{max_images:,} images only, evenly spaced (max_images)", *opened.differences),
+        part_of=len(data.entries),
     )
 
 

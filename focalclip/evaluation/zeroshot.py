@@ -18,8 +18,9 @@ import torch
 
 from focalclip.base import __version__
 from focalclip.base.errors import UserError, faults_named, first_line, unforeseen
+from focalclip.base.files import user_path
 from focalclip.base.machine import peak_memory, versions
-from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only
+from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only, together
 from focalclip.evaluation.data import TaskData, Unavailable
 from focalclip.evaluation.features.cache import open_cache
 from focalclip.evaluation.features.images import encode_images, images_sha256
@@ -35,7 +36,7 @@ from focalclip.evaluation.features.texts import ClassPrompts, class_matrix
 from focalclip.evaluation.metrics.calibration import learned_scale
 from focalclip.evaluation.metrics.label_check import check_labels
 from focalclip.evaluation.opened import Opened, open_checked
-from focalclip.evaluation.result import Result, TaskResult, predictions_folder
+from focalclip.evaluation.result import Result, TaskResult, predictions_folder, writable
 from focalclip.evaluation.scoring import predict
 from focalclip.evaluation.task import Benchmark, Task, load_benchmark
 
@@ -221,6 +222,7 @@ class _Run:
             version=task.version,
             test_set=opened.test_set,
             differences=opened.differences,
+            part_of=opened.part_of,
             broken=images.broken,
             task_sha256=data.digest(images.sha256),
             folder=str(data.folder),
@@ -350,14 +352,15 @@ class Finished:
     """Results on disk, which only the main rank reads and writes.
 
     Args:
-        outputs: files that the result is written to.
+        outputs: files that the result is written to; see :func:`~focalclip.evaluation.result.writable`.
         fresh: ignore what is there, so that finished tasks are re-evaluated.
     """
 
     def __init__(self, outputs: Sequence[Path], *, fresh: bool = False) -> None:
-        self.outputs = tuple(outputs)
+        self.outputs = tuple(together(lambda: writable([user_path(path) for path in outputs]) if is_main() else []))
+        self._unwritten: set[Path] = set()
         self._tasks: dict[tuple[str, str], TaskResult] = {}
-        for path in () if fresh or not is_main() else [form for output in outputs for form in (output, _part(output))]:
+        for path in () if fresh else [form for output in self.outputs for form in (output, _part(output))]:
             for name, task in _read(path).items():
                 self._tasks[name, task.settings_sha256] = task
 
@@ -366,16 +369,31 @@ class Finished:
         return self._tasks.get((task_id, settings))
 
     def write_part(self, result: Result) -> None:
-        """Keep what is done so far."""
+        """Keep what is done so far; a file that cannot be written any more is named, and does not end the run."""
         for output in self.outputs if result.tasks else ():
-            result.write(_part(output))
+            try:
+                result.write(_part(output))
+            except OSError as error:
+                if output not in self._unwritten:
+                    print(f"{_part(output)}: cannot be written ({error.strerror}); measuring goes on", file=sys.stderr)
+                self._unwritten.add(output)
 
     def write(self, result: Result) -> None:
-        """Write the whole result; without any task, an earlier one stays."""
+        """Write the whole result; without any task, an earlier one stays.
+
+        Raises:
+            OSError: the first, if a file cannot be written; the others are.
+        """
+        faults = []
         for output in self.outputs if result.tasks else ():
-            result.write(output)
-            _part(output).unlink(missing_ok=True)
-            shutil.rmtree(predictions_folder(_part(output)), ignore_errors=True)
+            try:
+                result.write(output)
+                _part(output).unlink(missing_ok=True)
+                shutil.rmtree(predictions_folder(_part(output)), ignore_errors=True)
+            except OSError as error:
+                faults.append(error)
+        if faults:
+            raise faults[0]
 
 
 def _part(output: Path) -> Path:

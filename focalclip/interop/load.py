@@ -11,6 +11,7 @@ import torch
 
 from focalclip import names
 from focalclip.base.errors import UserError
+from focalclip.base.files import home_expanded, user_path
 from focalclip.config import ImageTowerConfig
 from focalclip.interop import folder as store
 from focalclip.interop.encoder import ImageEncoder
@@ -44,7 +45,7 @@ def load(source: str | Path, device: Device = None) -> Any:
     Raises:
         UserError: if there is no trained two-tower model at ``source``, or it cannot be read whole.
     """
-    name = str(source)
+    name = home_expanded(str(source))
     prefix, rest = names.split(name)
     library = names.SOURCES.get(prefix)
     if library is not None and library.model is not None:
@@ -84,7 +85,7 @@ def load_image_encoder(
     Raises:
         UserError: if there is no trained image tower at ``source``, or a flag is not for it.
     """
-    name = str(source)
+    name = home_expanded(str(source))
     if flags and not name.endswith(FILES):
         raise UserError(f"{name}: {', '.join(flags)} is for files of FocalNet weights alone; leave it out")
     return _encoder(name, flags).to(device=device, dtype=dtype)
@@ -96,7 +97,7 @@ def newest_run(runs_dir: str | Path = "runs") -> Path:
     Raises:
         UserError: if there is none.
     """
-    models = sorted(Path(runs_dir).glob(f"*/model/{store.OURS}"), key=lambda path: path.stat().st_mtime)
+    models = sorted(user_path(runs_dir).glob(f"*/model/{store.OURS}"), key=lambda path: path.stat().st_mtime)
     if not models:
         raise UserError(
             f"{runs_dir}: no trained run here; train one with scripts/pretrain.py or name a model with --model"

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import whole_file
+from focalclip.base.files import user_path, whole_file
 from focalclip.data.reader import files_below
 from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.images import num_threads, prefetch
@@ -74,7 +74,7 @@ def extract(
     Raises:
         UserError: if there is no readable picture, the output is of no known format, or features are not finite.
     """
-    folder, output = Path(folder), Path(output)
+    folder, output = user_path(folder), user_path(output)
     check_format(output)
     paths, num_others = find_pictures(folder)
     digest = weights_sha256(encoder.tower)
