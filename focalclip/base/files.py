@@ -116,15 +116,16 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write UTF-8, whole or not at all; returns ``path``."""
+def write_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8, whole or not at all; returns :func:`user_path` of ``path``."""
+    path = user_path(path)
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
     return path
 
 
-def write_json(path: Path, content: Any) -> Path:
-    """Write JSON that every reader takes (no NaN), whole or not at all; returns ``path``.
+def write_json(path: str | Path, content: Any) -> Path:
+    """Write JSON that every reader takes (no NaN), whole or not at all; returns :func:`user_path` of ``path``.
 
     Raises:
         ValueError: for NaN and infinities.

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from focalclip.base.errors import UserError
 from focalclip.base.files import cache_dir, whole_file
 from focalclip.data.images import SHARD_IMAGES
-from focalclip.data.reader import NO_LABEL, PictureSet, TarEntry
+from focalclip.data.reader import NO_LABEL, PictureSet, TarEntry, is_data
 
 IMAGE, TEXT, JSON, LABEL = range(4)  # columns of the member table
 
@@ -121,7 +121,7 @@ def walk_tar(shard: Path) -> Iterator[tuple[str, str, tarfile.TarInfo]]:
             while (member := tar.next()) is not None:
                 tar.members = []  # pyrefly: ignore[missing-attribute]  # tarfile would keep every member it has seen
                 match = _NAME.fullmatch(member.name)
-                if match is not None and member.isreg() and not _META.match(member.name):
+                if match is not None and member.isreg() and not _META.match(member.name) and is_data(member.name):
                     yield match[1], match[2].lower(), member
             _check_end(shard, file, tar.offset)
     except tarfile.TarError as error:

@@ -213,14 +213,14 @@ class Benchmark:
     tasks: tuple[Task, ...]
     data_root: Path | None = None
     """Where the tasks' folders are; None: the hub."""
-    places: dict[str, Path] = field(default_factory=dict)
-    """Folders of tasks that were found by looking at the folder, by id: these and no others are theirs."""
     absent: dict[str, str] = field(default_factory=dict)
     """Tasks known to be absent, and why."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Tasks of the published score that cannot be measured here, and why: the mean is not of them."""
     has_other_protocol: bool = False
     """Whether the protocol is another than the benchmark's own."""
+    places: dict[str, Path] = field(default_factory=dict)
+    """Folders of tasks that were found by looking at the folder, by id: these and no others are theirs."""
 
     @property
     def expected(self) -> int:
@@ -381,7 +381,7 @@ def _from_folder(path: Path, root: Path | None) -> Benchmark:
     # the names that the user sees: a link's own, not its target's
     found = {folder.name if folder != path else _own_name(path): folder for folder in folders}
     tasks = [Task(id=name, metric=_metric_of(folder)) for name, folder in found.items()]
-    return Benchmark(_own_name(path), "wds", tuple(tasks), path, found)
+    return Benchmark(_own_name(path), "wds", tuple(tasks), path, places=found)
 
 
 def _own_name(folder: Path) -> str:

@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from focalclip.base.errors import UserError, first_line
-from focalclip.data.reader import SPLIT_WORDS, FileEntry, PictureSet, SplitName, Unavailable, files_below, no_split
+from focalclip.data.reader import (
+    SPLIT_WORDS,
+    FileEntry,
+    PictureSet,
+    SplitName,
+    Unavailable,
+    files_below,
+    is_data,
+    no_split,
+)
 from focalclip.evaluation.task import Task
 
 # The library datasets
@@ -371,8 +380,9 @@ def _entries(dataset: Any, root: Path) -> tuple[tuple[FileEntry | ArrayEntry, ..
     if samples is None:
         labels = _array_labels(dataset)
         return tuple(ArrayEntry(dataset, i) for i in range(len(labels))), labels
-    paths = [Path(path) for path, _ in samples]
-    return tuple(FileEntry(path, _key(path, root)) for path in paths), [int(label) for _, label in samples]
+    found = [(FileEntry(Path(path), _key(Path(path), root)), int(label)) for path, label in samples]
+    found = [(entry, label) for entry, label in found if entry.key.startswith("/") or is_data(entry.key)]
+    return tuple(entry for entry, _ in found), [label for _, label in found]
 
 
 def _samples(dataset: Any) -> list[tuple[Any, int]] | None:

@@ -212,7 +212,7 @@ class ProbeResult:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON, whole or not at all."""
-        return write_json(Path(path), self.to_json())
+        return write_json(path, self.to_json())
 
 
 def _in_all(tasks: Sequence[Sequence[ProbeRow]]) -> list[list[ProbeRow]]:

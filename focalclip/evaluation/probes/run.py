@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from focalclip.base.errors import UserError, unforeseen
+from focalclip.base.files import user_path
 from focalclip.base.machine import versions
 from focalclip.evaluation.data import TaskData, Unavailable
 from focalclip.evaluation.features.cache import FeatureCache, open_cache
@@ -66,7 +67,7 @@ def probe(
     settings = settings or ProbeSettings()
     full = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark, data_root)
     chosen = full.select(settings.tasks)
-    finished = Journal(None if journal is None else Path(journal))
+    finished = Journal(None if journal is None else user_path(journal))
     if device is not None and hasattr(model, "to"):
         model.to(device)
     check_model(model)
