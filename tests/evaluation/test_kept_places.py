@@ -252,3 +252,17 @@ def test_a_result_without_mistakes_is_read_back(tmp_path):
     write_pure_wds(tmp_path / "t")
     path = zero_shot(ColourModel(), tmp_path / "t").write(tmp_path / "r.json")
     assert Result.read(path).tasks["t"].predictions.n == 3
+
+
+def test_what_is_not_data_in_the_folders_of_torchvision_and_inside_tars(tmp_path):
+    for name in ("AnnualCrop/a.jpg", "AnnualCrop/._a.jpg", "SeaLake/b.jpg", "SeaLake/.ipynb_checkpoints/b.jpg"):
+        write_pure(tmp_path / "eurosat" / "2750" / name, "red")
+    task = Task(id="mine", source="torchvision:EuroSAT", templates=("{c}",))
+    data = open_task(task, tmp_path, {})
+    assert [entry.key for entry in data.entries] == ["eurosat/2750/AnnualCrop/a.jpg", "eurosat/2750/SeaLake/b.jpg"]
+    assert data.labels.tolist() == [0, 1]
+    folder = write_pure_wds(tmp_path / "t")
+    picture = (tmp_path / "eurosat" / "2750" / "SeaLake" / "b.jpg").read_bytes()
+    members = [("a.png", picture), ("a.cls", b"0"), ("._a.png", b"shadow"), (".ipynb_checkpoints/a-1.png", picture)]
+    write_tar(folder / "test" / "0.tar", members)
+    assert read_classes(folder, "test").labels.tolist() == [0]
