@@ -21,7 +21,7 @@ from focalclip.base.files import user_path, whole_file
 from focalclip.data.reader import files_below
 from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.images import num_threads, prefetch
-from focalclip.evaluation.features.model import device_and_dtype, weights_sha256
+from focalclip.evaluation.features.model import check_preprocess, device_and_dtype, weights_sha256
 from focalclip.interop.encoder import ImageEncoder, Preprocess
 
 FORMATS = (".npz", ".parquet")
@@ -72,11 +72,13 @@ def extract(
         progress: show a progress bar.
 
     Raises:
-        UserError: if there is no readable picture, the output is of no known format, or features are not finite.
+        UserError: if there is no readable picture, the output is of no known format, the encoder's preprocessing gives
+            no tensors of one shape, or features are not finite.
     """
     folder, output = user_path(folder), user_path(output)
     check_format(output)
     paths, num_others = find_pictures(folder)
+    check_preprocess(encoder)
     digest = weights_sha256(encoder.tower)
     names, broken = [], []
     features = np.empty((len(paths), encoder.num_features), dtype)

@@ -92,16 +92,9 @@ def check_model(model: Any) -> None:
             does not take, or not finite.
     """
     name, device, dtype = type(model).__name__, *device_and_dtype(model)
-    noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
-    images = [_preprocessed(model, Image.fromarray(pixels)) for pixels in (noise, noise.transpose(1, 0, 2).copy())]
-    if images[0].shape != images[1].shape:
-        shapes = " and ".join(str(tuple(image.shape)) for image in images)
-        raise UserError(
-            f"{name}.preprocess gives pictures of different proportions different shapes, {shapes}; it has to resize or"
-            " crop all to one (in transformers: do_center_crop)"
-        )
+    images = check_preprocess(model)
     with evaluating(model):
-        width = _embedded(model, "encode_image", torch.stack(images).to(device, dtype))
+        width = _embedded(model, "encode_image", images.to(device, dtype))
         if not hasattr(model, "encode_text"):
             return
         tokens = model.tokenizer(["a photo of a cat.", "two dogs"])
@@ -111,6 +104,29 @@ def check_model(model: Any) -> None:
             raise UserError(
                 f"{name}: encode_image gives {width} numbers, encode_text {text_width}; they must be as many"
             )
+
+
+def check_preprocess(model: Any) -> Tensor:
+    """Check that pictures of any proportions become finite tensors of one shape.
+
+    Args:
+        model: anything with a ``preprocess``.
+
+    Returns:
+        (2, C, H, W): of a tall picture and of a wide one.
+
+    Raises:
+        UserError: naming what they become instead.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    images = [_preprocessed(model, Image.fromarray(pixels)) for pixels in (noise, noise.transpose(1, 0, 2).copy())]
+    if images[0].shape != images[1].shape:
+        shapes = " and ".join(str(tuple(image.shape)) for image in images)
+        raise UserError(
+            f"{type(model).__name__}.preprocess gives pictures of different proportions different shapes, {shapes}; it"
+            " has to resize or crop all to one (in transformers: do_center_crop)"
+        )
+    return torch.stack(images)
 
 
 def _preprocessed(model: Any, picture: Image.Image) -> Tensor:

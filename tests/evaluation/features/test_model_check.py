@@ -8,10 +8,13 @@ from PIL import Image
 from wds_folder import zero_shot
 
 from focalclip.base.errors import UserError
+from focalclip.evaluation.features.extract import extract
 from focalclip.evaluation.features.model import check_model
 from focalclip.evaluation.probes.run import probe
 from focalclip.evaluation.retrieval.pairs import open_pairs
 from focalclip.evaluation.retrieval.run import evaluate
+from focalclip.interop.encoder import ImageEncoder
+from focalclip.models.focalnet import FocalNet, FocalNetConfig
 
 
 class Other(ColourModel):
@@ -72,6 +75,14 @@ def test_probes_and_retrieval_check_as_well(tmp_path):
     (tmp_path / "p.csv").write_text("path,caption\nt/test/red/test0.png,a red thing\n")
     with pytest.raises(UserError, match="not finite"):
         evaluate(model, open_pairs(tmp_path / "p.csv"), progress=False)
+
+
+def test_extraction_checks_what_an_encoders_preprocess_gives(tmp_path):
+    tower = FocalNet(FocalNetConfig(embed_dim=8, depths=(1, 1), focal_levels=2, focal_windows=3))
+    encoder = ImageEncoder(tower, lambda: lambda picture: torch.zeros(3, picture.height, picture.width))
+    write_class_folders(tmp_path / "t")
+    with pytest.raises(UserError, match=r"ImageEncoder\.preprocess gives pictures of different proportions"):
+        extract(encoder, tmp_path / "t", tmp_path / "f.npz", progress=False)
 
 
 def test_a_sound_model_passes_and_one_picture_is_not_the_models_fault(tmp_path):
