@@ -10,11 +10,12 @@ dump of :class:`RunConfig`, so ``--config runs/NAME/config.yaml`` repeats the ru
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import home_expanded, is_plain_name, user_path
 from focalclip.base.strict import Strict, from_dict, read_yaml
 from focalclip.names import TOWER_SETTINGS, image_tower_entry, text_tower_entry
 
@@ -25,6 +26,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # Not to be set in ``options``: separate settings, under our name and timm's, and arguments that focalclip fixes.
 _RESERVED_OPTIONS = {"drop_path", "drop_path_rate", "init", "mixer", "activation_checkpointing"}
 _RESERVED_OPTIONS |= {"pretrained", "num_classes", "in_channels", "in_chans"}
+
+
+def _at_home(path: str | list[str] | None) -> str | list[str] | None:
+    """Paths with ``~`` replaced by the home directory."""
+    return [home_expanded(one) for one in path] if isinstance(path, list) else path and home_expanded(path)
+
+
+_AT_HOME = AfterValidator(_at_home)
 
 
 class ImageTowerConfig(Strict):
@@ -163,7 +172,7 @@ class AugmentConfig(Strict):
 class DataConfig(Strict):
     """What is trained on."""
 
-    train: str | list[str] = "emoji"
+    train: Annotated[str | list[str], _AT_HOME] = "emoji"
     """``emoji`` for the default corpus, or shards: paths, folders, patterns such as ``cc3m/{00000..00331}.tar``; or any
     other source that ``make_shards`` takes, such as a table or class folders: written as shards into the cache once."""
     shared_labels: bool = False
@@ -255,7 +264,7 @@ class TrainConfig(Strict):
     """Optimiser steps; or give ``epochs``."""
     epochs: float | None = Field(None, gt=0)
     """Passes over the data; or give ``steps``."""
-    init_from: str | None = None
+    init_from: Annotated[str | None, _AT_HOME] = None
     """Trained weights to start from: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED``, or a file of
     FocalNet weights for the image tower alone; null: fresh ones. The section ``model`` describes the same model."""
     accumulation: int = Field(1, ge=1)
@@ -286,7 +295,7 @@ class TrainConfig(Strict):
 class EvalConfig(Strict):
     """What is measured zero-shot: whole after the last step, and a part of it in between."""
 
-    benchmark: str | None = "demo"
+    benchmark: Annotated[str | None, _AT_HOME] = "demo"
     """Benchmark to run (see ``eval/zeroshot.py --help``); null for none."""
     every: int | None = Field(None, ge=1)
     """Steps between evaluations during training, by all ranks, logged in ``metrics.jsonl`` and TensorBoard; null:
@@ -306,7 +315,7 @@ class RunConfig(Strict):
 
     name: str = "demo"
     """The run directory is ``runs/NAME``."""
-    runs_dir: str = "runs"
+    runs_dir: Annotated[str, _AT_HOME] = "runs"
     """Folder of the run directories."""
     seed: int = Field(0, ge=0, lt=2**63)
     """Seeds initialisation, sample order and augmentation."""
@@ -319,7 +328,7 @@ class RunConfig(Strict):
 
     @model_validator(mode="after")
     def _one_folder(self) -> Self:
-        if self.name in ("", ".", "..") or "/" in self.name:
+        if not is_plain_name(self.name):
             raise ValueError(f"name={self.name!r} is not the name of one folder; where it lies is set by runs_dir")
         return self
 
@@ -386,7 +395,7 @@ def find_config(source: str | Path, named_in: Path | None = None) -> Path:
     where = f"{named_in}: base: " if named_in else ""
     if not isinstance(source, str | Path):
         raise UserError(f"{where}{source!r} is not the name of a configuration; known are {', '.join(config_names())}")
-    path = Path(source)
+    path = user_path(source)
     tried = [path, *([named_in.parent / path, named_in.parent / f"{path}.yaml"] if named_in else [])]
     if path.name == str(source):
         tried.append(config_dir() / f"{path}.yaml")

@@ -10,6 +10,8 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from focalclip.base.files import home_expanded
+
 OPEN_CLIP, TIMM, TRANSFORMERS = "open_clip:", "timm:", "transformers:"
 
 TOWER_SETTINGS = ("drop_path", "init", "mixer", "activation_checkpointing")
@@ -142,9 +144,9 @@ TEXT_TOWERS: dict[str, TextTowerEntry] = {
 
 
 def split(name: str) -> tuple[str, str]:
-    """A name's prefix, empty where it has none that is known, and the rest."""
+    """A name's prefix, empty where it has none that is known, and the rest, in which ``~`` is the home directory."""
     prefix = next((prefix for prefix in SOURCES if name.startswith(prefix)), "")
-    return prefix, name[len(prefix) :]
+    return prefix, home_expanded(name[len(prefix) :])
 
 
 def image_tower_entry(name: str) -> ImageTowerEntry | None:

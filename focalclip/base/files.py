@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,34 @@ from typing import Any
 _NO_DIGEST = "0" * 64
 
 
+def home_expanded(path: str) -> str:
+    """Text of a path, or of a name that begins with one, a leading ``~`` replaced by the home directory.
+
+    Unlike ``Path.expanduser``, which raises, ``~NAME`` stays as it is where there is no user of that name.
+    """
+    return os.path.expanduser(path)  # noqa: PTH111
+
+
+def user_path(path: str | Path) -> Path:
+    """A path as the user wrote it, with :func:`home_expanded`; for every path that is given."""
+    return Path(home_expanded(str(path)))
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether a file or folder of this name lies where it is put: no ``..``, nothing absolute, no folder in it."""
+    return name not in ("", ".", "..") and not set(name) & {"/", "\\", "\0"}
+
+
+def is_inside(path: str) -> bool:
+    """Whether a relative path stays below the folder that it is put to: nothing absolute, no ``..``."""
+    return all(is_plain_name(part) for part in path.split("/"))
+
+
 def cache_dir() -> Path:
     """``$FOCALCLIP_CACHE``, or ``focalclip`` in ``$XDG_CACHE_HOME``, or ``~/.cache/focalclip``."""
     if own := os.environ.get("FOCALCLIP_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "focalclip"
+        return user_path(own)
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "focalclip"
 
 
 @contextlib.contextmanager
@@ -25,11 +49,15 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to: renamed to ``path`` when the block ends, removed where it fails.
 
     Parent folders are created. The name is unique, so that processes, also of several machines, may write one file.
+    Whoever may read it is for the umask to say, whatever mode its writer gave it (safetensors: the owner alone).
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         yield temporary
+        temporary.chmod(mode)
         temporary.replace(path)
     except BaseException:
         # the first error is the one to report: where nothing can be written, removing fails as well
@@ -43,7 +71,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """An empty folder beside ``path`` to fill: takes the place of ``path`` when the block ends, removed where it fails.
 
     An existing ``path`` stays until then, and is restored where an earlier process was killed between two renames.
-    One process at a time may do this for one ``path``.
+    One process at a time may do this for one ``path``. Modes are those of the umask, as in :func:`whole_file`.
     """
     new, old = path.with_name(f".{path.name}.new.tmp"), path.with_name(f".{path.name}.old.tmp")
     if old.exists() and not path.exists():
@@ -53,12 +81,28 @@ def whole_folder(path: Path) -> Iterator[Path]:
     new.mkdir(parents=True)
     try:
         yield new
+        mode = stat.S_IMODE(new.stat().st_mode)
+        for inside in new.rglob("*"):
+            if not inside.is_symlink():
+                inside.chmod(mode if inside.is_dir() else mode & 0o666)
         if path.exists():
             path.rename(old)
         new.rename(path)
     finally:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def why_not_writable(path: Path) -> str | None:
+    """Why no file can be written at ``path``, whose parent folders are created; None if one can. It is tried."""
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        return error.strerror or str(error)
+    return "it is a folder" if path.is_dir() else None
 
 
 @contextlib.contextmanager
@@ -75,15 +119,16 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write UTF-8, whole or not at all; returns ``path``."""
+def write_text(path: str | Path, text: str) -> Path:
+    """Write UTF-8, whole or not at all; returns :func:`user_path` of ``path``."""
+    path = user_path(path)
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="")
     return path
 
 
-def write_json(path: Path, content: Any) -> Path:
-    """Write JSON that every reader takes (no NaN), whole or not at all; returns ``path``.
+def write_json(path: str | Path, content: Any) -> Path:
+    """Write JSON that every reader takes (no NaN), whole or not at all; returns :func:`user_path` of ``path``.
 
     Raises:
         ValueError: for NaN and infinities.

@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, create_model, field_validator
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import user_path
 
 
 class Strict(BaseModel):
@@ -105,7 +106,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         UserError: if the file is missing, not YAML, or holds something else.
     """
-    path = Path(path)
+    path = user_path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file; the ones that come with focalclip are in configs/")
     try:

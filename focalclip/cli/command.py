@@ -1,14 +1,17 @@
 """What all commands share: exit statuses, the parser with its examples, and checks of common arguments."""
 
 import argparse
+import hashlib
 import os
 import re
 import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from focalclip.base.errors import UserError, first_line
+from focalclip.base.files import home_expanded, user_path, why_not_writable
 from focalclip.cli import COMMANDS
 
 _SCRIPT = re.compile(r"(?:(python|deepspeed|torchrun(?: --\S+ \d+)*) )?\b(?:scripts|eval)/([a-z_]+)\.py")
@@ -72,8 +75,17 @@ def command_parser(name: str, description: str, examples: str) -> argparse.Argum
 
 
 class _Parser(argparse.ArgumentParser):
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_args(list(map(_at_home, sys.argv[1:] if args is None else args)), namespace)
+
     def format_help(self) -> str:
         return as_called(super().format_help())
+
+
+def _at_home(word: str) -> str:
+    """A word of the command line; shells replace ``~`` in ``--option ~/x`` and not in ``--option=~/x``."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    return option + equals + home_expanded(value)
 
 
 def as_called(text: str) -> str:
@@ -137,14 +149,31 @@ def check_output(path: Path, flag: str = "--output") -> None:
     Raises:
         UserError: if it cannot.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{flag} {path}: its folder cannot be made ({error.strerror}); choose another") from None
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{flag} {path}: its folder cannot be written to; choose another")
     if path.is_dir():
         raise UserError(f"{flag} {path}: is a folder; name a file such as {path / 'result.json'}")
+    if reason := why_not_writable(path):
+        raise UserError(f"{flag} {path}: its folder cannot be written to ({reason}); choose another")
+
+
+def result_outputs(output: str | None, source: str, name: str) -> list[Path]:
+    """Where a result goes: the file asked for, and ``eval/NAME.json`` of the run that is measured, if it can be.
+
+    A file of the run that cannot be written is named on stderr, before the work.
+
+    Raises:
+        UserError: if the run cannot be written and no other file is named.
+    """
+    outputs = [Path(output)] if output else []
+    if (user_path(source) / "config.yaml").is_file():
+        outputs.append(user_path(source) / "eval" / f"{_short(name)}.json")
+    from focalclip.evaluation.result import writable
+
+    return writable(outputs)
+
+
+def _short(name: str, limit: int = 120) -> str:
+    """A file's name that leaves room for endings; a long one, as of many tasks, ends in its own hash."""
+    return name if len(name) <= limit else f"{name[:limit]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def output_folder(name: str) -> Path:

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalclip.cli.command import command_parser, guarded, output_folder, positive_int
@@ -21,6 +20,8 @@ SOURCE is one of:
   task folder     the wds layout: classnames.txt, zeroshot_classification_templates.txt, train/0.tar ...
   class folders   CLASS NAME/*.jpg, or train/CLASS NAME/*.jpg; the folder's name is the caption
   table           .csv or .tsv; its first line names the columns: path (or filepath, image) and caption (or title, text)
+  Flickr's        captions.txt, or Flickr8k.token.txt
+  JSON lines      .jsonl; objects with a path and a caption, or captions, by the names of the table's columns
   caption file    .json; Karpathy's dataset_coco.json ..., or COCO's captions_train2017.json
   shards          a folder of tars or a pattern
 
@@ -49,12 +50,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> int:
     from focalclip.base.errors import UserError
+    from focalclip.base.files import user_path
     from focalclip.data.reader import Request
     from focalclip.data.sources import open_source
     from focalclip.data.write import write_pictures
 
     folder = output_folder(args.output)
-    root = Path(args.image_root).expanduser() if args.image_root else None
+    root = user_path(args.image_root) if args.image_root else None
     pictures = open_source(args.source, Request(args.split, root, field="SOURCE"))
     chosen = None if args.shots is None else _shots(pictures, args.shots, args.seed)
     try:
@@ -64,6 +66,8 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{_summary(pictures, count)}, in {folder}")
     if left_out := (len(pictures.entries) if chosen is None else len(chosen)) - count:
         print(f"{left_out:,} left out, which have neither caption nor label")
+    for remark in pictures.remarks:
+        print(remark)
     return 0
 
 

@@ -13,6 +13,7 @@ from focalclip.cli.command import (
     feature_folder,
     guarded,
     positive_int,
+    result_outputs,
     usable_device,
 )
 from focalclip.evaluation.probes.result import METHODS, ProbeSettings
@@ -98,17 +99,8 @@ def _run(args: argparse.Namespace) -> int:
     source = args.model or str(newest_run())
     benchmark = load_benchmark(args.benchmark, args.data_root, args.protocol)
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
-    outputs = [Path(args.output)] if args.output else []
-    if (Path(source) / "config.yaml").is_file():
-        name = "-".join(
-            [
-                "probe",
-                benchmark.name,
-                *([benchmark.protocol] if benchmark.has_other_protocol else []),
-                *(args.tasks or []),
-            ]
-        )
-        outputs.append(Path(source) / "eval" / f"{name}.json")
+    name = ["probe", benchmark.name, *([benchmark.protocol] if benchmark.has_other_protocol else [])]
+    outputs = result_outputs(args.output, source, "-".join([*name, *(args.tasks or [])]))
     settings = ProbeSettings(
         shots=sorted(dict.fromkeys(args.shots), key=lambda k: (k == "full", k)),
         methods=list(dict.fromkeys(args.methods)),

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalclip import names
+from focalclip.base.errors import UserError
+from focalclip.base.files import is_plain_name
 from focalclip.cli.command import (
     add_cache_options,
     check_output,
@@ -14,6 +16,7 @@ from focalclip.cli.command import (
     feature_folder,
     guarded,
     positive_int,
+    result_outputs,
     usable_device,
     without_launchers,
 )
@@ -35,6 +38,8 @@ examples:
   training shards    a folder of tars or a pattern; KEY.jpg with KEY.txt (one caption) and, or, KEY.json (captions)
   table              .csv or .tsv; its first line names the columns: path (or filepath, image) and caption (or title,
                      text); an image with several captions has several lines
+  Flickr's           captions.txt, or Flickr8k.token.txt
+  JSON lines         .jsonl; objects with a path and a caption, or captions, by the names of the table's columns
   caption file       .json; Karpathy's dataset_coco.json, dataset_flickr30k.json ..., or COCO's captions_val2017.json
 
 An image's recall@K is 1 if any of its captions is among the first K; CLIP_benchmark calls that direction
@@ -109,6 +114,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     for flag, name in (("--output", args.output), ("--ranks", args.ranks)):
         if name:
             check_output(Path(name), flag)
+    if args.name and not is_plain_name(args.name):
+        raise UserError(f"--name {args.name}: cannot be the name of a file; take / and .. out of it")
     source = args.model or str(newest_run())
     data = main_first(  # which writes missing indexes of shards
         lambda: open_pairs(
@@ -118,6 +125,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     )  # fmt: skip
     data = replace(data, name=args.name or _name(args, data.name))
     data = data.merged() if args.merge_captions else data
+    outputs = result_outputs(args.output, source, f"retrieval-{data.name}")
     model = focalclip.load(source)
     if args.precision:
         model = to_precision(model, args.precision)
@@ -126,18 +134,15 @@ def _evaluate(args: argparse.Namespace) -> int:
         cache_dir=feature_folder(args),
     )  # fmt: skip
     if is_main():
-        _report(result, args, Path(source))
+        _report(result, args, outputs)
     return 0
 
 
-def _report(result: "RetrievalResult", args: argparse.Namespace, source: Path) -> None:
+def _report(result: "RetrievalResult", args: argparse.Namespace, outputs: Sequence[Path]) -> None:
     """Print the result and write its files."""
     from focalclip.evaluation.retrieval.result import retrieval_table
 
     print("\n" + retrieval_table(result))
-    outputs = [Path(args.output)] if args.output else []
-    if (source / "config.yaml").is_file():
-        outputs.append(source / "eval" / f"retrieval-{result.data.name}.json")
     for path in outputs:
         print(f"\nwritten to {result.write(path)}")
     if args.ranks:

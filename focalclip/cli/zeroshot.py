@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from focalclip import names
 from focalclip.base.errors import UserError
+from focalclip.base.files import user_path
 from focalclip.cli.command import (
     add_cache_options,
     check_output,
@@ -16,6 +17,7 @@ from focalclip.cli.command import (
     feature_folder,
     guarded,
     positive_int,
+    result_outputs,
     usable_device,
     without_launchers,
 )
@@ -48,7 +50,8 @@ the single images (.predictions/), from which eval/report.py writes any report l
 Your own model is any object with encode_image, encode_text, tokenizer and preprocess (docs/zero-shot.md).
 
 The same command again reuses finished tasks from the file that it writes, as long as weights, precision, prompts,
-task and data are the same; a killed one continues where it stopped (FILE.part). Image features and class vectors are
+task and data are the same; a killed one continues where it stopped (FILE.part). Of a run that can be read and not
+written the result goes to --output alone. Image features and class vectors are
 kept by content in ~/.cache/focalclip/features, so that new prompts cost seconds: a hash of weights, preprocessing,
 precision and of the images' bytes names them, never a file's name. The folder may be deleted at any time; beyond 20 GB
 the models not used for longest are dropped from it.
@@ -88,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
         help="JSON of whole prompts by class name, {\"tench\": [\"A tench is ...\", ...], ...}, instead of templates",
     )  # fmt: skip
     parser.add_argument(
-        "--max-images", type=positive_int, metavar="N", help="N evenly spaced images of each task, for a quick look"
+        "--max-images",
+        type=positive_int,
+        metavar="N",
+        help="N evenly spaced images of each task, for a quick look; no result for reports and model cards",
     )
     parser.add_argument(
         "--batch-size", type=positive_int, default=256, metavar="N", help="images per step (default: 256)"
@@ -134,6 +140,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     device = usable_device(args.device)
     if args.output:
         check_output(Path(args.output))
+    if args.report and args.max_images:
+        raise UserError("--report goes with all images: a part of them is no result; leave out --max-images")
     reports = [check_format(file) for file in args.report]
     for path in reports:
         check_output(path, "--report")
@@ -141,11 +149,12 @@ def _evaluate(args: argparse.Namespace) -> int:
     source = args.model or str(newest_run())
     benchmark = load_benchmark(args.benchmark, args.data_root, args.protocol)
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
+    outputs = result_outputs(args.output, source, _name(args, benchmark))
     model = focalclip.load(source)
     if args.precision:
         model = to_precision(model, args.precision)
-    outputs = _outputs(args, Path(source), benchmark)
-    reports += [path.with_suffix(".html") for path in outputs if path.parent == Path(source) / "eval"]
+    own = [] if args.max_images else [path for path in outputs if path.parent == user_path(source) / "eval"]
+    reports += [path.with_suffix(".html") for path in own]
     options = ZeroShotOptions(
         tasks=args.tasks, max_images=args.max_images, class_prompts=class_prompts, batch_size=args.batch_size,
         device=device, source=source, cache_dir=feature_folder(args), outputs=outputs, fresh=args.fresh,
@@ -169,17 +178,13 @@ def _print_result(result: "Result", outputs: Sequence[Path], reports: Sequence[P
         print("error: nothing could be evaluated; see above what is missing", file=sys.stderr)
 
 
-def _outputs(args: argparse.Namespace, source: Path, benchmark: "Benchmark") -> list[Path]:
-    """Where the result goes: as asked for, and into the run that is measured."""
-    outputs = [Path(args.output)] if args.output else []
-    if (source / "config.yaml").is_file():
-        # what is not the whole benchmark in the weights' own precision never overwrites the result that is
-        name = [benchmark.name, *([benchmark.protocol] if benchmark.has_other_protocol else []), *(args.tasks or [])]
-        name += [args.precision] if args.precision not in (None, "fp32") else []
-        name += [f"{args.max_images}-images"] if args.max_images else []
-        name += [Path(args.class_prompts).stem] if args.class_prompts else []
-        outputs.append(source / "eval" / ("-".join(name) + ".json"))
-    return outputs
+def _name(args: argparse.Namespace, benchmark: "Benchmark") -> str:
+    """In the run: what is not the whole benchmark in the weights' own precision never overwrites the result that is."""
+    name = [benchmark.name, *([benchmark.protocol] if benchmark.has_other_protocol else []), *(args.tasks or [])]
+    name += [args.precision] if args.precision not in (None, "fp32") else []
+    name += [f"{args.max_images}-images"] if args.max_images else []
+    name += [Path(args.class_prompts).stem] if args.class_prompts else []
+    return "-".join(name)
 
 
 def _read_class_prompts(path: Path) -> dict[str, list[str]]:

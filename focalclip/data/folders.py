@@ -13,8 +13,8 @@ Class folders are ``CLASS NAME/*.jpg``, below a folder for each split (``train/C
 """
 
 import io
-import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from focalclip.base.errors import UserError, first_line
+from focalclip.base.files import user_path
 from focalclip.data.images import IMAGE_SUFFIXES, SHARD_IMAGES
 from focalclip.data.index import read_pairs, walk_tar
 from focalclip.data.reader import (
@@ -33,6 +34,9 @@ from focalclip.data.reader import (
     Reader,
     Request,
     TarEntry,
+    data_in,
+    files_below,
+    folders_in,
     no_split,
 )
 
@@ -46,11 +50,11 @@ class Tree(Protocol):
     """Its name in messages."""
 
     def folders(self, under: str = "") -> list[str]:
-        """Names of the folders directly in a folder, in order."""
+        """Names of the folders directly in a folder, in order; what :func:`is_data` says no to is left out."""
         ...
 
-    def paths(self, under: str) -> list[str]:
-        """Every file below a folder."""
+    def paths(self, under: str = "") -> list[str]:
+        """Every file below a folder; what :func:`is_data` says no to is left out."""
         ...
 
     def read(self, path: str) -> bytes | None:
@@ -69,20 +73,13 @@ class FolderTree:
         self.place = root
 
     def folders(self, under: str = "") -> list[str]:
-        """Names of the folders directly in a folder, in order; hidden ones left out."""
-        folder = self.place / under
-        if not folder.is_dir():
-            return []
-        with os.scandir(folder) as items:
-            return sorted(item.name for item in items if item.is_dir() and not item.name.startswith("."))
+        """Names of the folders directly in a folder, in order."""
+        return folders_in(self.place / under)
 
-    def paths(self, under: str) -> list[str]:
+    def paths(self, under: str = "") -> list[str]:
         """Every file below a folder."""
-        found = []
-        for parent, _, names in os.walk(self.place / under, followlinks=True):
-            prefix = Path(parent).relative_to(self.place).as_posix()
-            found += [f"{prefix}/{name}" if prefix != "." else name for name in names]
-        return found
+        prefix = f"{under}/" if under else ""
+        return [prefix + path for path in files_below(self.place / under)]
 
     def read(self, path: str) -> bytes | None:
         """A file's content; None if there is no such file."""
@@ -98,12 +95,16 @@ def images_by_class(tree: Tree, folder: str) -> list[tuple[str, str]]:
     """Class folder and path of every image below ``folder``, in the order of torchvision's ``ImageFolder``."""
     prefix = f"{folder}/" if folder else ""
     found = []
-    for path in tree.paths(folder):
+    for path in _images(tree, folder):
         class_folder, _, inside = path.removeprefix(prefix).partition("/")
-        if inside and inside.lower().endswith(IMAGE_SUFFIXES):
+        if inside:
             parent, _, name = inside.rpartition("/")
             found.append((class_folder, parent, name, path))
     return [(class_folder, path) for class_folder, _, _, path in sorted(found)]
+
+
+def _images(tree: Tree, folder: str) -> list[str]:
+    return [path for path in tree.paths(folder) if path.lower().endswith(IMAGE_SUFFIXES)]
 
 
 def lines_of(data: bytes, what: object, content: str, *, empty: bool = False) -> tuple[str, ...]:
@@ -138,12 +139,12 @@ def is_task_folder(folder: Path) -> bool:
 
 def splits_of(folder: Path) -> list[str]:
     """The splits that a task folder holds."""
-    return [name for name in SPLITS if (folder / name / COUNT).is_file() or any((folder / name).glob("*.tar"))]
+    return [name for name in SPLITS if (folder / name / COUNT).is_file() or data_in(folder / name, ".tar")]
 
 
 def is_whole(folder: Path) -> bool:
     """Whether a split's folder holds every shard that its nshards.txt counts."""
-    return (folder / COUNT).is_file() and all(path.is_file() for path in _counted_shards(folder))
+    return (folder / COUNT).is_file() and all(path.is_file() for path in _expected_shards(folder))
 
 
 def read_classes(folder: Path, split: str, *, empty_names: bool = False) -> PictureSet:
@@ -179,16 +180,17 @@ def read_classes(folder: Path, split: str, *, empty_names: bool = False) -> Pict
 
 def _read_retrieval(folder: Path, split: str, limit: int | None) -> PictureSet:
     """Images and captions of a retrieval set in the wds layout."""
-    count = folder / split / COUNT
-    text = count.read_text().strip() if count.is_file() else ""
-    if not text.isdecimal() or int(text) == 0:
-        splits = ", ".join(sorted(path.parent.name for path in folder.glob(f"*/{COUNT}"))) or "none"
-        raise UserError(f"{count}: missing, or not a number of shards; splits that are there: {splits} (--split)")
+    present = splits_of(folder)
+    if split not in present:
+        raise UserError(
+            f"{folder / split / COUNT}: missing, or not a number of shards; splits that are there:"
+            f" {', '.join(sorted(present)) or 'none'} (--split)"
+        )
     return read_pairs(folder, _shards(folder / split), _caption_lines, limit)
 
 
 def _open_task_folder(source: str, request: Request) -> PictureSet:
-    folder, split = Path(source).expanduser(), request.split or "train"
+    folder, split = user_path(source), request.split or "train"
     if _type_of(folder) == "retrieval":
         return _read_retrieval(folder, split, request.limit)
     present = splits_of(folder)
@@ -199,7 +201,7 @@ def _open_task_folder(source: str, request: Request) -> PictureSet:
 
 TASK_FOLDER = Reader(
     "a task folder of CLIP_benchmark (classnames.txt and test/0.tar ...)",
-    lambda source: is_task_folder(Path(source).expanduser()),
+    lambda source: is_task_folder(user_path(source)),
     _open_task_folder,
 )
 
@@ -221,7 +223,7 @@ def _lines(path: Path, content: str, *, empty: bool = False) -> tuple[str, ...]:
 
 def _shards(folder: Path) -> list[Path]:
     """The shards of a split, all of which are there."""
-    shards = _counted_shards(folder)
+    shards = _expected_shards(folder)
     missing = [path.name for path in shards if not path.is_file()]
     if missing:
         raise UserError(
@@ -230,13 +232,13 @@ def _shards(folder: Path) -> list[Path]:
     return shards
 
 
-def _counted_shards(folder: Path) -> list[Path]:
-    """Where 0.tar, 1.tar ... belong, as many as nshards.txt says."""
-    count_file = folder / COUNT
-    text = _text(count_file).strip() if count_file.is_file() else str(len(list(folder.glob("*.tar"))))
+def _expected_shards(folder: Path) -> list[Path]:
+    """The shards that are there, in the order of their numbers; where nshards.txt counts others: 0.tar, 1.tar ..."""
+    found = sorted(data_in(folder, ".tar"), key=lambda path: [int(n) for n in re.findall(r"\d+", path.stem)])
+    text = _text(folder / COUNT).strip() if (folder / COUNT).is_file() else str(len(found))
     if not text.isdecimal() or int(text) == 0:
         raise UserError(f"{folder}: no shards; expected {folder.name}/0.tar ... and {folder.name}/{COUNT}")
-    return [folder / f"{i}.tar" for i in range(int(text))]
+    return found if len(found) == int(text) else [folder / f"{i}.tar" for i in range(int(text))]
 
 
 def _scan(shard: Path, num_classes: int, multilabel: bool) -> Iterator[tuple[TarEntry, Any]]:
@@ -271,11 +273,11 @@ def _label(data: bytes, num_classes: int, multilabel: bool, what: str) -> Any:
 
 
 def _caption_lines(text: bytes | None, _: bytes | None) -> tuple[list[str], list[str]]:
-    """CLIP_benchmark's captions: one per line of the text."""
+    """CLIP_benchmark's captions: one per line of the text, blank ones before its end included."""
     if text is None:
         raise ValueError("no .txt with captions")
     try:
-        return [line.strip() for line in text.decode().splitlines() if line.strip()], []
+        return text.decode("utf-8-sig").rstrip().splitlines(), []
     except UnicodeDecodeError:
         raise ValueError("captions are not UTF-8") from None
 
@@ -286,43 +288,70 @@ def _caption_lines(text: bytes | None, _: bytes | None) -> tuple[list[str], list
 def is_class_folders(folder: Path) -> bool:
     """Whether a folder has this layout: at least two class folders with images."""
     tree = FolderTree(folder)
-    places = [f"{place}/" for place in _split_folders(tree).values()] or [""]
-    classes = ((place + name, name) for place in places for name in tree.folders(place))
+    folders = tree.folders()
+    named = [name for name in folders if name.lower() in SPLIT_WORDS]
+    places = [(name, name) for name in folders if name not in named]
+    places += [(name, f"{split}/{name}") for split in named for name in tree.folders(split)]
     with_images: set[str] = set()
-    for path, name in classes:
-        if any(file.lower().endswith(IMAGE_SUFFIXES) for file in tree.paths(path)):
+    for name, path in places:
+        if name not in with_images and _images(tree, path):
             with_images.add(name)
         if len(with_images) > 1:
             return True
-    return False
+    return bool(named) and not with_images.isdisjoint(folders) and _are_classes(tree, named)
 
 
 def _open_class_folders(source: str, request: Request) -> PictureSet:
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     tree = FolderTree(folder)
     splits = _split_folders(tree) or {"test": ""}
     is_split = splits != {"test": ""}
     split = request.split or ("train" if is_split else "test")
     if split not in splits:
         raise no_split(folder, split, list(splits) if is_split else [])
-    names = sorted({name for place in splits.values() for name in tree.folders(place)})
-    numbers = {name: number for number, name in enumerate(names)}
     images = images_by_class(tree, splits[split])
+    present = {name for name, _ in images}
+    elsewhere = [(place, name) for place in splits.values() for name in tree.folders(place) if name not in present]
+    names = sorted(present | {name for place, name in elsewhere if _images(tree, f"{place}/{name}".lstrip("/"))})
+    numbers = {name: number for number, name in enumerate(names)}
     entries = tuple(tree.entry(path, path) for _, path in images)
     labels = np.array([numbers[name] for name, _ in images], dtype=np.int64)
     return PictureSet(folder, entries, labels=labels, class_names=tuple(names))
 
 
-def _split_folders(tree: FolderTree) -> dict[str, str]:
-    """Split -> its folder, where every folder is a split; a class may well be called "train"."""
+def _split_folders(tree: Tree) -> dict[str, str]:
+    """Split -> its folder; empty where the folders are classes, of which one may well be called "train".
+
+    Raises:
+        UserError: if two folders are of one split, or it is not clear whether the folders are splits or classes.
+    """
     folders = tree.folders()
-    if not folders or any(name.lower() not in SPLIT_WORDS for name in folders):
+    named = [name for name in folders if name.lower() in SPLIT_WORDS]
+    others = [name for name in folders if name not in named and _images(tree, name)]
+    if not named or (others and _are_classes(tree, named)):
         return {}
-    return {SPLIT_WORDS[name.lower()]: name for name in folders}
+    if others:
+        raise UserError(
+            f"{tree.place}: holds {', '.join(named)} and beside them pictures in {', '.join(others[:3])}"
+            f"{' ...' if others[3:] else ''}, so its folders are neither all splits nor all classes; take out what does"
+            f" not belong there, or name the folder of one split"
+        )
+    splits: dict[str, str] = {}
+    for name in named:
+        split = SPLIT_WORDS[name.lower()]
+        if split in splits:
+            raise UserError(f"{tree.place}: {splits[split]} and {name} are both the split {split}; keep one of them")
+        splits[split] = name
+    return splits
+
+
+def _are_classes(tree: Tree, folders: Sequence[str]) -> bool:
+    """Whether each of these folders, which have names of splits, holds pictures directly, as a class does."""
+    return all(any("/" not in path.removeprefix(f"{name}/") for path in _images(tree, name)) for name in folders)
 
 
 CLASS_FOLDERS = Reader(
     "a folder per class (CLASS NAME/*.jpg, or train/CLASS NAME/*.jpg)",
-    lambda source: is_class_folders(Path(source).expanduser()),
+    lambda source: is_class_folders(user_path(source)),
     _open_class_folders,
 )

@@ -33,7 +33,7 @@ from tqdm import tqdm
 from focalclip.base.errors import UserError
 from focalclip.base.files import cache_dir, whole_file
 from focalclip.data.images import SHARD_IMAGES
-from focalclip.data.reader import NO_LABEL, PictureSet, TarEntry
+from focalclip.data.reader import NO_LABEL, PictureSet, TarEntry, is_data
 
 IMAGE, TEXT, JSON, LABEL = range(4)  # columns of the member table
 
@@ -329,7 +329,7 @@ def walk_tar(
                     continue
                 if not member.isreg():
                     _pass_over(others, "links and other members that are not files", member.name)
-                elif match is None:
+                elif match is None or not is_data(member.name):
                     _pass_over(others, "no extension, or a hidden file", member.name)
                 elif member.issparse():
                     raise UserError(

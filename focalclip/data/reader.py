@@ -4,7 +4,8 @@ A reader answers two questions: whether a source is of its kind, and what is in 
 label, and leaves the pictures where they are. The table of all readers is in ``focalclip.data.sources``.
 """
 
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, get_args
@@ -29,6 +30,74 @@ SPLIT_WORDS: dict[str, SplitName] = {
 """What folders and files call the splits."""
 
 NO_LABEL = -1  # class number of a sample without one
+
+_BESIDE_DATA = {
+    "__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found",
+    "@eadir", "#recycle", "#snapshot", "__pycache__",
+}  # fmt: skip
+
+
+def is_data(name: str) -> bool:
+    """Whether a file or folder of this name, found in a folder or archive, may be data.
+
+    Hidden ones are not (``.git``, ``.ipynb_checkpoints``, ``._x.jpg`` of macOS), nor what systems and programs put
+    beside data (``__MACOSX``, ``Thumbs.db``, ``lost+found``). What the user names is not asked about.
+
+    Args:
+        name: without folders, or a path below what the user named, with ``/``: then every part counts.
+    """
+    parts = name.split("/")
+    return not any((part.startswith(".") and part != ".") or part.lower() in _BESIDE_DATA for part in parts)
+
+
+def data_in(folder: Path, ending: str = "") -> list[Path]:
+    """What lies directly in a folder and may be data, sorted by name; empty if there is no such folder.
+
+    Args:
+        folder: links to folders count as folders.
+        ending: only names that end so, in any case.
+    """
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if is_data(path.name) and path.name.lower().endswith(ending))
+
+
+def folders_in(folder: Path) -> list[str]:
+    """Names of the folders directly in a folder, links to folders included, that may be data; in order."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as items:
+        return sorted(item.name for item in items if is_data(item.name) and _is_folder(item))
+
+
+def files_below(folder: Path) -> list[str]:
+    """Every file in a folder and in the folders below it, links included, that may be data; in order.
+
+    A link to a folder that it lies in itself is not followed.
+
+    Returns:
+        Paths relative to the folder, with ``/`` on every system; empty if there is no such folder.
+    """
+    if not folder.is_dir():
+        return []
+    return list(_files_below(str(folder), "", frozenset([os.path.realpath(folder)])))
+
+
+def _files_below(folder: str, prefix: str, above: frozenset[str]) -> Iterator[str]:
+    with os.scandir(folder) as items:
+        entries = sorted((item for item in items if is_data(item.name)), key=lambda item: item.name)
+    for entry in entries:
+        if not _is_folder(entry):
+            yield prefix + entry.name
+        elif (place := os.path.realpath(entry.path)) not in above:
+            yield from _files_below(entry.path, f"{prefix}{entry.name}/", above | {place})
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 class Unavailable(UserError):
@@ -119,6 +188,8 @@ class TarEntry(NamedTuple):
 class PictureSet:
     """What a source holds. A field is None where the source has nothing of the kind.
 
+    Blank captions are left out and counted here, whichever reader found them.
+
     Raises:
         ValueError: if captions, keywords or labels are not as many as the pictures.
     """
@@ -135,6 +206,10 @@ class PictureSet:
     """(N,): words that are too general to describe a picture alone; see :class:`focalclip.data.index.Captions`."""
     faults: Mapping[int, str] = field(default_factory=dict)
     """Why a picture, by its number, has no captions."""
+    blank: Mapping[int, int] = field(default_factory=dict)
+    """How many captions of a picture, by its number, were blank and are left out."""
+    left_out: tuple[str, ...] = ()
+    """What belongs to no picture, such as a row that names none: where it is, with the reason."""
     labels: np.ndarray | None = None
     """int64 (N,), -1 where a picture has none; or bool (N, C) where it may have several."""
     class_names: tuple[str, ...] | None = None
@@ -146,10 +221,25 @@ class PictureSet:
     ``entries[official_order[i]]``."""
 
     def __post_init__(self) -> None:
+        if self.captions is not None:
+            stripped = [tuple(caption.strip() for caption in own) for own in self.captions]
+            kept = tuple(tuple(filter(None, own)) for own in stripped)
+            blank = {i: own.count("") for i, own in enumerate(stripped) if "" in own}
+            object.__setattr__(self, "captions", kept)
+            object.__setattr__(self, "blank", blank)
         for name in ("captions", "keywords", "labels"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.entries):
                 raise ValueError(f"{self.place}: {len(values)} {name} for {len(self.entries)} pictures")
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the source holds and this set does not, one clause each."""
+        blank, rows = sum(self.blank.values()), self.left_out
+        return [
+            *([f"{blank:,} blank captions left out"] if blank else []),
+            *([f"{len(rows):,} rows left out ({'; '.join(rows[:3])}{' ...' if rows[3:] else ''})"] if rows else []),
+        ]
 
 
 @dataclass(frozen=True)

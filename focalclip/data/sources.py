@@ -14,9 +14,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import cache_dir, locked, whole_folder, write_text
+from focalclip.base.files import cache_dir, locked, user_path, whole_folder, write_text
 from focalclip.data.index import PassedOver, UsableShards, members_passed_over, read_captions, read_pairs
-from focalclip.data.reader import PictureSet, Reader, Request
+from focalclip.data.reader import PictureSet, Reader, Request, data_in
 
 READERS = [
     "focalclip.data.sources:SHARDS",
@@ -91,7 +91,7 @@ def training_shards(train: str | list[str], field: str = "data.train", max_missi
             if not folder.is_dir():
                 from focalclip.data.write import captions_of, write_pictures
 
-                print(f"Writing {train} as shards in {folder} (once)", file=sys.stderr)
+                print("; ".join([f"Writing {train} as shards in {folder} (once)", *pictures.remarks]), file=sys.stderr)
                 with whole_folder(folder) as temporary:
                     write_pictures(pictures, temporary)
                     pairs = zip(pictures.entries, captions_of(pictures), strict=True)
@@ -107,7 +107,7 @@ def _reader_of(source: str, field: str) -> Reader:
     reader = find_reader(source)
     if reader is not None:
         return reader
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.exists():
         raise UserError(f"{field} {source}: no such file or folder")
     known = "; ".join(reader.what for reader in map(pkgutil.resolve_name, READERS))
@@ -139,7 +139,7 @@ def _names_shards(source: str) -> bool:
     """A pattern, a path or URL of a tar, or a folder with tars directly in it."""
     if any(mark in source for mark in ("{", "::", "://")) or source.startswith("pipe:") or source.endswith(".tar"):
         return True
-    return bool(_tars(Path(source).expanduser()))
+    return bool(_tars(user_path(source)))
 
 
 def _open_shards(source: str, request: Request) -> PictureSet:
@@ -244,13 +244,13 @@ def _files_passed_over(train: str | list[str]) -> dict[str, PassedOver]:
 
 
 def _tars(folder: Path) -> list[Path]:
-    """The tars directly in a folder, by name; hidden ones left out."""
-    return sorted(path for path in folder.glob("*.tar") if not path.name.startswith("."))
+    """The shards directly in a folder; what else lies there is counted by :func:`left_out`."""
+    return [path for path in data_in(folder) if path.name.endswith(".tar")]
 
 
 def _files(name: str, field: str) -> list[Path]:
     """The files of one expanded name: itself, or the tars in the folder."""
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.is_dir():
         return [path]
     tars = _tars(path)

@@ -12,7 +12,7 @@ import webdataset
 from tqdm import tqdm
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import whole_file
+from focalclip.base.files import user_path, whole_file
 from focalclip.data.images import SHARD_SUFFIXES, decode, image_format
 from focalclip.data.reader import Entry, PictureSet
 
@@ -38,7 +38,7 @@ def write_shards(
     Raises:
         UserError: if there are no samples.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbered = enumerate(samples)
     num_shards = 0
@@ -78,7 +78,7 @@ def write_task(
     Raises:
         UserError: if there are no samples, a label has no name, or a template has no ``{c}``.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if bad := [label for _, label in samples if not 0 <= label < len(classnames)]:
         raise UserError(f"{folder}: label {bad[0]} has no line among the {len(classnames)} class names")
     if wrong := [template for template in templates if "{c}" not in template]:
@@ -110,7 +110,7 @@ def write_pictures(pictures: PictureSet, folder: str | Path, chosen: Sequence[in
     Raises:
         UserError: if ``folder`` holds shards, a picture is damaged, or none is left.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if any(folder.glob("*.tar")):
         raise UserError(f"{folder}: holds shards already; name another folder, or remove them")
     captions = captions_of(pictures)

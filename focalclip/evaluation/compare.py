@@ -111,7 +111,7 @@ class ResultComparison:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON."""
-        return write_json(Path(path), self.to_json())
+        return write_json(path, self.to_json())
 
 
 def compare(a: str | Path, b: str | Path, progress: bool = True) -> ResultComparison:

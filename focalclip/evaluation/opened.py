@@ -31,6 +31,8 @@ class Opened:
     """Which known data it is, by its size."""
     differences: tuple[str, ...]
     """Where the data differs from the protocol, in sentences."""
+    part_of: int | None = None
+    """Images of the whole split, where ``data`` is only a part of them."""
 
 
 def open_checked(task: Task, benchmark: Benchmark, max_images: int | None = None, split: str = "test") -> Opened:
@@ -40,7 +42,8 @@ def open_checked(task: Task, benchmark: Benchmark, max_images: int | None = None
         Unavailable: if the data is not there, saying what to do.
         UserError: if it is not the task's, or not whole.
     """
-    opened = join(task, open_task(task, benchmark.data_root, benchmark.absent, split), split)
+    place = benchmark.places.get(task.id)
+    opened = join(task, open_task(task, benchmark.data_root, benchmark.absent, split, place), split)
     data = opened.data
     if max_images is None or max_images >= len(data.entries):
         return opened
@@ -49,6 +52,7 @@ def open_checked(task: Task, benchmark: Benchmark, max_images: int | None = None
         data.subset(np.linspace(0, len(data.entries) - 1, max_images).round().astype(int)),
         f"a part of {opened.test_set}",
         (f"{max_images:,} images only, evenly spaced (max_images)", *opened.differences),
+        part_of=len(data.entries),
     )
 
 

@@ -52,8 +52,8 @@ class Pictures:
     @classmethod
     def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> "Pictures":
         """The pictures in a file's arrays, which are removed from them."""
-        rows, sizes = arrays.pop("picture_rows"), arrays.pop("picture_sizes")
-        parts = np.split(arrays.pop("picture_bytes"), np.cumsum(sizes)[:-1]) if len(sizes) else []
+        rows, sizes, data = (arrays.pop(name) for name in ("picture_rows", "picture_sizes", "picture_bytes"))
+        parts = np.split(data, np.cumsum(sizes)[:-1]) if len(sizes) else []
         return cls(rows, tuple(part.tobytes() for part in parts))
 
 

@@ -2,12 +2,13 @@
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import write_json
+from focalclip.base.files import is_plain_name, user_path, why_not_writable, write_json
 from focalclip.evaluation.metrics import METRICS, find_metric
 from focalclip.evaluation.metrics.calibration import reliability
 from focalclip.evaluation.metrics.intervals import Interval, mean_interval
@@ -56,12 +57,19 @@ class TaskResult:
     """Class names that may be swapped (see ``label_check``); empty where nothing is suspicious."""
     calibration: dict[str, float] = field(default_factory=dict)
     """See :func:`calibration_errors`; empty for multi-label data."""
+    part_of: int | None = None
+    """Images of the test set, where only a part of them was evaluated (``max_images``): then it is no result."""
     predictions: Predictions | None = field(default=None, repr=False, compare=False)
     """The answers, in a separate file; None where they were not kept."""
 
     def __post_init__(self) -> None:
         if self.predictions is not None and not self.calibration:
             object.__setattr__(self, "calibration", calibration_errors(self.predictions))
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether only a part of the images was evaluated."""
+        return is_part({"part_of": self.part_of, "test_set": self.test_set})
 
     @property
     def above_chance(self) -> float:
@@ -118,6 +126,11 @@ class Result:
     seconds: float = 0.0
 
     @property
+    def is_partial(self) -> bool:
+        """Whether of any task only a part of the images was evaluated; such numbers are for a quick look alone."""
+        return any(task.is_partial for task in self.tasks.values())
+
+    @property
     def scored(self) -> list[TaskResult]:
         """The tasks that the score is the mean of."""
         return [task for task in self.tasks.values() if task.in_score]
@@ -152,6 +165,7 @@ class Result:
             "score_above_chance": self.score_above_chance,
             "n_tasks": len(self.scored),
             "n_tasks_expected": self.expected,
+            "partial": self.is_partial,
             "tasks": {name: task.to_json() for name, task in self.tasks.items()},
             "missing": self.missing,
             "failed": self.failed,
@@ -162,7 +176,7 @@ class Result:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON atomically, and beside it ``NAME.predictions/TASK.npz``."""
-        path = Path(path)
+        path = user_path(path)
         for name, task in self.tasks.items():
             if task.predictions is not None:
                 task.predictions.save(predictions_file(path, name))
@@ -175,10 +189,12 @@ class Result:
         Raises:
             UserError: if it is no result, or predictions beside it are not of this result.
         """
-        path = Path(path)
+        path = user_path(path)
         try:
             content = json.loads(path.read_text())
             tasks = {name: TaskResult.from_json(values) for name, values in content["tasks"].items()}
+            if names := [name for name in tasks if not is_plain_name(name)]:
+                raise ValueError(f"{names[0]!r} is not the name of a task")
             expected = content["n_tasks_expected"]
             values = {f.name: content[f.name] for f in fields(cls) if f.name in content and f.name != "tasks"}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -210,10 +226,12 @@ def find_results(a: str | Path, b: str | Path) -> tuple[Path, Path]:
 def result_files(source: str | Path) -> dict[str, Path]:
     """The results that a path stands for, by name: the file itself, or the zero-shot ones in a run's ``eval``.
 
+    Evaluations of a part of the images are no results of a run.
+
     Raises:
         UserError: if there is none.
     """
-    source = Path(source)
+    source = user_path(source)
     if source.is_file():
         return {source.stem: source}
     paths = sorted([*source.glob("eval/*.json"), *source.glob("*.json")])
@@ -224,13 +242,36 @@ def result_files(source: str | Path) -> dict[str, Path]:
 
 
 def _is_result(path: Path) -> bool:
-    """Whether a file in a run's folder is a zero-shot result; probes and retrieval write theirs there too."""
+    """Whether a file in a run's folder is a whole zero-shot result; probes and retrieval write theirs there too."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
         return False
     tasks = content.get("tasks") if isinstance(content, dict) else None
-    return isinstance(tasks, dict) and all("in_score" in task and "interval" in task for task in tasks.values())
+    if not isinstance(tasks, dict) or not all("in_score" in task and "interval" in task for task in tasks.values()):
+        return False
+    return not any(is_part(task) for task in tasks.values())
+
+
+def is_part(task: Mapping[str, Any]) -> bool:
+    """Whether a task's JSON is of a part of the images; older results say it in the name of the test set alone."""
+    return task.get("part_of") is not None or str(task.get("test_set", "")).startswith("a part of ")
+
+
+def writable(outputs: Sequence[Path]) -> list[Path]:
+    """Those of a result's files that can be written; each of the others is named on stderr.
+
+    Raises:
+        UserError: if none of them can be.
+    """
+    reasons = {path: why_not_writable(path) for path in outputs}
+    kept = [path for path, reason in reasons.items() if reason is None]
+    for path, reason in reasons.items():
+        if reason and not kept:
+            raise UserError(f"{path}: cannot be written ({reason}); name a file elsewhere with --output")
+        if reason:
+            print(f"{path}: cannot be written ({reason}); the result goes to {kept[0]} alone", file=sys.stderr)
+    return kept
 
 
 def calibration_errors(predictions: Predictions) -> dict[str, float]:

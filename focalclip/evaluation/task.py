@@ -11,6 +11,7 @@ clip_benchmark, the JSON files of CLIP_benchmark 1.6.2.
 """
 
 import difflib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -22,7 +23,10 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import is_inside, is_plain_name, user_path
 from focalclip.base.strict import Strict, from_dict, load_yaml
+from focalclip.data.folders import NAMES, TYPE, splits_of
+from focalclip.data.reader import folders_in
 from focalclip.evaluation.metrics import find_metric
 from focalclip.evaluation.protocols import (
     PROTOCOLS,
@@ -96,6 +100,20 @@ class Task(Strict):
     def _look_up(cls, value: Any, info: Any) -> Any:
         return shipped_list(info.field_name, value) if isinstance(value, str) else value
 
+    @field_validator("id")
+    @classmethod
+    def _id_is_a_name(cls, value: str) -> str:
+        if not is_plain_name(value):
+            raise ValueError("is not the name of one folder; take / and .. out of it")
+        return value
+
+    @field_validator("folders")
+    @classmethod
+    def _folders_lie_inside(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if outside := [name for name in value if not is_inside(name)]:
+            raise ValueError(f"{outside[0]!r} leads out of the data root; name a folder in it")
+        return value
+
     @field_validator("metric")
     @classmethod
     def _metric_is_known(cls, value: str) -> str:
@@ -121,8 +139,10 @@ class Task(Strict):
 
     @property
     def folder_names(self) -> tuple[str, ...]:
-        """Every accepted local folder name, the likeliest first."""
-        names = dict.fromkeys((*self.folders, self.id))
+        """Every accepted local folder name, the likeliest first: of a task with a mirror the mirror's."""
+        names = tuple(dict.fromkeys((*self.folders, self.id)))
+        if self.hub is None:
+            return tuple(form.format(name) for name in names for form in ("{}", "wds_{}", "wds_{}_test"))
         return tuple(form.format(name) for form in ("wds_{}", "{}", "wds_{}_test") for name in names)
 
     def which_set(self, size: int, split: str = "test") -> str:
@@ -199,6 +219,8 @@ class Benchmark:
     """Tasks of the published score that cannot be measured here, and why: the mean is not of them."""
     has_other_protocol: bool = False
     """Whether the protocol is another than the benchmark's own."""
+    places: dict[str, Path] = field(default_factory=dict)
+    """Folders of tasks that were found by looking at the folder, by id: these and no others are theirs."""
 
     @property
     def expected(self) -> int:
@@ -224,10 +246,25 @@ class TaskFile(Strict):
     """A user's own benchmark: a YAML file of tasks."""
 
     name: str | None = None
-    """Name in the result; null: the file's name."""
+    """Name in the result and of its file; null: the YAML file's name."""
     data_root: str = "."
     """Folder that holds the tasks' folders, relative to the YAML file."""
     tasks: tuple[Task, ...] = Field(min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_name(cls, value: str | None) -> str | None:
+        if value is not None and not is_plain_name(value):
+            raise ValueError("cannot be the name of a file; take / and .. out of it")
+        return value
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_once(cls, value: tuple[Task, ...]) -> tuple[Task, ...]:
+        ids = [task.id for task in value]
+        if twice := [name for name in ids if ids.count(name) > 1]:
+            raise ValueError(f"two tasks have the id {twice[0]!r}; give each its own")
+        return value
 
 
 class BenchmarkFile(Strict):
@@ -281,7 +318,7 @@ def load_benchmark(source: str | Path, data_root: str | Path | None = None, prot
     Raises:
         UserError: if there is no such benchmark or protocol, or ``data_root`` is not a folder.
     """
-    root = None if data_root is None else Path(data_root)
+    root = None if data_root is None else user_path(data_root)
     if root is not None and not root.is_dir():
         raise UserError(f"--data-root {root}: no such folder; it should hold one folder per task, such as wds_vtab-dtd")
     benchmark = _find(source, root)
@@ -302,12 +339,13 @@ def _find(source: str | Path, root: Path | None) -> Benchmark:
     if str(source) in named:
         entry = named[str(source)]
         return Benchmark(str(source), entry.protocol, registered_tasks(str(source)), root, left_out=entry.left_out)
-    path = Path(source)
+    path = user_path(source)
     if path.is_dir():
         return _from_folder(path, root)
     if path.suffix in (".yaml", ".yml"):
         content = load_yaml(TaskFile, path)
-        return Benchmark(content.name or path.stem, "wds", content.tasks, root or path.parent / content.data_root)
+        beside = path.parent / user_path(content.data_root)
+        return Benchmark(content.name or path.stem, "wds", content.tasks, root or beside)
     raise UserError(
         f"--benchmark {source}: not one of {', '.join(named)}, nor a folder of wds tasks, nor a YAML file of tasks"
     )
@@ -327,10 +365,10 @@ def _from_folder(path: Path, root: Path | None) -> Benchmark:
     """Every subfolder with class names is a task, or the folder itself; the metric follows from the kind of labels."""
     if root is not None:
         raise UserError(f"--data-root goes with a named benchmark; {path} is itself the folder of tasks")
-    alone = (path / "classnames.txt").is_file()
-    folders = [path] if alone else sorted(child.parent for child in path.glob("*/classnames.txt"))
+    below = [path / name for name in folders_in(path)]
+    folders = [path] if _is_task(path) else [place for place in below if _is_task(place)]
     if not folders:
-        places = (path, *sorted(child for child in path.iterdir() if child.is_dir()))
+        places = (path, *below)
         if pairs := [place for place in places if _type_of(place) == "retrieval"]:
             raise UserError(
                 f"--benchmark {path}: a retrieval set, which has no classes; run eval/retrieval.py --data {pairs[0]}"
@@ -340,8 +378,20 @@ def _from_folder(path: Path, root: Path | None) -> Benchmark:
             " (expected classnames.txt, zeroshot_classification_templates.txt and test/0.tar); tasks in other layouts,"
             " such as a folder per class, are named in a YAML file with their prompts (docs/evaluation-data.md)"
         )
-    tasks = [Task(id=folder.resolve().name, metric=_metric_of(folder)) for folder in folders]
-    return Benchmark(path.resolve().name, "wds", tuple(tasks), path.resolve().parent if alone else path)
+    # the names that the user sees: a link's own, not its target's
+    found = {folder.name if folder != path else _own_name(path): folder for folder in folders}
+    tasks = [Task(id=name, metric=_metric_of(folder)) for name, folder in found.items()]
+    return Benchmark(_own_name(path), "wds", tuple(tasks), path, places=found)
+
+
+def _own_name(folder: Path) -> str:
+    """The last part of a path, also of ``.`` and ``a/..``; a link's own name."""
+    return Path(os.path.abspath(folder)).name or "tasks"  # noqa: PTH100 (resolve follows links)
+
+
+def _is_task(folder: Path) -> bool:
+    """Whether a folder is a task of classes, if an incomplete one, which is then named as such."""
+    return (folder / NAMES).is_file() or (bool(splits_of(folder)) and _type_of(folder) != "retrieval")
 
 
 def _metric_of(folder: Path) -> str:
@@ -349,5 +399,5 @@ def _metric_of(folder: Path) -> str:
 
 
 def _type_of(folder: Path) -> str:
-    kind = folder / "dataset_type.txt"
+    kind = folder / TYPE
     return kind.read_text(encoding="utf-8", errors="replace").strip() if kind.is_file() else ""

@@ -17,18 +17,26 @@ from typing import Any, TypeVar
 import torch
 
 from focalclip.base import __version__
-from focalclip.base.errors import UserError, first_line
+from focalclip.base.errors import UserError, faults_named, first_line, unforeseen
+from focalclip.base.files import user_path
 from focalclip.base.machine import peak_memory, versions
-from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only
+from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only, together
 from focalclip.evaluation.data import TaskData, Unavailable
 from focalclip.evaluation.features.cache import open_cache
 from focalclip.evaluation.features.images import encode_images, images_sha256
-from focalclip.evaluation.features.model import DualEncoder, describe, device_and_dtype, evaluating, known_weights
+from focalclip.evaluation.features.model import (
+    DualEncoder,
+    check_model,
+    describe,
+    device_and_dtype,
+    evaluating,
+    known_weights,
+)
 from focalclip.evaluation.features.texts import ClassPrompts, class_matrix
 from focalclip.evaluation.metrics.calibration import learned_scale
 from focalclip.evaluation.metrics.label_check import check_labels
 from focalclip.evaluation.opened import Opened, open_checked
-from focalclip.evaluation.result import Result, TaskResult, predictions_file, predictions_folder
+from focalclip.evaluation.result import Result, TaskResult, predictions_file, predictions_folder, writable
 from focalclip.evaluation.scoring import predict
 from focalclip.evaluation.task import Benchmark, Task, load_benchmark
 
@@ -105,6 +113,7 @@ class _Run:
     def __init__(self, model: Any, benchmark: Benchmark, options: ZeroShotOptions, opened: dict[str, Opened]) -> None:
         self.model, self.options, self.opened = model, options, opened
         self.benchmark = benchmark.select(options.tasks)
+        check_model(model)
         self.weights = known_weights(model)
         self.cache = open_cache(model, options.cache_dir, self.weights)
         self.finished = Finished(options.outputs, fresh=options.fresh)
@@ -142,8 +151,9 @@ class _Run:
             done = self._task(task, label)
         except Unavailable as reason:
             self.result = replace(result, missing=result.missing | {task.id: str(reason)})
-        except UserError as error:
-            self.result = replace(result, failed=result.failed | {task.id: str(error)})
+        except Exception as error:  # noqa: BLE001 (no fault of one task ends the others)
+            reason = str(error) if isinstance(error, UserError) else unforeseen(error)
+            self.result = replace(result, failed=result.failed | {task.id: reason})
             self._say(f"{label}: failed, see below")
         else:
             self.result = replace(result, tasks=result.tasks | {task.id: done})
@@ -154,6 +164,7 @@ class _Run:
         Raises:
             Unavailable: if its data is missing.
             UserError: if its data is faulty.
+            Exception: any other, on all ranks: where ranks do different work they agree on it as a UserError.
         """
         opened = self.opened.get(task.id) or self._open(task)
         self.opened[task.id] = opened
@@ -194,7 +205,9 @@ class _Run:
             progress=self.progress, cache=self.cache,
         )  # fmt: skip
         own_scale = learned_scale(self.model)
-        predictions, result = predict(task, data, images, classes, own_scale, self.options.keep_all)
+        predictions, result = _agreed(
+            lambda: predict(task, data, images, classes, own_scale, self.options.keep_all)  # reads some pictures
+        )
         encoded = len(data.entries) - images.num_cached
         return TaskResult(
             metric=task.metric,
@@ -209,6 +222,7 @@ class _Run:
             version=task.version,
             test_set=opened.test_set,
             differences=opened.differences,
+            part_of=opened.part_of,
             broken=images.broken,
             task_sha256=data.digest(images.sha256),
             folder=str(data.folder),
@@ -260,8 +274,8 @@ def _agreed(work: Callable[[], T]) -> T:
     """Do ``work`` on all ranks; if it fails on any, all raise the same error."""
     result, fault = None, None
     try:
-        result = work()
-    except (Unavailable, UserError) as error:
+        result = faults_named(work)
+    except UserError as error:
         fault = error
     except OSError as error:
         fault = UserError(f"{first_line(error)}; check that the data can be read")
@@ -338,14 +352,15 @@ class Finished:
     """Results on disk, which only the main rank reads and writes.
 
     Args:
-        outputs: files that the result is written to.
+        outputs: files that the result is written to; see :func:`~focalclip.evaluation.result.writable`.
         fresh: ignore what is there, so that finished tasks are re-evaluated.
     """
 
     def __init__(self, outputs: Sequence[Path], *, fresh: bool = False) -> None:
-        self.outputs = tuple(outputs)
+        self.outputs = tuple(together(lambda: writable([user_path(path) for path in outputs]) if is_main() else []))
+        self._unwritten: set[Path] = set()
         self._tasks: dict[tuple[str, str], TaskResult] = {}
-        for path in () if fresh or not is_main() else [form for output in outputs for form in (output, _part(output))]:
+        for path in () if fresh else [form for output in self.outputs for form in (output, _part(output))]:
             for name, task in _read(path).items():
                 self._tasks[name, task.settings_sha256] = task
 
@@ -354,16 +369,31 @@ class Finished:
         return self._tasks.get((task_id, settings))
 
     def write_part(self, result: Result) -> None:
-        """Keep what is done so far."""
+        """Keep what is done so far; a file that cannot be written any more is named, and does not end the run."""
         for output in self.outputs if result.tasks else ():
-            result.write(_part(output))
+            try:
+                result.write(_part(output))
+            except OSError as error:
+                if output not in self._unwritten:
+                    print(f"{_part(output)}: cannot be written ({error.strerror}); measuring goes on", file=sys.stderr)
+                self._unwritten.add(output)
 
     def write(self, result: Result) -> None:
-        """Write the whole result; without any task, an earlier one stays."""
+        """Write the whole result; without any task, an earlier one stays.
+
+        Raises:
+            OSError: the first, if a file cannot be written; the others are.
+        """
+        faults = []
         for output in self.outputs if result.tasks else ():
-            result.write(output)
-            _part(output).unlink(missing_ok=True)
-            shutil.rmtree(predictions_folder(_part(output)), ignore_errors=True)
+            try:
+                result.write(output)
+                _part(output).unlink(missing_ok=True)
+                shutil.rmtree(predictions_folder(_part(output)), ignore_errors=True)
+            except OSError as error:
+                faults.append(error)
+        if faults:
+            raise faults[0]
 
 
 def _part(output: Path) -> Path:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from focalclip.base.errors import UserError, first_line
+from focalclip.data.reader import data_in
 from focalclip.explanation.maps import Explanation, explain
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -53,7 +54,7 @@ def find_pictures(sources: Sequence[str | Path]) -> list[Path]:
     paths: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = sorted(path for path in source.iterdir() if path.suffix.lower() in SUFFIXES)
+            inside = [path for path in data_in(source) if path.suffix.lower() in SUFFIXES]
             if not inside:
                 raise UserError(f"{source}: no pictures directly in this folder ({', '.join(SUFFIXES)})")
             paths += inside

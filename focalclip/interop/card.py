@@ -8,6 +8,7 @@ from typing import Any, Self
 import yaml
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import user_path
 from focalclip.interop import folder as store
 from focalclip.interop import load as loading
 from focalclip.models.clip import FocalCLIP
@@ -21,7 +22,8 @@ class Trained:
         name: of the run.
         model: as its own export gives it: float32, on the CPU, the feature normalisation folded into the projection.
         provenance: what training wrote beside the weights: versions, steps, samples, the whole configuration.
-        results: the zero-shot results in the run's ``eval/`` by name; probes and retrieval are left out.
+        results: the zero-shot results in the run's ``eval/`` by name; probes and retrieval are left out, and
+            evaluations of a part of the images, which are no results.
     """
 
     name: str
@@ -39,10 +41,10 @@ class Trained:
         model: Any = loading.load(source)
         if not isinstance(model, FocalCLIP):
             raise UserError(f"{source}: not trained by focalclip; give a run directory or an exported folder")
-        run = Path(source)
+        run = user_path(source)
         provenance = store.provenance(run / "model" if (run / "model").is_dir() else run)
         read = {path.stem: _read_result(path) for path in sorted(run.glob("eval/*.json"))}
-        results = {name: result for name, result in read.items() if _is_zero_shot(result)}
+        results = {name: result for name, result in read.items() if _is_zero_shot(result) and not _is_partial(result)}
         return cls(provenance.get("run") or run.resolve().name, model, provenance, results)
 
 
@@ -59,6 +61,12 @@ def _read_result(path: Path) -> dict[str, Any]:
 def _is_zero_shot(result: dict[str, Any]) -> bool:
     """Probes tell several values of a task, and a retrieval set's benchmark is called so."""
     return result.get("benchmark") != "retrieval" and all("value" in task for task in result["tasks"].values())
+
+
+def _is_partial(result: dict[str, Any]) -> bool:
+    """Whether only a part of the images of a task was evaluated; older results say it in the name of the test set."""
+    names = [str(task.get("test_set", "")) for task in result["tasks"].values()]
+    return bool(result.get("partial")) or any(name.startswith("a part of ") for name in names)
 
 
 # Of the default corpus; see focalclip/data/corpus/emoji.py.

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from focalclip import names
 from focalclip.base.errors import UserError, first_line
-from focalclip.base.files import whole_folder
+from focalclip.base.files import user_path, whole_folder
 from focalclip.interop.card import Trained, model_card
 
 
@@ -50,7 +50,7 @@ def export(source: str | Path, folder: str | Path, kind: str, *, license_id: str
     Raises:
         UserError: if the source is no trained model of ours, the folder is taken, or the format cannot hold the model.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if kind not in FORMATS:
         raise UserError(f"--format {kind}: not known; use one of {', '.join(FORMATS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

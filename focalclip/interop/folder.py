@@ -22,7 +22,7 @@ from torch import Tensor
 
 from focalclip import names
 from focalclip.base.errors import UserError
-from focalclip.base.files import file_sha256, read_sealed_json, whole_folder, write_sealed_json
+from focalclip.base.files import file_sha256, read_sealed_json, user_path, whole_folder, write_sealed_json
 from focalclip.base.strict import from_dict
 from focalclip.config import ModelConfig, TextTowerConfig
 from focalclip.interop.register import needs_focalclip
@@ -56,7 +56,7 @@ def save(model: FocalCLIP, folder: str | Path, provenance: dict[str, Any] | None
     Raises:
         UserError: if ``folder`` exists and is not an exported folder.
     """
-    folder = Path(folder)
+    folder = user_path(folder)
     if folder.exists() and not (folder / OURS).is_file():
         raise UserError(f"{folder}: exists and is not an exported model; remove it or choose another folder")
     with whole_folder(folder) as new:

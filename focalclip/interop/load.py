@@ -11,10 +11,12 @@ import torch
 
 from focalclip import names
 from focalclip.base.errors import UserError
+from focalclip.base.files import home_expanded, user_path
 from focalclip.config import ImageTowerConfig
 from focalclip.interop import folder as store
 from focalclip.interop.encoder import ImageEncoder
 from focalclip.models.preprocess import eval_transform
+from focalclip.models.text import text_entry
 from focalclip.models.weights.convert import load_variant
 
 FILES = (".pth", ".pt", ".safetensors")
@@ -43,7 +45,7 @@ def load(source: str | Path, device: Device = None) -> Any:
     Raises:
         UserError: if there is no trained two-tower model at ``source``, or it cannot be read whole.
     """
-    name = str(source)
+    name = home_expanded(str(source))
     prefix, rest = names.split(name)
     library = names.SOURCES.get(prefix)
     if library is not None and library.model is not None:
@@ -56,7 +58,10 @@ def load(source: str | Path, device: Device = None) -> Any:
     if _FUNCTION.fullmatch(name) and not Path(name).exists():
         model = _load_function(name)
         return model.to(device).eval() if isinstance(model, torch.nn.Module) else model
-    return store.read(_exported_folder(name, "model")).to(device)
+    read = store.read(_exported_folder(name, "model")).to(device)
+    if text_entry(read.config.text).write_files:
+        _ = read.tokenizer  # whose files may be missing, which is better known now
+    return read
 
 
 def load_image_encoder(
@@ -80,7 +85,7 @@ def load_image_encoder(
     Raises:
         UserError: if there is no trained image tower at ``source``, or a flag is not for it.
     """
-    name = str(source)
+    name = home_expanded(str(source))
     if flags and not name.endswith(FILES):
         raise UserError(f"{name}: {', '.join(flags)} is for files of FocalNet weights alone; leave it out")
     return _encoder(name, flags).to(device=device, dtype=dtype)
@@ -92,7 +97,7 @@ def newest_run(runs_dir: str | Path = "runs") -> Path:
     Raises:
         UserError: if there is none.
     """
-    models = sorted(Path(runs_dir).glob(f"*/model/{store.OURS}"), key=lambda path: path.stat().st_mtime)
+    models = sorted(user_path(runs_dir).glob(f"*/model/{store.OURS}"), key=lambda path: path.stat().st_mtime)
     if not models:
         raise UserError(
             f"{runs_dir}: no trained run here; train one with scripts/pretrain.py or name a model with --model"

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import home_expanded
 from focalclip.config import TextTowerConfig
 from focalclip.interop import folder as store
 from focalclip.interop.card import Trained
@@ -156,9 +157,14 @@ class OpenClipModel(nn.Module):
         super().__init__()
         import open_clip
 
+        name = _at_home(name)
         self.model, self.preprocess = _create(name)
         architecture = name if name.startswith(_SCHEMES) else name.partition("/")[0]
         self.tokenizer = _call(name, partial(open_clip.get_tokenizer, architecture))
+        if hasattr(inner := getattr(self.tokenizer, "tokenizer", None), "get_vocab"):
+            from focalclip.interop.transformers import check_vocabulary
+
+            check_vocabulary(inner, f"{OPEN_CLIP}{name}")
 
     def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
         """Embed normalised images (B, 3, H, W) as (B, D)."""
@@ -243,12 +249,19 @@ def open_clip_encoder(name: str) -> ImageEncoder:
     """
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
-    visual = _create(name)[0].float().visual
+    visual = _create(_at_home(name))[0].float().visual
     config = PreprocessCfg(**visual.preprocess_cfg)
     tower = OpenClipTower(visual, name)
     tower.measure(torch.zeros(1, *config.input_size))
     create_preprocess: Any = partial(image_transform_v2, config, is_train=False)
     return ImageEncoder(tower, create_preprocess)
+
+
+def _at_home(name: str) -> str:
+    """The name with ``~`` as the home directory, where it holds a path."""
+    scheme = next((scheme for scheme in _SCHEMES if name.startswith(scheme)), "")
+    first, slash, rest = name.removeprefix(scheme).partition("/")
+    return scheme + (home_expanded(first + slash + rest) if scheme else first + slash + home_expanded(rest))
 
 
 def _create(name: str) -> tuple[Any, Any]:

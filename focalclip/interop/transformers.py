@@ -136,13 +136,41 @@ def create_tokenizer(config: TextTowerConfig) -> PaddingTokenizer:
     """
     source = split(config.name)[1]
     tokenizer = _load_text(source, transformers.AutoTokenizer.from_pretrained)
-    masked = getattr(_load_text(source, transformers.AutoConfig.from_pretrained), "pad_token_id", None)
+    encoder = _load_text(source, transformers.AutoConfig.from_pretrained)
+    check_vocabulary(tokenizer, f"model.text.name: {source!r}", getattr(encoder, "vocab_size", None))
+    masked = getattr(encoder, "pad_token_id", None)
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id != masked:
         raise UserError(
             f"model.text.name: the tokenizer of {source!r} pads with token {tokenizer.pad_token_id}, its "
             f"encoder masks token {masked}; use an encoder and tokenizer that agree on a padding token"
         )
     return PaddingTokenizer(tokenizer, config.context_length)
+
+
+def check_vocabulary(tokenizer: Any, what: str, size: int | None = None) -> None:
+    """Check that a tokenizer of transformers has a vocabulary, and not a larger one than its text tower.
+
+    Where its files are missing, transformers builds one of special tokens alone, which are then the tokens of any text.
+
+    Args:
+        tokenizer: as transformers loads it.
+        what: where it comes from, for the message.
+        size: tokens that the text tower knows; None: not known.
+
+    Raises:
+        UserError: if it has no vocabulary, or another model's.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if len(vocabulary.keys() - set(tokenizer.all_special_tokens)) < 2:  # T5's has the mark of a word's beginning
+        raise UserError(
+            f"{what}: its tokenizer has no vocabulary; add the tokenizer's files (tokenizer.json, or vocab.json and"
+            " merges.txt ...), as save_pretrained writes them"
+        )
+    if size is not None and max(vocabulary.values()) >= size:
+        raise UserError(
+            f"{what}: its tokenizer has {max(vocabulary.values()) + 1:,} tokens and its text tower {size:,}; take the"
+            " tokenizer that belongs to it"
+        )
 
 
 def write_text_files(model: FocalCLIP, folder: Path) -> None:
@@ -329,6 +357,7 @@ def load_transformers(source: str) -> Any:
             "towers that focalclip.load wants; focalclip.load_image_encoder takes image towers"
         )
     tokenizer = _load_source(source, transformers.AutoTokenizer.from_pretrained)
+    _check_tokens(source, tokenizer, config)
     model = _trained(source, transformers.AutoModel)
     if config.model_type == MODEL_TYPE:
         if config.text_encoder is not None:
@@ -336,6 +365,18 @@ def load_transformers(source: str) -> Any:
         return model.model
     preprocess = ProcessorTransform(_load_source(source, transformers.AutoImageProcessor.from_pretrained))
     return TransformersModel(model, preprocess, PaddingTokenizer(tokenizer, config.text_config.max_position_embeddings))
+
+
+def _check_tokens(source: str, tokenizer: Any, config: Any) -> None:
+    """Raise UserError unless the tokenizer is the text tower's: whole, no larger, and ending texts as CLIP finds it."""
+    text = config.text_encoder or {} if config.model_type == MODEL_TYPE else config.text_config.to_dict()
+    check_vocabulary(tokenizer, f"{TRANSFORMERS}{source}", text.get("vocab_size"))
+    end = text.get("eos_token_id")
+    if config.model_type == "clip" and end != 2 and end not in tokenizer("a photo")["input_ids"]:  # 2: see text_lengths
+        raise UserError(
+            f"{TRANSFORMERS}{source}: its tokenizer does not end a text with token {end}, at which CLIP takes its"
+            " embedding; take the tokenizer that belongs to it"
+        )
 
 
 def transformers_encoder(source: str) -> ImageEncoder:
@@ -428,7 +469,7 @@ def _load(source: str, load: Callable[[str], Any], problem: str, files: str) -> 
 
     try:
         return load(source)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
         raise UserError(
             f"{problem}: {first_line(error)} "
             f"Give a folder with {files}, or a hub name on a machine that reaches the hub."

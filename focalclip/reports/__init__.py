@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import write_text
+from focalclip.base.files import user_path, write_text
 
 if TYPE_CHECKING:
     from focalclip.evaluation.result import Result
@@ -19,7 +19,7 @@ def check_format(path: str | Path) -> Path:
     Raises:
         UserError: if nothing is written in the format that its ending names.
     """
-    path = Path(path)
+    path = user_path(path)
     if path.suffix not in FORMATS:
         raise UserError(f"--report {path}: the ending must be one of {', '.join(FORMATS)}, which names the format")
     return path
@@ -29,7 +29,8 @@ def write_report(result: "Result", path: str | Path) -> Path:
     """Write a result as JSON, page, CSV, Markdown, LaTeX, or ELEVATER submission (``.zip``), by the file's ending.
 
     Raises:
-        UserError: if the ending is not one of these, or a submission lacks what the server needs.
+        UserError: if the ending is not one of these, only a part of the images was evaluated, or a submission lacks
+            what the server needs.
     """
     path = check_format(path)
     if path.suffix == ".json":
@@ -38,6 +39,8 @@ def write_report(result: "Result", path: str | Path) -> Path:
         from focalclip.reports.submission import write_submission
 
         return write_submission(result, path)
+    if result.is_partial:
+        raise UserError(f"{path}: only a part of the images was evaluated (--max-images), which is no result to report")
     return write_text(path, _text_format(path.suffix)(result))
 
 

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from focalclip.base.errors import UserError
 from focalclip.base.strict import Strict, from_dict
+from focalclip.evaluation.result import is_part
 
 if TYPE_CHECKING:
     from focalclip.evaluation.result import Result
@@ -137,6 +138,9 @@ def _check_task(numbers: Sequence[PublishedNumber], result: Mapping[str, Any]) -
     if task is None:
         why = result.get("failed", {}).get(numbers[0].task) or "not in the result"
         return NumberCheck(numbers[0], "weak" if numbers[0].weak else "missing", None, why)
+    if is_part(task):
+        verdict = "weak" if all(number.weak for number in numbers) else "not comparable"
+        return NumberCheck(numbers[0], verdict, None, "a part of the images")
     fitting = [number for number in numbers if number.n in (None, task["n"])]
     if not fitting:
         sizes = " or ".join(f"{number.n:,}" for number in numbers)
@@ -154,6 +158,8 @@ def _check_score(number: PublishedNumber, result: Mapping[str, Any]) -> NumberCh
     if result["n_tasks"] != result["n_tasks_expected"]:
         why = f"mean of {result['n_tasks']} of {result['n_tasks_expected']} tasks"
         return NumberCheck(number, "missing", None, why)
+    if any(is_part(task) for task in result["tasks"].values()):
+        return NumberCheck(number, "not comparable", None, "a part of the images")
     return _judge(number, result["score"])
 
 

@@ -37,8 +37,9 @@ def score_line(result: "Result") -> str:
     score, interval, above = result.score, result.score_interval, result.score_above_chance
     if score is None or interval is None or above is None:
         return f"no score: 0 of {result.expected} tasks evaluated"
+    part = " of a part of the images, which is no result" if result.is_partial else ""
     return (
-        f"score {percent(score)} (95% interval {span(interval)}),"
+        f"score{part} {percent(score)} (95% interval {span(interval)}),"
         f" {signed(above)} above chance: mean of {len(result.scored)} of {result.expected} tasks"
     )
 

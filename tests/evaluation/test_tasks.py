@@ -130,7 +130,7 @@ def test_benchmark_from_a_folder_of_tasks_or_one_task(tmp_path):
     assert [(task.id, task.metric) for task in benchmark.tasks] == [("a", "map_11point"), ("b", "accuracy")]
     alone = load_benchmark(tmp_path / "b")
     assert [task.id for task in alone.tasks] == ["b"]
-    assert alone.tasks[0].find(alone.data_root) == (tmp_path / "b").resolve()
+    assert alone.places == {"b": tmp_path / "b"}
 
 
 def test_benchmark_from_a_yaml_file(tmp_path):

@@ -311,3 +311,57 @@ def test_every_published_focalnet_is_known_to_have_weights():
     sizes = [f"{size}_{field}" for size in ("tiny", "small", "base") for field in ("srf", "lrf")]
     large = [f"{size}_{levels}" for size in ("large", "xlarge", "huge") for levels in ("fl3", "fl4")]
     assert published == [f"focalnet_{name}" for name in sizes + large]
+
+
+def letter_clip(folder: Path) -> str:
+    """A CLIP of transformers whose words are single letters, whole."""
+    torch.manual_seed(0)
+    source = transformers_folder(folder, vision_models()["clip"][0])
+    letters = {letter: i + 2 for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz")}
+    words = {f"{letter}</w>": i + 28 for i, letter in enumerate(letters)}
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, **letters, **words}
+    transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
+    return source
+
+
+@pytest.mark.parametrize(
+    ("gone", "message"),
+    [
+        (["tokenizer.json"], "its tokenizer has no vocabulary; add the tokenizer's files"),
+        (["tokenizer.json", "tokenizer_config.json"], "its tokenizer has no vocabulary"),
+        (["preprocessor_config.json"], "transformers cannot load it"),
+        (["model.safetensors"], "transformers cannot load it"),
+    ],
+)
+def test_a_clip_folder_that_is_not_whole_is_refused(tmp_path, gone, message):
+    """Without tokenizer files transformers makes up a tokenizer that gives every prompt the same tokens."""
+    source = letter_clip(tmp_path)
+    assert focalclip.load(source)
+    for name in gone:
+        (tmp_path / name).unlink()
+    with pytest.raises(UserError, match=message):
+        focalclip.load(source)
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    source = letter_clip(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match="transformers cannot load it"):
+        focalclip.load(source)
+    vocabulary = {"<|startoftext|>": 0, "<|endoftext|>": 1, **{f"{i}</w>": i + 2 for i in range(300)}}
+    transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"its tokenizer has 302 tokens and its text tower \d+"):
+        focalclip.load(source)
+    vocabulary = {"<|startoftext|>": 0, "a": 1, "b": 2, "c": 3, "<|endoftext|>": 4}
+    transformers.CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="does not end a text with token 1"):
+        focalclip.load(source)
+
+
+def test_a_text_tower_without_its_tokenizer_is_refused(tmp_path):
+    config = transformers.BertConfig(vocab_size=40, **VIT)
+    transformers.BertModel(config).save_pretrained(tmp_path)
+    text = TextTowerConfig(name=f"transformers:{tmp_path}", context_length=8)
+    image = ImageTowerConfig(name="focalnet_pico", image_size=32)
+    with pytest.raises(UserError, match=r"model\.text\.name: .*its tokenizer has no vocabulary"):
+        _ = FocalCLIP(ModelConfig(embed_dim=16, image=image, text=text)).tokenizer

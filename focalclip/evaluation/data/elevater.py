@@ -32,7 +32,7 @@ import numpy as np
 
 from focalclip.base.errors import UserError
 from focalclip.data.folders import FolderTree, Tree, images_by_class, lines_of
-from focalclip.data.reader import SPLITS, FileEntry, PictureSet, SplitName, no_split
+from focalclip.data.reader import SPLITS, FileEntry, PictureSet, SplitName, data_in, is_data, no_split
 from focalclip.evaluation.task import Task
 
 # The archive of Chinese-CLIP
@@ -74,7 +74,7 @@ def read_zip(archive: Path, task: Task, split: SplitName) -> PictureSet:
             )
         start = content_offset(archive, inner)
         members = zip_members(archive, start, inner.file_size)
-    labels = [PurePosixPath(path) for path in members if PurePosixPath(path).name == _LABELS]
+    labels = [PurePosixPath(path) for path in members if PurePosixPath(path).name == _LABELS and is_data(path)]
     if not labels:
         kinds = ", ".join(sorted({path.partition("/")[0] for path in members})[:5])
         raise UserError(
@@ -196,7 +196,9 @@ class ZipTree:
         self._start = start
         prefix = f"{root}/" if root else ""
         self._members = {
-            path.removeprefix(prefix): member for path, member in members.items() if path.startswith(prefix)
+            inside: member
+            for path, member in members.items()
+            if path.startswith(prefix) and is_data(inside := path.removeprefix(prefix))
         }
 
     def folders(self, under: str = "") -> list[str]:
@@ -205,7 +207,7 @@ class ZipTree:
         parts = (PurePosixPath(path).parts for path in self.paths(under))
         return sorted({names[depth] for names in parts if len(names) > depth + 1})
 
-    def paths(self, under: str) -> list[str]:
+    def paths(self, under: str = "") -> list[str]:
         """Every file below a folder."""
         return [path for path in self._members if not under or path.startswith(f"{under}/")]
 
@@ -299,7 +301,7 @@ def read_voc(folder: Path, split: SplitName) -> PictureSet:
         raise no_split(folder, split, [name for name in SPLITS if (main / f"{name}.txt").is_file()])
     keys = (main / f"{split}.txt").read_text().split()
     ending = f"_{split}.txt"
-    names = sorted(path.name.removesuffix(ending) for path in main.glob(f"*{ending}"))
+    names = [path.name.removesuffix(ending) for path in data_in(main, ending)]
     if not names:
         raise UserError(
             f"{main}: no CLASS{ending} files, which hold the labels; unpack the VOC 2007 {split} archive again"

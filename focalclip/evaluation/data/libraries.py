@@ -17,7 +17,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from focalclip.base.errors import UserError, first_line
-from focalclip.data.reader import SPLIT_WORDS, FileEntry, PictureSet, SplitName, Unavailable, no_split
+from focalclip.data.reader import (
+    SPLIT_WORDS,
+    FileEntry,
+    PictureSet,
+    SplitName,
+    Unavailable,
+    files_below,
+    is_data,
+    no_split,
+)
 from focalclip.evaluation.task import Task
 
 # The library datasets
@@ -63,8 +72,9 @@ def is_saved(folder: Path) -> bool:
 def parquet_splits(folder: Path) -> dict[str, list[Path]]:
     """The Parquet files in or under a folder by split, by a word in their path; without such a word: test."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.parquet")):
-        found.setdefault(_split_of(path.relative_to(folder)) or "test", []).append(path)
+    for path in files_below(folder):
+        if path.endswith(".parquet"):
+            found.setdefault(_split_of(Path(path)) or "test", []).append(folder / path)
     return found
 
 
@@ -370,8 +380,9 @@ def _entries(dataset: Any, root: Path) -> tuple[tuple[FileEntry | ArrayEntry, ..
     if samples is None:
         labels = _array_labels(dataset)
         return tuple(ArrayEntry(dataset, i) for i in range(len(labels))), labels
-    paths = [Path(path) for path, _ in samples]
-    return tuple(FileEntry(path, _key(path, root)) for path in paths), [int(label) for _, label in samples]
+    found = [(FileEntry(Path(path), _key(Path(path), root)), int(label)) for path, label in samples]
+    found = [(entry, label) for entry, label in found if entry.key.startswith("/") or is_data(entry.key)]
+    return tuple(entry for entry, _ in found), [label for _, label in found]
 
 
 def _samples(dataset: Any) -> list[tuple[Any, int]] | None:

@@ -13,8 +13,9 @@ from typing import cast
 import numpy as np
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import is_inside
 from focalclip.data.folders import is_task_folder, read_classes, splits_of
-from focalclip.data.reader import SPLITS, Entry, PictureSet, Request, SplitName, Unavailable, no_split
+from focalclip.data.reader import SPLITS, Entry, PictureSet, Request, SplitName, Unavailable, data_in, no_split
 from focalclip.data.sources import find_reader
 from focalclip.evaluation.data import elevater, hub, libraries
 from focalclip.evaluation.task import Task
@@ -77,7 +78,9 @@ _LAYOUTS = (
 )
 
 
-def open_task(task: Task, data_root: Path | None, absent: dict[str, str], split: str = "test") -> TaskData:
+def open_task(
+    task: Task, data_root: Path | None, absent: dict[str, str], split: str = "test", place: Path | None = None
+) -> TaskData:
     """Read one split of a task wherever its data lies and in any known layout.
 
     Args:
@@ -85,6 +88,7 @@ def open_task(task: Task, data_root: Path | None, absent: dict[str, str], split:
         data_root: folder that holds the data; None: the hub.
         absent: tasks known to be absent, and why.
         split: ``train``, ``val`` or ``test``.
+        place: the task's folder, where it is known: nothing is looked for.
 
     Raises:
         Unavailable: if the data or the split is not there, saying what to do.
@@ -93,6 +97,8 @@ def open_task(task: Task, data_root: Path | None, absent: dict[str, str], split:
     if split not in SPLITS:
         raise UserError(f"the split {split!r} is not one of {', '.join(SPLITS)}")
     split = cast("SplitName", split)
+    if place is not None:
+        return _checked(_read_place(place, task, split), task)
     if task.source:
         return _checked(_read_source(task, task.source, data_root, split), task)
     return _checked(_read_place(locate(task, data_root, absent, split), task, split), task)
@@ -113,7 +119,7 @@ def locate(task: Task, data_root: Path | None, absent: dict[str, str], split: Sp
         return found
     if task.id in absent:
         raise Unavailable(absent[task.id])
-    wanted = data_root / task.folder_names[0]
+    wanted = data_root / f"wds_{(*task.folders, task.id)[0]}"
     if task.hub is None:
         raise Unavailable(f"needs {wanted}; {task.obtain or 'put the task folder there'}")
     raise Unavailable(f"needs {wanted}; on the hub: {task.hub}")
@@ -172,7 +178,7 @@ def _read_place(place: Path, task: Task, split: SplitName) -> PictureSet:
         return reader.open(str(place), Request(split, field=task.id))
     if libraries.parquet_splits(place):
         return libraries.read_parquet(place, task, split)
-    present = sorted(path.name for path in place.iterdir())
+    present = [path.name for path in data_in(place)]
     some = ", ".join(present[:5]) + (" ..." if present[5:] else "")
     raise UserError(f"{place}: no layout that can be read (it holds {some or 'nothing'}); expected {_LAYOUTS}")
 
@@ -181,6 +187,8 @@ def _read_source(task: Task, source: str, data_root: Path | None, split: SplitNa
     """``hf:REPOSITORY``, ``hf:REPOSITORY:FOLDER``, ``hf:FOLDER`` under ``data_root``, or ``torchvision:NAME``."""
     kind, _, name = source.partition(":")
     if kind == "hf" and name:
+        if not is_inside(name.replace(":", "/")):
+            raise UserError(f"task {task.id}: source {source!r} leads out of the data root; name a folder in it")
         if data_root is not None and (data_root / name).is_dir():
             return _read_place(data_root / name, task, split)
         repo, _, subfolder = name.partition(":")

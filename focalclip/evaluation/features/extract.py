@@ -17,10 +17,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from focalclip.base.errors import UserError
-from focalclip.base.files import whole_file
+from focalclip.base.files import user_path, whole_file
+from focalclip.data.reader import files_below
 from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.images import num_threads, prefetch
-from focalclip.evaluation.features.model import device_and_dtype, weights_sha256
+from focalclip.evaluation.features.model import check_preprocess, device_and_dtype, weights_sha256
 from focalclip.interop.encoder import ImageEncoder, Preprocess
 
 FORMATS = (".npz", ".parquet")
@@ -71,11 +72,13 @@ def extract(
         progress: show a progress bar.
 
     Raises:
-        UserError: if there is no readable picture, the output is of no known format, or features are not finite.
+        UserError: if there is no readable picture, the output is of no known format, the encoder's preprocessing gives
+            no tensors of one shape, or features are not finite.
     """
-    folder, output = Path(folder), Path(output)
+    folder, output = user_path(folder), user_path(output)
     check_format(output)
     paths, num_others = find_pictures(folder)
+    check_preprocess(encoder)
     digest = weights_sha256(encoder.tower)
     names, broken = [], []
     features = np.empty((len(paths), encoder.num_features), dtype)
@@ -113,15 +116,15 @@ def check_format(output: Path) -> None:
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], int]:
-    """All pictures under ``folder`` in order of name, and how many other files there are.
+    """All pictures under ``folder`` in order of name, and how many other files there are (see ``reader.is_data``).
 
     Raises:
         UserError: if there is none.
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a folder of pictures")
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in files if path.suffix.lower() in _PICTURES]
+    files = files_below(folder)
+    paths = [folder / path for path in files if path.lower().endswith(_PICTURES)]
     if not paths:
         raise UserError(f"{folder}: no picture in it ({', '.join(_PICTURES)}) among {len(files):,} files")
     return paths, len(files) - len(paths)

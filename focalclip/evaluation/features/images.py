@@ -20,7 +20,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, faults_named, unforeseen
 from focalclip.base.machine import num_cores
 from focalclip.base.ranks import gather_objects, is_main, own_share, ranks_on_this_machine, together, world_size
 from focalclip.evaluation.data import Entry, decode
@@ -121,7 +121,9 @@ def encode_images(
     encoder = _ImageEncoder(model, resize, cache)
     bar = _bar(sum(len(blocks[i]) for i in mine), label, progress)
     with bar:
-        own = together(lambda: dict(zip(mine, encoder.run(blocks, digests, mine, bar), strict=True)))
+        own = together(
+            lambda: faults_named(lambda: dict(zip(mine, encoder.run(blocks, digests, mine, bar), strict=True)))
+        )
     by_block = {i: done for share in gather_objects(own) for i, done in share.items()}
     done = [by_block[i] for i in range(len(blocks))]
     if cache and known is None and is_main():
@@ -211,8 +213,9 @@ class _ImageEncoder:
 
 
 def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Entry], _Loaded]:
-    """A function that reads, hashes, decodes and preprocesses one image."""
+    """A function that reads, hashes, decodes and preprocesses one image; what a batch cannot hold is not readable."""
     resized = resizer(preprocess, resize)
+    shape = preprocess(Image.new("RGB", (32, 32))).shape
 
     def load(entry: Entry) -> _Loaded:
         data = entry.read()
@@ -221,7 +224,14 @@ def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Call
             image = decode(data)
         except ValueError as error:
             return _Loaded(None, str(error) or "damaged", digest)
-        return _Loaded(preprocess(resized(image)), "", digest)
+        try:
+            pixels = preprocess(resized(image))
+        except Exception as error:  # noqa: BLE001 (a user's code, which has done well with other pictures)
+            return _Loaded(None, f"the model's preprocess fails, {unforeseen(error)}", digest)
+        if pixels.shape != shape:
+            reason = f"the model's preprocess gives {tuple(pixels.shape)}, not {tuple(shape)}"
+            return _Loaded(None, reason, digest)
+        return _Loaded(pixels, "", digest)
 
     return load
 

@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, unforeseen
 from focalclip.base.machine import processor
 from focalclip.base.ranks import world_size
 from focalclip.models.cost import count_multiply_adds
@@ -76,6 +77,91 @@ def device_and_dtype(model: Any) -> tuple[torch.device, torch.dtype]:
     if parameter is not None:
         return parameter.device, parameter.dtype
     return torch.device(getattr(model, "device", "cpu")), getattr(model, "dtype", torch.float32)
+
+
+def check_model(model: Any) -> None:
+    """Check once, before any task, that preprocessing and tokenizer give what the encoders take.
+
+    Whether features are finite is left to the tasks: those of a model that has diverged are not.
+
+    Args:
+        model: any :class:`DualEncoder`.
+
+    Raises:
+        UserError: naming what is wrong: of another type, of a shape that differs between pictures or that the encoder
+            does not take, or not finite.
+    """
+    name, device, dtype = type(model).__name__, *device_and_dtype(model)
+    images = check_preprocess(model)
+    with evaluating(model):
+        width = _embedded(model, "encode_image", images.to(device, dtype))
+        if not hasattr(model, "encode_text"):
+            return
+        tokens = model.tokenizer(["a photo of a cat.", "two dogs"])
+        if not isinstance(tokens, Tensor) or tokens.ndim != 2 or len(tokens) != 2 or tokens.is_floating_point():
+            raise UserError(f"{name}.tokenizer gives {_described(tokens)} of 2 texts, not int64 tokens (2, L); wrap it")
+        if (text_width := _embedded(model, "encode_text", tokens.to(device))) != width:
+            raise UserError(
+                f"{name}: encode_image gives {width} numbers, encode_text {text_width}; they must be as many"
+            )
+
+
+def check_preprocess(model: Any) -> Tensor:
+    """Check that pictures of any proportions become finite tensors of one shape.
+
+    Args:
+        model: anything with a ``preprocess``.
+
+    Returns:
+        (2, C, H, W): of a tall picture and of a wide one.
+
+    Raises:
+        UserError: naming what they become instead.
+    """
+    noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+    images = [_preprocessed(model, Image.fromarray(pixels)) for pixels in (noise, noise.transpose(1, 0, 2).copy())]
+    if images[0].shape != images[1].shape:
+        shapes = " and ".join(str(tuple(image.shape)) for image in images)
+        raise UserError(
+            f"{type(model).__name__}.preprocess gives pictures of different proportions different shapes, {shapes}; it"
+            " has to resize or crop all to one (in transformers: do_center_crop)"
+        )
+    return torch.stack(images)
+
+
+def _preprocessed(model: Any, picture: Image.Image) -> Tensor:
+    name = f"{type(model).__name__}.preprocess"
+    try:
+        image = model.preprocess(picture)
+    except Exception as error:
+        raise UserError(
+            f"{name} fails on an RGB picture of {picture.width} x {picture.height}: {unforeseen(error)}"
+        ) from error
+    if not isinstance(image, Tensor) or not image.is_floating_point() or image.ndim != 3:
+        raise UserError(f"{name} gives {_described(image)}, not one float tensor (channels, H, W); wrap it")
+    if not bool(torch.isfinite(image).all()):
+        raise UserError(f"{name} gives values that are not finite; is its std 0?")
+    return image
+
+
+def _embedded(model: Any, encode: str, inputs: Tensor) -> int:
+    """Width of the embeddings of two inputs."""
+    name, shape = f"{type(model).__name__}.{encode}", tuple(inputs.shape)
+    try:
+        embeds = getattr(model, encode)(inputs)
+    except Exception as error:
+        raise UserError(f"{name} does not take what comes before it, of shape {shape}: {unforeseen(error)}") from error
+    if not isinstance(embeds, Tensor) or embeds.ndim != 2 or len(embeds) != 2:
+        raise UserError(
+            f"{name} gives {_described(embeds)} for inputs of shape {shape}, not embeddings (2, D); wrap it"
+        )
+    return embeds.shape[1]
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor | np.ndarray):
+        return f"a {type(value).__name__} of {value.dtype} and shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"
 
 
 def to_precision(model: Any, name: str) -> Any:

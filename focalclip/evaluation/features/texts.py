@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, faults_named
 from focalclip.base.ranks import gather_objects, is_main, rank, together, world_size
 from focalclip.evaluation.features.cache import FeatureCache
 from focalclip.evaluation.features.model import device_and_dtype
@@ -92,9 +92,9 @@ def encode_prompts(model: Any, prompts: Sequence[str], batch_size: int = 256, la
     """Unit-length text embeddings, float32 (len(prompts), D) on the CPU; ranks share the batches.
 
     Raises:
-        UserError: if they are not finite.
+        UserError: if they are not finite, or all texts have the same tokens.
     """
-    tokens = model.tokenizer(list(prompts))
+    tokens = together(lambda: faults_named(lambda: _tokens(model, list(prompts))))
     lengths = model.text_lengths(tokens) if hasattr(model, "text_lengths") else None
     order = torch.arange(len(prompts)) if lengths is None else lengths.argsort(stable=True)
     batches = order.split(batch_size)
@@ -107,10 +107,25 @@ def encode_prompts(model: Any, prompts: Sequence[str], batch_size: int = 256, la
     with tqdm(
         mine, label, unit=" batches of prompts", leave=False, disable=None if label and is_main() else True
     ) as bar:
-        own = together(lambda: {i: encode(batches[i]) for i in bar})
+        own = together(lambda: faults_named(lambda: {i: encode(batches[i]) for i in bar}))
     by_batch = {i: embeds for share in gather_objects(own) for i, embeds in share.items()}
     in_order = torch.from_numpy(np.concatenate([by_batch[i] for i in range(len(batches))]))
     return in_order[order.argsort()]
+
+
+def _tokens(model: Any, prompts: list[str]) -> Tensor:
+    """Tokens (len(prompts), L).
+
+    Raises:
+        UserError: if the tokenizer does not tell prompts apart.
+    """
+    tokens = model.tokenizer(prompts)
+    if len(set(prompts)) > 1 and bool((tokens == tokens[0]).all()):
+        raise UserError(
+            f"the tokenizer makes the same tokens of all {len(prompts):,} texts ({prompts[0]!r} ...); is its vocabulary"
+            " there?"
+        )
+    return tokens
 
 
 def _encode(model: Any, tokens: Tensor, longest: int | None) -> np.ndarray:

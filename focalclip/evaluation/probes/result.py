@@ -212,7 +212,7 @@ class ProbeResult:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON, whole or not at all."""
-        return write_json(Path(path), self.to_json())
+        return write_json(path, self.to_json())
 
 
 def _in_all(tasks: Sequence[Sequence[ProbeRow]]) -> list[list[ProbeRow]]:
@@ -245,7 +245,7 @@ class Origin:
 
 
 class Journal:
-    """A file of finished probes that is only ever added to.
+    """A file of finished probes that is only ever added to; where it cannot be, that is said once and nothing is kept.
 
     Args:
         path: JSON lines; created at the first addition. None: nothing is known and nothing kept.
@@ -287,10 +287,15 @@ class Journal:
     def add(self, origin: Origin, run: ProbeRun) -> None:
         """Keep a finished probe."""
         self._note(origin, run)
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a") as file:
                 file.write(json.dumps({"origin": asdict(origin), "run": asdict(run)}) + "\n")
+        except OSError as error:
+            print(f"{self.path}: cannot be written ({error.strerror}); finished probes are not kept", file=sys.stderr)
+            self.path = None
 
     def _note(self, origin: Origin, run: ProbeRun) -> None:
         self._known.setdefault(origin, {})[run.key] = run

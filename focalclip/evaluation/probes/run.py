@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, unforeseen
+from focalclip.base.files import user_path
 from focalclip.base.machine import versions
 from focalclip.evaluation.data import TaskData, Unavailable
 from focalclip.evaluation.features.cache import FeatureCache, open_cache
 from focalclip.evaluation.features.images import encode_images
-from focalclip.evaluation.features.model import DualEncoder, describe, evaluating, known_weights
+from focalclip.evaluation.features.model import DualEncoder, check_model, describe, evaluating, known_weights
 from focalclip.evaluation.features.texts import class_matrix
 from focalclip.evaluation.opened import open_checked
 from focalclip.evaluation.probes.result import (
@@ -66,9 +67,10 @@ def probe(
     settings = settings or ProbeSettings()
     full = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark, data_root)
     chosen = full.select(settings.tasks)
-    finished = Journal(None if journal is None else Path(journal))
+    finished = Journal(None if journal is None else user_path(journal))
     if device is not None and hasattr(model, "to"):
         model.to(device)
+    check_model(model)
     weights = known_weights(model)
     cache = open_cache(model, cache_dir, weights)
     facts = {"sha256": weights or "unknown"} | describe(model)
@@ -86,8 +88,8 @@ def probe(
             result.tasks[task.id] = _describe(task, data, runs)
         except Unavailable as reason:
             result.missing[task.id] = str(reason)
-        except UserError as error:
-            result.failed[task.id] = str(error)
+        except Exception as error:  # noqa: BLE001 (no fault of one task ends the others)
+            result.failed[task.id] = str(error) if isinstance(error, UserError) else unforeseen(error)
     return replace(result, seconds=round(time.perf_counter() - start, 3))
 
 

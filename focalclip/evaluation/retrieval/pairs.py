@@ -1,6 +1,7 @@
 """Images and the captions that belong to them, read in full before the first image is encoded."""
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import user_path
 from focalclip.data.reader import Entry, Request
 from focalclip.data.sources import open_source
 
@@ -27,7 +29,8 @@ class PairData:
     pairs: NDArray[np.int64]
     """(P, 2): image and caption; P is M unless captions are merged."""
     faults: tuple[str, ...] = ()
-    """Samples that were left out, by name, each with the reason."""
+    """What was left out, by name, each with the reason: pictures without captions, blank captions, rows without a
+    picture."""
 
     @property
     def repeated(self) -> int:
@@ -99,22 +102,27 @@ def open_pairs(
         UserError: naming the file at fault: nothing is there, it is of no known kind, broken, or lacks a column or a
             split, or images that it names are missing, or it has no captions.
     """
-    root = Path(image_root).expanduser() if image_root else None
+    root = user_path(image_root) if image_root else None
     found = open_source(str(source), Request(split, root, limit, "--data"))
     if found.captions is None:
         raise UserError(f"--data {source}: has classes and no captions; measure it with eval/zeroshot.py")
     entries, captions, image_of, faults = [], [], [], []
     for number, (entry, texts) in enumerate(zip(found.entries[:limit], found.captions, strict=False)):
+        blank = found.blank.get(number, 0)
         if not texts:
-            faults.append(f"{entry.name} ({found.faults.get(number, 'no caption')})")
+            reason = "blank captions" if blank else found.faults.get(number, "no caption")
+            faults.append(f"{entry.name} ({reason})")
             continue
+        if blank:
+            faults.append(f"{entry.name} ({blank} of {blank + len(texts)} captions blank)")
         texts = texts[:captions_per_image]
         image_of += [len(entries)] * len(texts)
         captions += texts
         entries.append(entry)
+    faults += found.left_out
     if not entries:
         first = f" ({faults[0]})" if faults else ""
         raise UserError(f"--data {source}: no image with a caption in it{first}; see --help for what it can be")
     pairs = np.stack([np.array(image_of), np.arange(len(captions))], axis=1)
-    name = found.name or found.place.resolve().name
+    name = found.name or Path(os.path.abspath(found.place)).name  # noqa: PTH100 (a link's own name)
     return PairData(name, str(source), tuple(entries), tuple(captions), pairs, tuple(faults))

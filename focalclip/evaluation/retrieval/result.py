@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from focalclip.base.files import whole_file, write_json
+from focalclip.base.files import user_path, whole_file, write_json
 from focalclip.base.terminal import aligned, model_heading, percent, some, span
 from focalclip.evaluation.retrieval.pairs import PairData
 from focalclip.evaluation.retrieval.recall import Direction
@@ -105,7 +105,7 @@ class RetrievalResult:
 
     def write(self, path: str | Path) -> Path:
         """Write the JSON, whole or not at all."""
-        return write_json(Path(path), self.to_json())
+        return write_json(path, self.to_json())
 
     def write_ranks(self, path: str | Path) -> Path:
         """Write the rank of every query as ``.npz``, whole or not at all.
@@ -119,9 +119,10 @@ class RetrievalResult:
             "pairs": self.data.pairs.astype(np.int32),
             **{name: ranks.astype(np.int32) for name, ranks in self.ranks._asdict().items()},
         }
-        with whole_file(Path(path)) as temporary, temporary.open("wb") as file:
+        path = user_path(path)
+        with whole_file(path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **arrays)
-        return Path(path)
+        return path
 
 
 def retrieval_table(result: RetrievalResult) -> str:
@@ -170,7 +171,7 @@ def _remarks(result: RetrievalResult) -> list[str]:
             " own image counts as right,\nwhich sets the ceilings; --merge-captions counts every image that has it."
         )
     total = len(data.entries) + len(data.faults) + len(result.broken)
-    for title, names in (("damaged images", result.broken), ("incomplete samples", data.faults)):
+    for title, names in (("damaged images", result.broken), ("incomplete or blank", data.faults)):
         if names:
             remarks.append(f"{title}, left out: {some(names, total)}")
     return remarks

@@ -11,7 +11,14 @@ from focalclip.base.machine import peak_memory, versions
 from focalclip.base.ranks import is_main
 from focalclip.evaluation.features.cache import open_cache
 from focalclip.evaluation.features.images import encode_images
-from focalclip.evaluation.features.model import DualEncoder, describe, device_and_dtype, evaluating, known_weights
+from focalclip.evaluation.features.model import (
+    DualEncoder,
+    check_model,
+    describe,
+    device_and_dtype,
+    evaluating,
+    known_weights,
+)
 from focalclip.evaluation.features.texts import encode_prompts
 from focalclip.evaluation.retrieval.pairs import PairData
 from focalclip.evaluation.retrieval.ranks import CHUNK, retrieval_ranks
@@ -54,6 +61,7 @@ def evaluate(
     if device is not None and hasattr(model, "to"):
         model.to(device)
     where, _ = device_and_dtype(model)
+    check_model(model)
     weights = known_weights(model)
     cache = open_cache(model, cache_dir, weights)
     with evaluating(model):

@@ -36,8 +36,9 @@ class Run:
 
     @property
     def result(self) -> Path | None:
-        """The file of its evaluation, which is written last."""
-        return next(iter(sorted((self.folder / self.name / "eval").glob("*.json"))), None)
+        """The file of its evaluation, which is written last; not one of a part of the images."""
+        paths = sorted((self.folder / self.name / "eval").glob("*.json"))
+        return next((path for path in paths if '"partial": true' not in path.read_text(errors="replace")), None)
 
     @property
     def failure(self) -> str | None:

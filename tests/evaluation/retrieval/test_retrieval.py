@@ -67,7 +67,7 @@ def test_trap_one_text_forward_each(tmp_path):
     run(open_pairs(write_wds(tmp_path / "t", CAPTIONS)), batch_size=16)
     hook.remove()
     real = [len(tokens) for tokens in encoded if not tokens.is_meta]  # those without values only count the cost
-    assert real == [16, 14]  # 23 different things and 7 numbers, of 46 captions
+    assert real == [2, 16, 14]  # two of the check before all; 23 different things and 7 numbers, of 46 captions
 
 
 def test_trap_directions_are_called_by_what_is_retrieved_elsewhere(tmp_path):
@@ -125,7 +125,8 @@ def test_features_come_from_the_cache_and_give_the_same_ranks(tmp_path):
     hook = tiny_model().visual.register_forward_hook(lambda _, inputs, __: images.append(inputs[0]))
     again = run(data, cache_dir=tmp_path / "cache")
     hook.remove()
-    assert [len(batch) for batch in images if not batch.is_meta] == [1]  # the probe that the cache asks the model by
+    # the check before all, and the probe that the cache asks the model by
+    assert [len(batch) for batch in images if not batch.is_meta] == [2, 1]
     assert all((one == two).all() for one, two in zip(first.ranks, again.ranks, strict=True))
     assert again.data_sha256 == first.data_sha256
 

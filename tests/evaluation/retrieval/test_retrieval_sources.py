@@ -190,3 +190,111 @@ def test_faulty_sources_are_told_in_one_sentence(tmp_path):
     assert "neither Karpathy's caption file nor COCO's" in refused("g.json", b"[1, 2")
     write_folder(tmp_path / "h", [[1, 0, 0]], kind="multilabel")
     assert "has classes and no captions; measure it with eval/zeroshot.py" in refused("h", split="test")
+
+
+# Blank captions are left out and counted, and what one row lacks does not refuse the set
+
+WORDS = ["a red thing", "a blue thing"]
+COCO = {
+    "images": [{"id": i, "file_name": f"{i}.png"} for i in range(3)],
+    "annotations": [
+        *({"image_id": i, "caption": caption} for i, caption in ((0, WORDS[0]), (0, " \n"), (1, None), (2, WORDS[1]))),
+        {"image_id": 17, "caption": "of an image that is not listed"},
+    ],
+}
+KARPATHY = {
+    "images": [
+        {"split": "test", "filename": f"{i}.png", "sentences": [{"raw": caption} for caption in captions]}
+        for i, captions in enumerate(([WORDS[0], ""], ["\t"], [WORDS[1]]))
+    ]
+}
+BLANK = {
+    "a.csv": f"image,caption\n0.png,{WORDS[0]}\n0.png,  \n1.png,\n,a caption of nothing\n,\n2.png,{WORDS[1]}\n",
+    "a.tsv": f"caption\tpath\n{WORDS[0]}\t0.png\n \t0.png\n\t1.png\nof nothing\t\n\t\n{WORDS[1]}\t2.png\n",
+    "coco.json": json.dumps(COCO),
+    "karpathy.json": json.dumps(KARPATHY),
+    "a.jsonl": f'{{"image": "0.png", "caption": ["{WORDS[0]}", ""]}}\n{{"image": "1.png", "caption": null}}\n\n'
+    f'{{"image": null, "caption": "x"}}\nnot JSON\n{{"image": "2.png", "caption": "{WORDS[1]}"}}\n',
+}
+
+
+@pytest.mark.parametrize("name", BLANK)
+def test_blank_captions_are_left_out_and_counted(tmp_path, name):
+    write_images(tmp_path, [f"{i}.png" for i in range(3)])
+    (tmp_path / name).write_text(BLANK[name])
+    data = open_pairs(tmp_path / name)
+    assert [entry.key for entry in data.entries] == ["0.png", "2.png"]
+    assert list(data.captions) == WORDS
+    assert data.faults[:2] == (
+        f"{tmp_path}/0.png (1 of 2 captions blank)",
+        f"{tmp_path}/1.png (blank captions)",
+    )
+    assert len(data.faults) == {"karpathy.json": 2, "a.jsonl": 4}.get(name, 3)
+
+
+def test_blank_lines_of_a_wds_folder_are_counted(tmp_path):
+    data = open_pairs(write_wds(tmp_path / "t", [["a cat", "", "kitty"], ["", " "], ["a dog", ""]]))
+    assert data.captions == ("a cat", "kitty", "a dog")  # what ends a text is no caption
+    assert data.faults == ("test/0.tar:s0000000 (1 of 3 captions blank)", "test/0.tar:s0000001 (no caption)")
+
+
+def test_a_row_of_other_columns_costs_that_row(tmp_path):
+    write_images(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "p.csv").write_text("path,caption\na.png,a cat, asleep\nb.png,a dog\na.png,kitty\n")
+    data = open_pairs(tmp_path / "p.csv")
+    assert data.captions == ("a dog", "kitty")
+    assert data.faults == ("row ['a.png', 'a cat', ' asleep'] does not give 2 columns",)
+
+
+# Flickr's files and JSON lines
+
+FLICKR = {
+    "captions.txt": 'image,caption\n1.jpg,"A man , asleep ."\n1.jpg,A man, awake .\n2.jpg,A dog .\n',
+    "Flickr8k.token.txt": "1.jpg#0\tA man , asleep .\n1.jpg#1\tA man, awake .\n2.jpg#0\tA dog .\n",
+    "results_20130124.token": "1.jpg#0\tA man , asleep .\n1.jpg#1\tA man, awake .\n2.jpg#0\tA dog .\n",
+    "results.csv": "image_name| comment_number| comment\n1.jpg| 0| A man , asleep .\n1.jpg| 1| A man, awake .\n"
+    "1.jpg| 2   A row that lacks its bar .\n2.jpg| 0| A dog .\n",
+}
+
+
+@pytest.mark.parametrize("folder", ["", "Images"])
+@pytest.mark.parametrize("name", FLICKR)
+def test_flickrs_files(tmp_path, name, folder):
+    write_images(tmp_path / folder, ["1.jpg", "2.jpg"])
+    (tmp_path / name).write_text(FLICKR[name])
+    data = open_pairs(tmp_path / name)
+    assert data.captions == ("A man , asleep .", "A man, awake .", "A dog .")
+    assert data.pairs[:, 0].tolist() == [0, 0, 1]
+    assert len(data.faults) == (name == "results.csv")
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.json", "list.json"])
+def test_json_lines_and_lists(tmp_path, name):
+    """Lines as of an imagefolder's metadata, and the lists that BLIP and ALBEF publish."""
+    write_images(tmp_path, ["1.png", "2.png"])
+    records = [{"file_name": "1.png", "text": "a cat"}, {"image": "2.png", "caption": ["a dog", "hound"]}]
+    lines = [json.dumps(record) for record in [*records, {"file_name": "1.png", "text": 7}]]
+    (tmp_path / name).write_text(f"[{', '.join(lines)}]" if name == "list.json" else "\ufeff" + "\n".join(lines))
+    data = open_pairs(tmp_path / name)
+    assert data.captions == ("a cat", "7", "a dog", "hound")
+    assert data.pairs[:, 0].tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"picture": "1.png", "caption": "a"}', "no object names an image; one of path, filepath"),
+        ('{"image": "1.png", "words": "a"}', "no object has a caption, called caption or captions"),
+        ('{"image": "1.png", "caption": {"en": "a"}}', "is not text"),
+    ],
+)
+def test_json_lines_without_images_or_captions_are_refused(tmp_path, line, message):
+    (tmp_path / "x.jsonl").write_text(line)
+    with pytest.raises(UserError, match=message):
+        open_pairs(tmp_path / "x.jsonl")
+
+
+def test_a_linked_set_has_the_links_name(tmp_path):
+    write_wds(tmp_path / "disk", CAPTIONS)
+    (tmp_path / "pets").symlink_to(tmp_path / "disk")
+    assert open_pairs(tmp_path / "pets").name == "pets"
