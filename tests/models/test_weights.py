@@ -186,6 +186,8 @@ def test_a_common_prefix_comes_off_and_is_told(prefix):
     with pytest.warns(UserWarning, match=f"without their prefix '{re.escape(prefix)}'"):
         loaded = from_official({"model": weights}, with_head=True)
     assert all(torch.equal(x, tower.state_dict()[name]) for name, x in loaded.state_dict().items())
+    if prefix == "backbone.":
+        return  # of a detector the backbone is taken, see below
     with pytest.raises(UserError, match=rf"under '{re.escape(prefix)}' there are others \(neck\.conv\.weight\)"):
         from_official(weights | {"neck.conv.weight": torch.zeros(1)})
 

@@ -18,14 +18,12 @@ from tqdm import tqdm
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import whole_file
-from focalclip.evaluation.data import decode
+from focalclip.data.images import PICTURE_SUFFIXES, decode
 from focalclip.evaluation.features.images import num_threads, prefetch
 from focalclip.evaluation.features.model import device_and_dtype, weights_sha256
 from focalclip.interop.encoder import ImageEncoder, Preprocess
 
 FORMATS = (".npz", ".parquet")
-
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -121,9 +119,9 @@ def find_pictures(folder: Path) -> tuple[list[Path], int]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a folder of pictures")
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    paths = [path for path in files if path.suffix.lower() in _PICTURES]
+    paths = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     if not paths:
-        raise UserError(f"{folder}: no picture in it ({', '.join(_PICTURES)}) among {len(files):,} files")
+        raise UserError(f"{folder}: no picture in it ({', '.join(PICTURE_SUFFIXES)}) among {len(files):,} files")
     return paths, len(files) - len(paths)
 
 

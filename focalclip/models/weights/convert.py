@@ -45,7 +45,7 @@ _HEAD = "head.fc."
 
 
 def read_weights(source: Source) -> tuple[Weights, str]:
-    """Named tensors of a ``.pth``, ``.pt`` or ``.safetensors`` file or its content, and what messages call them.
+    """Named tensors of a file of torch.save or safetensors, or its content, and what messages call them.
 
     Raises:
         UserError: if the file cannot be read safely or whole, or holds no named tensors.
@@ -70,8 +70,9 @@ def recognise(weights: Weights, where: str) -> tuple[Dialect, Weights]:
         for stem in (dialect.base + dialect.stem, dialect.stem):
             if anchor := next((name for name in weights if f".{name}".endswith(f".{stem}")), None):
                 prefix = anchor.removesuffix(stem)
-                tower = {name: x for name, x in weights.items() if name.startswith(prefix)}
-                return dialect, _without_prefix(tower if prefix in dialect.image_towers else weights, prefix, where)
+                if prefix.removeprefix("module.") in dialect.image_towers:
+                    weights = {name: x for name, x in weights.items() if name.startswith(prefix)}
+                return dialect, _without_prefix(weights, prefix, where)
     raise UserError(f"{where}: not the weights of a FocalNet: no patch embedding; they begin with {some(weights)}")
 
 
@@ -92,7 +93,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint file without running any code in it."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -109,11 +110,24 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path}: not a file of plain tensors ({refused[1]}), and nothing else is unpickled; "
             "save its state dict alone, best as .safetensors"
         ) from None
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise UserError(f"{path}: damaged or truncated ({first_line(error)}); copy it again") from None
+        raise UserError(f"{path}: a program of TorchScript, and none is run; save its state dict alone") from None
     except Exception as error:  # noqa: BLE001 - on damaged bytes the unpickler fails in every way there is
         raise UserError(f"{path}: damaged or truncated ({first_line(error)}); copy it again") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict()")
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: a length of 8 bytes, then JSON. By suffix where it is neither that nor a file of torch.save."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head.startswith((b"PK", b"\x80")):  # a zip, or a pickle, which are torch's formats
+        return False
+    return head[8:] == b"{" or path.suffix == ".safetensors"
 
 
 def load_strictly(
@@ -208,8 +222,9 @@ def from_official(
     the weights. Two flags do not; left out, they are those of the named variant with this architecture, else False.
 
     Args:
-        source: a ``.pth`` or ``.safetensors`` file, or its content; weights may stand under the key ``model`` or
-            ``state_dict``, and their names may have one prefix in common (``vision.``, ``module.backbone.``).
+        source: a file of torch.save or safetensors, whatever its suffix, or its content; weights may stand under the
+            key ``model`` or ``state_dict``, and their names may have one prefix in common (``vision.``,
+            ``module.``). Of a detector (of mmdet or mmseg) the backbone is taken.
         post_norm: blocks normalise after modulation and MLP (today's ``use_postln`` of the authors' code).
         normalize_modulator: must be given for large_fl4 and xlarge_fl4, on which published sources disagree.
         with_head: keep the classification head; the tower then returns logits.
