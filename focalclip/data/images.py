@@ -49,8 +49,6 @@ _TURNS = {
 
 _BIT_BUFFER = 16  # bytes that a JPEG decoder may have read beyond the last one it needed
 
-_HOLES = {b"VP8 ": 64, b"VP8L": 4096}  # zero bytes in a row that no encoder of WebP writes; it has no checksum
-
 # Pillow warns from half of MAX_PIXELS on; those pictures are decoded, and larger ones refused.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -148,8 +146,6 @@ def _decode_with_pillow(data: bytes, upright: bool) -> Image.Image:
     try:
         with _open(data) as image:
             _check_size(*image.size)
-            if image.format == "WEBP":
-                _check_holes(data)
             rgb = to_rgb(image, upright=upright)
             rgb.info = {}  # what was not turned here stays so
             return rgb
@@ -208,15 +204,6 @@ def _start_of_scan(data: bytes) -> int:
     while data[at : at + 1] == b"\xff" and data[at + 1 : at + 2] != b"\xda":
         at += 2 + int.from_bytes(data[at + 2 : at + 4])
     return at
-
-
-def _check_holes(data: bytes) -> None:
-    """Raise ValueError where a download left zeros in the picture of a WebP file."""
-    for chunk, length in _HOLES.items():
-        start = data.find(chunk)
-        size = int.from_bytes(data[start + 4 : start + 8], "little")
-        if start >= 0 and bytes(length) in data[start + 8 : start + 8 + size]:
-            raise ValueError("damaged WebP (a part of it is zero)")
 
 
 def _check_size(width: int, height: int) -> None:

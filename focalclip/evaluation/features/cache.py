@@ -7,8 +7,8 @@
 KEY is the hash of weights, architecture, precision, and of what preprocessing and tokenizer make of the probes. A
 change that no hash covers, such as in the code of a user's own model, shows in the features of the probes: where they
 differ from the cached ones, the model's cache is emptied. HASH covers the images' bytes, the resize and whether
-pictures are turned. A batch is written as soon as it is done, so a killed run resumes within a data set. Features are float32:
-in 16 bits they would move cosines by 1e-4, and a result would depend on whether its features came from here.
+pictures are turned. A batch is written as soon as it is done, so a killed run resumes within a data set. Features are
+float32: in 16 bits they would move cosines by 1e-4, and a result would depend on whether its features came from here.
 
 The folder may be deleted at any time; beyond ``MAX_BYTES`` the models that were not used for longest are dropped.
 """
