@@ -70,23 +70,24 @@ def recognise(weights: Weights, where: str) -> tuple[Dialect, Weights]:
         for stem in (dialect.base + dialect.stem, dialect.stem):
             if anchor := next((name for name in weights if f".{name}".endswith(f".{stem}")), None):
                 prefix = anchor.removesuffix(stem)
-                if prefix.removeprefix("module.") in dialect.image_towers:
-                    weights = {name: x for name, x in weights.items() if name.startswith(prefix)}
-                return dialect, _without_prefix(weights, prefix, where)
+                is_part = prefix.removeprefix("module.") in dialect.image_towers
+                return dialect, _without_prefix(weights, prefix, is_part, where)
     raise UserError(f"{where}: not the weights of a FocalNet: no patch embedding; they begin with {some(weights)}")
 
 
-def _without_prefix(weights: Weights, prefix: str, where: str) -> Weights:
-    """Names without ``vision.``, ``module.backbone.`` or the like."""
+def _without_prefix(weights: Weights, prefix: str, is_part: bool, where: str) -> Weights:
+    """Names without ``vision.``, ``module.backbone.`` or the like; other names are left out if it ``is_part``."""
     if not prefix:
         return weights
-    if others := [name for name in weights if not name.startswith(prefix)]:
+    others = [name for name in weights if not name.startswith(prefix)]
+    if others and not is_part:
         raise UserError(
             f"{where}: beside the weights under {prefix!r} there are others ({some(others)}); "
             f"pass on those under {prefix!r} alone"
         )
-    warnings.warn(f"{where}: names are read without their prefix {prefix!r}", stacklevel=5)
-    return {name.removeprefix(prefix): x for name, x in weights.items()}
+    rest = f"; {len(others):,} others are left out: {some(others)}" if others else ""
+    warnings.warn(f"{where}: names are read without their prefix {prefix!r}{rest}", stacklevel=5)
+    return {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -102,7 +103,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         except SafetensorError as error:
             raise UserError(f"{path}: damaged or truncated ({error}); copy it again") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path, torch would look at the suffix
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not (refused := re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))):
             raise UserError(f"{path}: damaged, truncated or no file of torch.save; copy it again") from None
