@@ -7,7 +7,7 @@ decode a JPEG, their pixels are equal.
 import io
 import re
 import warnings
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -150,10 +150,20 @@ def _decode_with_pillow(data: bytes, upright: bool) -> Image.Image:
             rgb.info = {}  # what was not turned here stays so
             return rgb
     except UnidentifiedImageError:  # its message holds the address of the buffer
-        names = ", ".join(FORMATS)
-        raise ValueError(f"not an image of {names}" if data else "empty, or damaged where it is stored") from None
+        raise ValueError(_what_it_is(data)) from None
     except Exception as error:  # noqa: BLE001 (damaged files make Pillow raise errors of any kind)
         raise ValueError(first_line(error)) from None
+
+
+def _what_it_is(data: bytes) -> str:
+    """Why a file is of none of ``FORMATS``; its first bytes tell another format that Pillow knows."""
+    start = data[:32].ljust(32, b"\0")
+    others = [
+        name for name, (_, accept) in Image.OPEN.items() if name not in FORMATS and accept and accept(start) is True
+    ]
+    if others:
+        return f"{others[0]}, which is none of {', '.join(FORMATS)}"
+    return "not an image" if data else "empty, or damaged where it is stored"
 
 
 def _decode_jpeg(data: bytes, min_side: int, upright: bool) -> np.ndarray | None:
@@ -168,18 +178,25 @@ def _decode_jpeg(data: bytes, min_side: int, upright: bool) -> np.ndarray | None
     except ValueError:
         return None
     _check_size(int(width), int(height))
-    options = {"colorspace": "RGB", "min_height": min_side, "min_width": min_side, "min_factor": 2}
-    if colours not in _TO_RGB:  # CMYK: only looked at for damage, at an eighth of its size
-        options = {"colorspace": "CMYK", "min_height": 1, "min_width": 1, "min_factor": 1}
+    is_rgb = colours in _TO_RGB
+    side, factor = (min_side, 2) if is_rgb else (1, 1)  # CMYK is only looked at for damage, at an eighth of its size
+    read = partial(
+        simplejpeg.decode_jpeg,
+        data,
+        "RGB" if is_rgb else "CMYK",
+        min_height=side,
+        min_width=side,
+        min_factor=factor,
+    )
     try:
-        pixels = simplejpeg.decode_jpeg(data, **options)
+        pixels = read()
     except ValueError as error:
         if not str(error).startswith(("Corrupt", "Premature")):
             return None
         if not _is_padded(data, str(error)):
             raise ValueError(f"truncated or damaged JPEG ({error})") from None
-        pixels = simplejpeg.decode_jpeg(data, strict=False, **options)
-    if colours not in _TO_RGB:
+        pixels = read(strict=False)
+    if not is_rgb:
         return None
     turn = _TURNS.get(_orientation_of_jpeg(data)) if upright else None
     return pixels if turn is None else np.array(Image.fromarray(pixels).transpose(turn))

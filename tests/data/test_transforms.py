@@ -85,7 +85,7 @@ def test_jpegs_that_simplejpeg_refuses_are_read_by_pillow():
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"<html>404</html>", "not an image of JPEG, PNG, WEBP"),
+        (b"<html>404</html>", "not an image"),
         (picture(0)[:300], "runcated"),
         (picture(0, format="JPEG")[:400], "runcated"),
         (picture(0, format="WEBP")[:60], ""),
