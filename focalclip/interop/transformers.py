@@ -266,6 +266,19 @@ class TransformersTower(ForeignTower):
             raise UserError(f"{TRANSFORMERS}{self.source}: gives pooled features alone; choose a ViT or a timm: tower")
         return [x if x.ndim == 4 else self._as_map(x, images) for x in states[1:]]
 
+    def __getstate__(self) -> Any:
+        """Without the hooks that transformers hangs into a model that runs, which cannot be pickled.
+
+        They are local functions; the next forward pass hangs them in again.
+        """
+        for module in self.model.modules():
+            for number, hook in list(module._forward_hooks.items()):
+                if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                    del module._forward_hooks[number]
+            if hasattr(module, "_output_capturing_hooks_installed"):
+                module._output_capturing_hooks_installed = False
+        return super().__getstate__()
+
     def _grid(self, images: Tensor) -> tuple[int, int]:
         patch = getattr(self.model.config, "patch_size", None) or 0
         height, width = (patch, patch) if isinstance(patch, int) else patch
