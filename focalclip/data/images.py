@@ -7,6 +7,7 @@ decode a JPEG, their pixels are equal.
 import io
 import re
 import warnings
+import zlib
 from functools import cache, partial
 
 import numpy as np
@@ -146,6 +147,8 @@ def _decode_with_pillow(data: bytes, upright: bool) -> Image.Image:
     try:
         with _open(data) as image:
             _check_size(*image.size)
+            if image.format == "PNG":
+                _check_png(data)
             rgb = to_rgb(image, upright=upright)
             rgb.info = {}  # what was not turned here stays so
             return rgb
@@ -223,6 +226,18 @@ def _start_of_scan(data: bytes) -> int:
     return at
 
 
+def _check_png(data: bytes) -> None:
+    """Raise ValueError unless the checksums of a PNG's pixels agree; Pillow compares those of its other parts alone."""
+    view, at = memoryview(data), 8
+    while at + 12 <= len(data):
+        kind, end = data[at + 4 : at + 8], at + 8 + int.from_bytes(data[at : at + 4])
+        if kind == b"IEND":
+            return
+        if kind == b"IDAT" and zlib.crc32(view[at + 4 : end]) != int.from_bytes(data[end : end + 4]):
+            raise ValueError("truncated or damaged PNG (its checksum differs)")
+        at = end + 4
+
+
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise ValueError(f"its header claims {width} x {height} pixels, more than {MAX_PIXELS:,}")
@@ -237,8 +252,11 @@ def _orientation(picture: Image.Image) -> int:
 
 
 def _orientation_of_jpeg(data: bytes) -> int:
+    metadata = data[: _start_of_scan(data)]
+    if b"Exif" not in metadata and b"Orientation" not in metadata:  # EXIF, XMP
+        return 1
     try:
-        with _open(data) as image:
+        with _open(metadata) as image:
             return _orientation(image)
     except Exception:  # noqa: BLE001 (as above)
         return 1

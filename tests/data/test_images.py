@@ -164,6 +164,13 @@ def test_a_truncated_file_of_any_format_is_refused(format):
         refused(data[: int(len(data) * share)])
 
 
+def test_every_wrong_bit_in_the_pixels_of_a_png_is_found():
+    data = encoded(smooth((40, 30)), "PNG")
+    start = data.index(b"IDAT") + 4
+    for at in np.random.default_rng(0).integers(start, len(data) - 12, 200).tolist():
+        refused(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+
+
 def test_broken_metadata_cost_no_picture():
     exif = b"Exif\0\0MM\0*\xff\xff\xff\xff"
     data = encoded(smooth((60, 40)), "JPEG", exif=exif)
@@ -369,6 +376,22 @@ def test_pictures_are_upright_for_training_evaluation_and_encoder(orientation, f
     expected = transform(Image.fromarray(upright))
     assert torch.equal(transform(Image.open(io.BytesIO(data))), expected)
     assert torch.equal(transform(decode(data)), expected), "and not turned twice"
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+def test_an_orientation_in_xmp_alone_counts_too(format):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = encoded(smooth((60, 40)), format, xmp=xmp)
+    assert Image.open(io.BytesIO(data)).getexif()[ORIENTATION] == 6
+    assert both(data).shape == (60, 40, 3)
+
+
+def test_the_orientation_of_a_tiff_is_turned_by_pillow_itself():
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    data = encoded(smooth((60, 40)), "TIFF", exif=exif)
+    np.testing.assert_array_equal(both(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert both(data).shape == (60, 40, 3)
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
