@@ -25,7 +25,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 # Not to be set in ``options``: separate settings, under our name and timm's, and arguments that focalclip fixes.
 _RESERVED_OPTIONS = {"drop_path", "drop_path_rate", "init", "mixer", "activation_checkpointing"}
-_RESERVED_OPTIONS |= {"pretrained", "num_classes", "in_channels", "in_chans"}
+_RESERVED_OPTIONS |= {"pretrained", "num_classes", "in_channels", "in_chans", "detector_stages"}
 
 
 def _at_home(path: str | list[str] | None) -> str | list[str] | None:

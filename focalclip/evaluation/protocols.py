@@ -115,12 +115,15 @@ class Protocol(Strict):
     """Null: as the task has it."""
     data: DataSource | None = None
     """Whose images it is defined on; null: as the task has it."""
+    upright: bool = True
+    """Whether pictures are turned as their EXIF orientation says, as in training; False where the code that defines the
+    protocol takes them as they are stored."""
 
 
 PROTOCOLS = {
     protocol.name: protocol
     for protocol in (
-        Protocol(name="elevater", source="Elevater_Toolkit_IC and vision-evaluation (metrics)"),
+        Protocol(name="elevater", source="Elevater_Toolkit_IC and vision-evaluation (metrics)", upright=False),
         Protocol(
             name="clip_benchmark",
             source="CLIP_benchmark 1.6.2",
@@ -129,6 +132,7 @@ PROTOCOLS = {
             resize="model",
             candidates="all",
             data="wds",
+            upright=False,
         ),
         Protocol(
             name="datacomp",
@@ -139,8 +143,13 @@ PROTOCOLS = {
             resize="model",
             candidates="all",
             data="wds",
+            upright=False,
         ),
-        Protocol(name="unicl", source="microsoft/UniCL for ImageNet-1K; the ELEVATER toolkit for everything else"),
+        Protocol(
+            name="unicl",
+            source="microsoft/UniCL for ImageNet-1K; the ELEVATER toolkit for everything else",
+            upright=False,
+        ),
         Protocol(name="demo", source="the task files of the demo benchmark"),
         Protocol(name="wds", source="the task folder: its names, prompts and kind of labels"),
     )

@@ -227,6 +227,11 @@ class Benchmark:
         """Number of tasks that the published score is the mean of."""
         return sum(task.in_score for task in self.tasks) + len(self.left_out)
 
+    @property
+    def upright(self) -> bool:
+        """Whether its protocol turns pictures as their EXIF orientation says."""
+        return load_protocol(self.protocol).upright
+
     def select(self, ids: Sequence[str] | None) -> "Benchmark":
         """The benchmark with only these tasks run.
 

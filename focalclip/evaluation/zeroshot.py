@@ -202,7 +202,7 @@ class _Run:
         text_seconds = time.perf_counter() - start
         images = encode_images(
             self.model, data.entries, batch_size=self.options.batch_size, resize=task.resize, label=label,
-            progress=self.progress, cache=self.cache,
+            progress=self.progress, cache=self.cache, upright=self.benchmark.upright,
         )  # fmt: skip
         own_scale = learned_scale(self.model)
         predictions, result = _agreed(

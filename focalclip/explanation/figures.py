@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from focalclip.base.errors import UserError, first_line
+from focalclip.data.images import PICTURE_SUFFIXES, decode
 from focalclip.data.reader import data_in
 from focalclip.explanation.maps import Explanation, explain
-
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 MAX_PICTURES = 200  # a sheet of more rows would pass the 65,536 pixels that a picture may be high
 
@@ -54,9 +53,9 @@ def find_pictures(sources: Sequence[str | Path]) -> list[Path]:
     paths: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():
-            inside = [path for path in data_in(source) if path.suffix.lower() in SUFFIXES]
+            inside = [path for path in data_in(source) if path.suffix.lower() in PICTURE_SUFFIXES]
             if not inside:
-                raise UserError(f"{source}: no pictures directly in this folder ({', '.join(SUFFIXES)})")
+                raise UserError(f"{source}: no pictures directly in this folder ({', '.join(PICTURE_SUFFIXES)})")
             paths += inside
         elif source.is_file():
             paths.append(source)
@@ -74,9 +73,8 @@ def explain_picture(model: Any, path: Path, **options: Any) -> tuple[Explanation
         UserError: if the file is no picture, and whatever ``explain`` raises.
     """
     try:
-        with Image.open(path) as picture:
-            image = model.preprocess(picture)
-    except OSError as error:
+        image = model.preprocess(decode(path.read_bytes()))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read as a picture ({first_line(error)}); leave it out") from None
     result = explain(model, image[None], **options)
     captions = options.get("text", ())

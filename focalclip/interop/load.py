@@ -19,7 +19,7 @@ from focalclip.models.preprocess import eval_transform
 from focalclip.models.text import text_entry
 from focalclip.models.weights.convert import load_variant
 
-FILES = (".pth", ".pt", ".safetensors")
+_FILES = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar")  # of weights: for messages where there is none
 
 Device = str | torch.device | None
 
@@ -50,7 +50,7 @@ def load(source: str | Path, device: Device = None) -> Any:
     library = names.SOURCES.get(prefix)
     if library is not None and library.model is not None:
         return names.find(library.model)(rest).to(device).eval()
-    if library is not None or name.endswith(FILES):
+    if library is not None or is_weights_file(name):
         raise UserError(
             f"{name}: an image tower without a text tower; load it with focalclip.load_image_encoder, "
             f"or give one of: {names.sources('model')}"
@@ -65,17 +65,22 @@ def load(source: str | Path, device: Device = None) -> Any:
 
 
 def load_image_encoder(
-    source: str | Path, device: Device = None, dtype: torch.dtype | None = None, **flags: Any
+    source: str | Path,
+    device: Device = None,
+    dtype: torch.dtype | None = None,
+    trainable: bool = False,
+    **flags: Any,
 ) -> ImageEncoder:
     """Load an image tower, frozen: evaluation mode, no gradients, no activations kept.
 
     Args:
         source: a run directory, an exported folder, a name with a prefix of :data:`focalclip.names.SOURCES`
             (``timm:NAME`` with timm's published weights, ``open_clip:NAME/PRETRAINED``,
-            ``transformers:NAME_OR_FOLDER``), or a FocalNet file (``.pth``, ``.pt`` or ``.safetensors``) with the names
-            of the authors, K-LITE, timm or transformers.
+            ``transformers:NAME_OR_FOLDER``), or a file of FocalNet weights (torch.save's or safetensors, whatever its
+            suffix) with the names of the authors, their detectors, K-LITE, timm or transformers.
         device: where to put it; None for the CPU.
         dtype: of its parameters; None for float32.
+        trainable: for fine-tuning inside another model instead: training mode, all parameters with gradients.
         **flags: for a file what its weights do not imply, such as ``normalize_modulator``; see
             :func:`~focalclip.models.weights.from_official`.
 
@@ -86,9 +91,16 @@ def load_image_encoder(
         UserError: if there is no trained image tower at ``source``, or a flag is not for it.
     """
     name = home_expanded(str(source))
-    if flags and not name.endswith(FILES):
+    if flags and not is_weights_file(name):
         raise UserError(f"{name}: {', '.join(flags)} is for files of FocalNet weights alone; leave it out")
-    return _encoder(name, flags).to(device=device, dtype=dtype)
+    encoder = _encoder(name, flags).to(device=device, dtype=dtype)
+    return encoder.unfreeze() if trainable else encoder
+
+
+def is_weights_file(source: str) -> bool:
+    """Whether a source is a file of weights, by what lies there; by its suffix where nothing does."""
+    path = Path(source)
+    return path.is_file() or (not path.exists() and source.endswith(_FILES) and not names.split(source)[0])
 
 
 def newest_run(runs_dir: str | Path = "runs") -> Path:
@@ -112,7 +124,7 @@ def _encoder(name: str, flags: dict[str, Any]) -> ImageEncoder:
         if library.encoder is None:
             raise UserError(f"{name}: {prefix} has no image encoders; give one of: {names.sources('encoder')}")
         return names.find(library.encoder)(rest)
-    if name.endswith(FILES):
+    if is_weights_file(name):
         return _file_encoder(name, flags)
     model = store.read(_exported_folder(name, "encoder"))
     return ImageEncoder(model.visual.trunk, partial(eval_transform, model.config.image))
@@ -122,7 +134,7 @@ def _file_encoder(path: str, flags: dict[str, Any]) -> ImageEncoder:
     """The FocalNet of a file; preprocessed as timm does for its variant, else at 224 pixels."""
     tower, variant = load_variant(path, **flags)
     if variant is None:
-        return ImageEncoder(tower, partial(eval_transform, ImageTowerConfig(image_size=224)))
+        return ImageEncoder(tower, partial(eval_transform, ImageTowerConfig(image_size=224), tower.in_channels))
     return ImageEncoder(tower, partial(names.find("focalclip.interop.timm:timm_preprocess"), variant))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from focalclip.base.errors import UserError
 from focalclip.base.files import home_expanded
 from focalclip.config import TextTowerConfig
+from focalclip.data.images import to_rgb
 from focalclip.interop import folder as store
 from focalclip.interop.card import Trained
 from focalclip.interop.encoder import ForeignTower, ImageEncoder
@@ -158,7 +159,8 @@ class OpenClipModel(nn.Module):
         import open_clip
 
         name = _at_home(name)
-        self.model, self.preprocess = _create(name)
+        self.model, preprocess = _create(name)
+        self.preprocess = _from_any_picture(preprocess)
         architecture = name if name.startswith(_SCHEMES) else name.partition("/")[0]
         self.tokenizer = _call(name, partial(open_clip.get_tokenizer, architecture))
         if hasattr(inner := getattr(self.tokenizer, "tokenizer", None), "get_vocab"):
@@ -253,8 +255,14 @@ def open_clip_encoder(name: str) -> ImageEncoder:
     config = PreprocessCfg(**visual.preprocess_cfg)
     tower = OpenClipTower(visual, name)
     tower.measure(torch.zeros(1, *config.input_size))
-    create_preprocess: Any = partial(image_transform_v2, config, is_train=False)
-    return ImageEncoder(tower, create_preprocess)
+    return ImageEncoder(tower, partial(_from_any_picture, image_transform_v2(config, is_train=False)))
+
+
+def _from_any_picture(preprocess: Any) -> Any:
+    """open_clip's preprocessing behind our rule for pictures (docs/decoding.md)."""
+    from torchvision.transforms import Compose
+
+    return Compose([to_rgb, preprocess])
 
 
 def _at_home(name: str) -> str:

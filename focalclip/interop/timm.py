@@ -14,7 +14,6 @@ from typing import Any
 
 import timm
 import torch
-from PIL import Image
 from timm.layers import GroupNorm1
 from timm.models import convnext, metaformer
 from timm.models import focalnet as timm_focalnet
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 
 from focalclip.base.errors import UserError, first_line
 from focalclip.config import ImageTowerConfig
+from focalclip.data.images import to_rgb
 from focalclip.interop.card import Trained
 from focalclip.interop.encoder import ImageEncoder, Preprocess
 from focalclip.interop.folder import TOWER_WEIGHTS, write_weights
@@ -162,11 +162,7 @@ def timm_preprocess(name: str) -> Preprocess:
 
     published: Any = timm.get_pretrained_cfg(name)
     options: Any = timm.data.resolve_data_config(pretrained_cfg=published.to_dict())
-    return Compose([_to_rgb, timm.data.create_transform(**options)])
-
-
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    return picture.convert("RGB")
+    return Compose([to_rgb, timm.data.create_transform(**options)])
 
 
 def modulation_parts(modulation: Any, x: Tensor) -> ModulationParts:
@@ -193,10 +189,18 @@ class _ConvShapedLinear(nn.Linear):
         return F.linear(input, torch.flatten(self.weight, 1), self.bias)
 
 
+def _channels_last(_: nn.Module, args: tuple[Tensor]) -> tuple[Tensor]:
+    return (args[0].permute(0, 2, 3, 1),)
+
+
+def _channels_first(_: nn.Module, __: tuple[Tensor], out: Tensor) -> Tensor:
+    return out.permute(0, 3, 1, 2)
+
+
 def _as_timms(block: Any) -> nn.Module:
     """A block of ours between timm's channels-first layers, its matrices stored as 1x1 convolutions."""
-    block.register_forward_pre_hook(lambda _, args: (args[0].permute(0, 2, 3, 1),))
-    block.register_forward_hook(lambda _, __, out: out.permute(0, 3, 1, 2))
+    block.register_forward_pre_hook(_channels_last)
+    block.register_forward_hook(_channels_first)
     for name, module in block.named_modules():
         if isinstance(module, nn.Linear) and MATRIX.search(f"{name}.weight"):
             module.weight = nn.Parameter(module.weight.detach()[..., None, None])
@@ -205,22 +209,24 @@ def _as_timms(block: Any) -> nn.Module:
 
 
 def tower_class(config: FocalNetConfig) -> Any:
-    """A class built as timm's FocalNet is; names and shapes of its weights follow timm's."""
+    """What is called as the class of timm's FocalNet is; names and shapes of its weights follow timm's."""
     if config.patch_size == 4 and config.block == "focal":
         return timm_focalnet.FocalNet
+    return partial(TimmFocalNet, config)
 
-    class TimmFocalNet(timm_focalnet.FocalNet):
-        def __init__(self, in_chans: int = 3, drop_path_rate: float = 0.0, **options: Any) -> None:
-            super().__init__(in_chans=in_chans, drop_path_rate=drop_path_rate, **options)
-            ours: Any = FocalNet(replace(config, in_channels=in_chans, drop_path=drop_path_rate, init="timm"))
-            self.stem.proj = ours.stem.proj  # same names and shapes; only stride, kernel and padding differ
-            for info in self.feature_info:
-                info["reduction"] = info["reduction"] // 4 * config.patch_size
-            if config.block != "focal":
-                for theirs, stage in zip(self.layers, ours.layers, strict=True):
-                    theirs.blocks = nn.ModuleList(_as_timms(block) for block in stage.blocks)
 
-    return TimmFocalNet
+class TimmFocalNet(timm_focalnet.FocalNet):
+    """timm's FocalNet with the stem, and where they differ the blocks, of a configuration of ours."""
+
+    def __init__(self, config: FocalNetConfig, in_chans: int = 3, drop_path_rate: float = 0.0, **options: Any) -> None:
+        super().__init__(in_chans=in_chans, drop_path_rate=drop_path_rate, **options)
+        ours: Any = FocalNet(replace(config, in_channels=in_chans, drop_path=drop_path_rate, init="timm"))
+        self.stem.proj = ours.stem.proj  # same names and shapes; only stride, kernel and padding differ
+        for info in self.feature_info:
+            info["reduction"] = info["reduction"] // 4 * config.patch_size
+        if config.block != "focal":
+            for theirs, stage in zip(self.layers, ours.layers, strict=True):
+                theirs.blocks = nn.ModuleList(_as_timms(block) for block in stage.blocks)
 
 
 class ConvNeXt(convnext.ConvNeXt):

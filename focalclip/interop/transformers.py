@@ -24,13 +24,14 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from focalclip.base.errors import UserError, first_line
 from focalclip.config import ImageTowerConfig, TextTowerConfig
+from focalclip.data.images import to_rgb
 from focalclip.interop.encoder import ForeignTower, ImageEncoder
 from focalclip.interop.folder import TOWER_WEIGHTS, write_weights
 from focalclip.interop.register import MODEL_TYPE
 from focalclip.models import draws
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.preprocess import eval_transform
+from focalclip.models.preprocess import CHANNELS, check_channels, eval_transform
 from focalclip.models.text import MARGIN, MAX_CHARACTERS
 from focalclip.models.weights import load_strictly, state_dict_from_transformers, to_transformers
 from focalclip.models.weights.dialects import some
@@ -238,14 +239,33 @@ def _check_fits(encoder: Any, config: TextTowerConfig) -> None:
 
 
 class ProcessorTransform:
-    """An image processor of transformers as a function of one picture."""
+    """An image processor of transformers as a function of one picture.
 
-    def __init__(self, processor: Any) -> None:
+    Args:
+        processor: theirs.
+        channels: of the images: 3 for RGB, 1 for grey.
+    """
+
+    def __init__(self, processor: Any, channels: int = 3) -> None:
         self.processor = processor
+        self.channels = channels
+        check_channels(channels)
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        """Picture of any mode to (3, H, W) float32."""
-        return self.processor(images=picture.convert("RGB"), return_tensors="pt")["pixel_values"][0].float()
+        """Picture of any mode to (channels, H, W) float32."""
+        rgb, options = to_rgb(picture), {}
+        if self.channels == 1:
+            means = (sum(values) / len(values) for values in (self.processor.image_mean, self.processor.image_std))
+            options = {"do_convert_rgb": False} | {
+                name: [mean] for name, mean in zip(("image_mean", "image_std"), means, strict=True)
+            }
+        image = rgb.convert("L") if self.channels == 1 else rgb
+        return self.processor(images=image, return_tensors="pt", **options)["pixel_values"][0].float()
+
+
+def _image_channels(config: Any) -> int:
+    """Channels that an image model of transformers takes."""
+    return getattr(getattr(config, "vision_config", config), "num_channels", 3)
 
 
 class TransformersModel(nn.Module):
@@ -291,6 +311,7 @@ class TransformersTower(ForeignTower):
         super().__init__()
         self.model = model
         self.source = source
+        self.in_channels = _image_channels(model.config)
         parameters = inspect.signature(model.forward).parameters
         if "pixel_values" not in parameters:
             raise UserError(
@@ -320,6 +341,19 @@ class TransformersTower(ForeignTower):
         if not states:
             raise UserError(f"{TRANSFORMERS}{self.source}: gives pooled features alone; choose a ViT or a timm: tower")
         return [x if x.ndim == 4 else self._as_map(x, images) for x in states[1:]]
+
+    def __getstate__(self) -> Any:
+        """Without the hooks that transformers hangs into a model that runs, which cannot be pickled.
+
+        They are local functions; the next forward pass hangs them in again.
+        """
+        for module in self.model.modules():
+            for number, hook in list(module._forward_hooks.items()):
+                if getattr(hook, "__module__", "") == "transformers.utils.output_capturing":
+                    del module._forward_hooks[number]
+            if hasattr(module, "_output_capturing_hooks_installed"):
+                module._output_capturing_hooks_installed = False
+        return super().__getstate__()
 
     def _grid(self, images: Tensor) -> tuple[int, int]:
         patch = getattr(self.model.config, "patch_size", None) or 0
@@ -392,12 +426,19 @@ def transformers_encoder(source: str) -> ImageEncoder:
     if config.model_type == MODEL_TYPE:
         ours = _trained(source, transformers.AutoModel).model
         return ImageEncoder(ours.visual.trunk, partial(eval_transform, ours.config.image))
-    preprocess = partial(ProcessorTransform, _load_source(source, transformers.AutoImageProcessor.from_pretrained))
+    channels = _image_channels(config)
+    processor = _load_source(source, transformers.AutoImageProcessor.from_pretrained)
+    preprocess = partial(ProcessorTransform, processor, channels)
     if config.model_type == "focalnet":
         return ImageEncoder(_focalnet(source, config), preprocess)
     model = _trained(source, transformers.AutoModel)
     tower = TransformersTower(getattr(model, "vision_model", model), source)
-    tower.measure(preprocess()(Image.new("RGB", (64, 64)))[None])
+    if channels in CHANNELS:
+        images = preprocess()(Image.new("RGB", (64, 64)))[None]
+    else:
+        size = getattr(tower.model.config, "image_size", 224)
+        images = torch.zeros(1, channels, *((size, size) if isinstance(size, int) else size))
+    tower.measure(images)
     return ImageEncoder(tower, preprocess)
 
 

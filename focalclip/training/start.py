@@ -7,7 +7,7 @@ from PIL import Image
 
 from focalclip.base.errors import UserError
 from focalclip.interop.folder import our_weights
-from focalclip.interop.load import FILES, load, load_image_encoder
+from focalclip.interop.load import is_weights_file, load, load_image_encoder
 from focalclip.interop.open_clip import OpenClipModel
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.weights import load_strictly
@@ -34,7 +34,7 @@ def start_from(model: FocalCLIP, source: str) -> None:
     picture = Image.new("RGB", (64, 64), (200, 120, 40))
     images = model.preprocess(picture)[None]
     try:
-        if source.endswith(FILES):
+        if is_weights_file(source):
             encoder = load_image_encoder(source)
             _copy(model.visual.trunk, encoder.tower.state_dict(), source)
             _compare(model.visual.trunk, encoder, images, images, "the image tower", source)

@@ -45,11 +45,12 @@ def test_eval_transform_equals_open_clip(resize_mode, interpolation, size):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
-def test_eval_transform_equals_open_clip_in_every_mode(mode):
+def test_a_picture_of_any_mode_is_preprocessed_as_the_rgb_that_evaluation_decodes(mode):
+    """open_clip resizes before it converts: a palette or 1 bit then by the nearest neighbour."""
     config = ImageTowerConfig(image_size=33)
     image = Image.open(io.BytesIO(picture(2, (50, 70)))).convert(mode)
     theirs = image_transform(33, is_train=False, mean=config.mean, std=config.std)
-    torch.testing.assert_close(eval_transform(config)(image), theirs(image), rtol=0, atol=0)
+    torch.testing.assert_close(eval_transform(config)(image), theirs(image.convert("RGB")), rtol=0, atol=0)
 
 
 # Decoding
@@ -83,8 +84,8 @@ def test_jpegs_that_simplejpeg_refuses_are_read_by_pillow():
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (b"", "neither JPEG, PNG nor WebP"),
-        (b"<html>404</html>", "neither JPEG, PNG nor WebP"),
+        (b"", "empty"),
+        (b"<html>404</html>", "not an image"),
         (picture(0)[:300], "runcated"),
         (picture(0, format="JPEG")[:400], "runcated"),
         (picture(0, format="WEBP")[:60], ""),
@@ -95,16 +96,12 @@ def test_undecodable_images_say_why(data, reason):
         decode_array(data)
 
 
-def test_huge_claims_and_deep_pixels_are_refused():
+def test_huge_claims_are_refused():
     header = bytearray(picture(0, format="JPEG"))
     frame = header.index(b"\xff\xc0")
     header[frame + 5 : frame + 9] = b"\xff\xdc\xff\xdc"  # 65500 x 65500
     with pytest.raises(ValueError, match=r"65500 x 65500|decompression bomb"):
         decode_array(bytes(header))
-    buffer = io.BytesIO()
-    Image.fromarray(np.full((8, 8), 40000, dtype=np.uint16)).save(buffer, "PNG")
-    with pytest.raises(ValueError, match="more than 8 bits"):
-        decode_array(buffer.getvalue())
 
 
 # Training

@@ -1,7 +1,9 @@
 """The frozen encoder inside other people's work: detectors, segmentation, probes, feature extraction."""
 
+import pickle
 import re
 import weakref
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +14,15 @@ from PIL import Image
 from torch import nn
 
 import focalclip
+from focalclip.base.errors import UserError
 from focalclip.cli.extract import main
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.features.model import weights_sha256
 from focalclip.interop.encoder import ImageEncoder
+from focalclip.interop.timm import create_timm_tower, timm_preprocess
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
-from focalclip.models.weights import to_timm
+from focalclip.models.weights import to_official, to_timm
 
 DOC = Path(__file__).parents[2] / "docs" / "encoder.md"
 TINY = ModelConfig(
@@ -157,6 +161,180 @@ def test_a_frozen_forward_pass_keeps_no_activation(method, depth):
     assert len(alive) == 2 * depth
     assert max(alive) <= 3  # input and output of a block, and the map before, however deep the net is
     assert all(x.grad_fn is None for x in ([result] if method == "forward" else result))
+
+
+# What is not an image
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int32, torch.int64, torch.bool])
+@pytest.mark.parametrize("method", ["forward", "feature_maps"])
+def test_integers_are_refused_not_cast(dtype, method, encoder):
+    """torchvision.io.decode_image gives uint8 from 0 to 255, of which a tower makes other features."""
+    images = torch.ones(1, 3, 32, 32).to(dtype)
+    with pytest.raises(UserError, match=rf"normalised floats, not {dtype}: .*encoder\.preprocess") as error:
+        getattr(encoder, method)(images)
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="not ndarray"):
+        getattr(encoder, method)(np.ones((1, 3, 32, 32), np.float32))
+
+
+@pytest.mark.parametrize("shape", [(3, 32, 32), (1, 1, 32, 32), (1, 32, 32, 3), (1, 3, 32)])
+def test_another_shape_is_refused(shape, encoder):
+    with pytest.raises(UserError, match=rf"shape \(B, 3, H, W\), not {re.escape(str(shape))}"):
+        encoder(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_any_precision_are_cast(dtype, encoder):
+    images = torch.randn(1, 3, 32, 32)
+    torch.testing.assert_close(encoder(images.to(dtype)), encoder(images), rtol=0.1, atol=0.1)
+
+
+# Pickles
+
+
+def test_preprocess_goes_to_loader_processes_started_in_any_way(encoder, pictures):
+    from torch.utils.data import DataLoader
+    from torchvision.datasets import ImageFolder
+
+    (pictures / "class1" / "05.png").unlink()
+    expected = torch.stack([encoder.preprocess(picture) for picture, _ in ImageFolder(pictures)])
+    folder = ImageFolder(pictures, encoder.preprocess)
+    for method in ("spawn", "forkserver"):
+        loader = DataLoader(folder, batch_size=20, num_workers=1, multiprocessing_context=method)
+        assert torch.equal(next(iter(loader))[0], expected)
+
+
+ENCODERS = {
+    "exported folder": lambda folder: focalclip.load_image_encoder(folder),
+    "open_clip": lambda folder: focalclip.load_image_encoder(f"open_clip:local-dir:{folder}"),
+    "file": lambda folder: focalclip.load_image_encoder(folder / "tower.pth"),
+    "detector": lambda folder: focalclip.load_image_encoder(folder / "detector.pth"),
+    "grey": lambda folder: focalclip.load_image_encoder(folder / "grey.pth"),
+    "timm": lambda folder: ImageEncoder(create_timm_tower("resnet10t"), partial(timm_preprocess, "resnet10t")),
+}
+
+
+@pytest.fixture(scope="module")
+def sources(folder) -> Path:
+    """The exported folder, with files of weights beside."""
+    for name, options in {"tower": {}, "detector": {"detector_stages": (0, 1)}, "grey": {"in_channels": 1}}.items():
+        tower = FocalNet(FocalNetConfig(embed_dim=8, depths=(1, 1), **options))
+        torch.save(to_official(tower.state_dict()), folder / f"{name}.pth")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("trainable", [False, True])
+def test_every_encoder_can_be_pickled_with_its_preprocess(kind, trainable, sources):
+    encoder = ENCODERS[kind](sources)
+    encoder = encoder.unfreeze() if trainable else encoder
+    copy, preprocess = pickle.loads(pickle.dumps(encoder)), pickle.loads(pickle.dumps(encoder.preprocess))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 50, 3), dtype=np.uint8))
+    images = encoder.preprocess(picture)[None]
+    assert torch.equal(preprocess(picture)[None], images)
+    assert torch.equal(copy.preprocess(picture)[None], images)
+    assert (copy.training, copy.trainable) == (trainable, trainable)
+    assert torch.equal(copy.eval()(images), encoder.eval()(images))
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_a_picture_of_16_bits_is_no_white_square_for_any_encoder(kind, sources):
+    encoder = ENCODERS[kind](sources)
+    ramp = np.linspace(0, 255, 64).round().astype(np.uint8)[None].repeat(64, axis=0)
+    picture = Image.fromarray(ramp.astype(np.uint16) * 257)
+    assert torch.equal(encoder.preprocess(picture), encoder.preprocess(Image.fromarray(ramp).convert("RGB")))
+
+
+# Other than 3 channels
+
+
+def test_a_tower_of_one_channel_takes_grey_pictures(sources):
+    encoder = focalclip.load_image_encoder(sources / "grey.pth")
+    picture = Image.new("RGB", (64, 64), (200, 100, 50))
+    image = encoder.preprocess(picture)
+    grey = np.asarray(picture.convert("L"))[0, 0] / 255
+    assert image.shape == (1, 224, 224)
+    mean, std = (sum(values) / 3 for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    torch.testing.assert_close(image, torch.full_like(image, (grey - mean) / std))
+    assert encoder(image[None]).shape == (1, 16)
+    with pytest.raises(UserError, match=r"shape \(B, 1, H, W\), not \(1, 3, 32, 32\)"):
+        encoder(torch.zeros(1, 3, 32, 32))
+
+
+def test_a_tower_of_other_channels_says_that_pictures_do_not_have_them(tmp_path):
+    tower = FocalNet(FocalNetConfig(embed_dim=8, depths=(1, 1), in_channels=12))
+    torch.save(to_official(tower.state_dict()), tmp_path / "satellite.pth")
+    encoder = focalclip.load_image_encoder(tmp_path / "satellite.pth")
+    assert encoder(torch.randn(2, 12, 32, 32)).shape == (2, 16)
+    with pytest.raises(UserError, match="takes images of 12 channels, which pictures do not have"):
+        _ = encoder.preprocess
+
+
+# Tracing
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"use_overlap": True, "use_post_norm": True, "layer_scale": 0.1},
+        {"drop_path": 0.2, "dropout": 0.1},
+        {"mixer": "poolformer"},
+        {"detector_stages": (0, 1)},
+        {"block": "unicl", "use_overlap": True, "use_post_norm": True},
+    ],
+)
+@pytest.mark.filterwarnings("ignore:NOTE. The nodes obtained by tracing")
+def test_torchvision_extracts_features_of_tower_and_encoder(options):
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    tower = FocalNet(FocalNetConfig(embed_dim=8, depths=(1, 2), **options)).eval()
+    images = torch.randn(2, 3, 48, 32)
+    expected = tower.feature_maps(images)
+    torch.fx.symbolic_trace(tower)
+    norms = {f"norms.{i}": str(i) for i in range(2)} if "detector_stages" in options else {}
+    named = norms or {"layers.0": "0", "layers.1": "1"}
+    extractor = create_feature_extractor(tower, named).eval()
+    encoder = ImageEncoder(tower, lambda: None)
+    of_encoder = create_feature_extractor(encoder, {f"tower.{node}": name for node, name in named.items()})
+    for maps in (extractor(images), of_encoder(images)):
+        for i, x in enumerate(expected):
+            torch.testing.assert_close(maps[str(i)].permute(0, 3, 1, 2), x)
+    assert extractor(torch.randn(3, 3, 64, 96))["1"].shape == (3, 8, 12, 16), "of any size, not of the traced one"
+    with pytest.raises(UserError, match="normalised floats"):
+        of_encoder(images.to(torch.uint8))
+
+
+# Fine-tuning
+
+
+def test_a_detector_fine_tunes_a_trainable_encoder(folder):
+    from torchvision.models import detection
+
+    torch.manual_seed(0)
+    encoder = focalclip.load_image_encoder(folder, trainable=True)
+    assert encoder.training
+    assert encoder.tower.training
+    detector = detection.FasterRCNN(from_docs("PyramidBackbone")(encoder, 16), num_classes=3, min_size=96, max_size=128)
+    images, boxes = [torch.rand(3, 96, 96)], torch.tensor([[8.0, 8.0, 40.0, 48.0]])
+    before = {name: p.detach().clone() for name, p in encoder.tower.named_parameters()}
+    optimizer = torch.optim.SGD(detector.train().parameters(), lr=0.01)
+    sum(detector(images, [{"boxes": boxes, "labels": torch.tensor([1])}]).values()).backward()
+    optimizer.step()
+    still = {name for name, p in encoder.tower.named_parameters() if torch.equal(p, before[name])}
+    assert still <= {"norm.weight", "norm.bias"}, "the final norm belongs to the pooled features"
+    assert not encoder.eval().tower.training
+    assert encoder.train().tower.training
+    with torch.no_grad():
+        assert encoder(torch.randn(1, 3, 32, 32)).grad_fn is None
+
+
+def test_a_frozen_encoder_is_not_thawed_by_the_model_around_it(encoder):
+    model = nn.Sequential(encoder, nn.Linear(encoder.num_features, 2)).train()
+    assert not encoder.training
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert model(torch.randn(1, 3, 32, 32)).requires_grad
 
 
 @pytest.fixture

@@ -4,7 +4,9 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -37,8 +39,15 @@ def check(encoder, pooled: torch.Tensor, strides: list[int]) -> list[torch.Tenso
         for dim, stride in zip(encoder.feature_dims, strides, strict=True)
     ]
     assert not any(x.requires_grad for x in [*encoder.parameters(), *maps])
-    create_preprocess = pickle.loads(pickle.dumps(encoder._create_preprocess))  # as for the processes of a loader
-    assert torch.equal(create_preprocess()(PICTURE)[None], images)
+    preprocess = pickle.loads(pickle.dumps(encoder.preprocess))  # as for the processes of a loader
+    assert torch.equal(preprocess(PICTURE)[None], images)
+    copy = pickle.loads(pickle.dumps(encoder))
+    torch.testing.assert_close(copy(copy.preprocess(PICTURE)[None]), encoder(images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(copy.feature_maps(images), maps, rtol=1e-5, atol=1e-5)
+    deep = Image.fromarray(np.asarray(PICTURE).astype(np.uint16) * 257)
+    assert torch.equal(encoder.preprocess(deep)[None], images), "a picture of 16 bits is no white square"
+    with pytest.raises(UserError, match=r"normalised floats, not torch\.uint8"):
+        encoder(images.to(torch.uint8))
     return maps
 
 
@@ -152,6 +161,36 @@ def vision_models() -> dict:
         ),
         "swin": (transformers.SwinModel(swin), lambda m, x: m(x).pooler_output, [8, 8]),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["vit", "focalnet"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_tower_of_other_channels_has_the_preprocessing_that_fits_or_says_so(kind, channels, tmp_path):
+    torch.manual_seed(0)
+    if kind == "vit":
+        model: Any = transformers.ViTModel(transformers.ViTConfig(image_size=32, num_channels=channels, **VIT))
+    else:
+        model = transformers.FocalNetModel(
+            transformers.FocalNetConfig(
+                image_size=32,
+                embed_dim=8,
+                depths=[1, 1],
+                focal_levels=[2, 2],
+                focal_windows=[3, 3],
+                num_channels=channels,
+            )
+        )
+    encoder = focalclip.load_image_encoder(transformers_folder(tmp_path, model))
+    assert encoder(torch.randn(2, channels, 32, 32)).shape == (2, 16)
+    if channels == 4:
+        with pytest.raises(UserError, match="takes images of 4 channels, which pictures do not have"):
+            _ = encoder.preprocess
+        return
+    grey = Image.new("RGB", (64, 64), (200, 100, 50))
+    image = pickle.loads(pickle.dumps(encoder.preprocess))(grey)
+    std = sum(transformers.CLIPImageProcessor().image_std) / 3
+    expected = (grey.convert("L").getpixel((0, 0)) / 255 - 0.5) / std
+    torch.testing.assert_close(image, torch.full((1, 32, 32), expected))
 
 
 @pytest.mark.parametrize("name", ["vit", "registers", "clip", "clip-vision", "siglip-vision", "resnet", "swin"])

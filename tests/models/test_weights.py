@@ -1,16 +1,18 @@
 """Checkpoints of FocalNet's authors: built from what they imply, refused with one clear sentence."""
 
+import pickle
 import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 
 from focalclip.base.errors import UserError
-from focalclip.interop.load import load_image_encoder
+from focalclip.interop.load import load, load_image_encoder
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
 from focalclip.models.focalnet.variants import FOCALNETS
 from focalclip.models.weights import from_official, load_focalnet, to_official, to_timm, to_transformers
@@ -186,6 +188,8 @@ def test_a_common_prefix_comes_off_and_is_told(prefix):
     with pytest.warns(UserWarning, match=f"without their prefix '{re.escape(prefix)}'"):
         loaded = from_official({"model": weights}, with_head=True)
     assert all(torch.equal(x, tower.state_dict()[name]) for name, x in loaded.state_dict().items())
+    if prefix == "backbone.":
+        return  # of a detector the backbone is taken, see below
     with pytest.raises(UserError, match=rf"under '{re.escape(prefix)}' there are others \(neck\.conv\.weight\)"):
         from_official(weights | {"neck.conv.weight": torch.zeros(1)})
 
@@ -290,3 +294,157 @@ def test_a_file_that_holds_no_state_dict_is_refused(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "tensor.pth")
     with pytest.raises(UserError, match="holds a Tensor, not a state dict"):
         from_official(tmp_path / "tensor.pth")
+
+
+# Files are known by what is in them
+
+
+NAMES = ["pytorch_model.bin", "f.ckpt", "f.pth.tar", "f.pth", "f.safetensors", "weights", "f.model", "f.PTH", "a.b.c"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("form", ["torch", "torch before 1.6", "safetensors"])
+def test_a_file_is_known_by_its_content_whatever_it_is_called(name, form, tmp_path):
+    tower, path = random_tower(PLAIN), tmp_path / name
+    weights = {name: x.contiguous() for name, x in official_weights(tower).items()}
+    if form == "safetensors":
+        save_file(weights, path)
+    else:
+        torch.save({"state_dict": weights}, path, _use_new_zipfile_serialization=form == "torch")
+    images = torch.randn(1, 3, 32, 32)
+    encoder = load_image_encoder(path, normalize_modulator=False)
+    with torch.no_grad():
+        assert torch.equal(encoder(images), load_focalnet(path).eval()(images))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_in_a_file_is_run_whatever_it_is_called(name, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    for save in (lambda x, path: torch.save(x, path), lambda x, path: path.write_bytes(pickle.dumps(x))):
+        save({"state_dict": Hostile()}, tmp_path / name)
+        with pytest.raises(UserError, match=rf"{re.escape(name)}: (not a file of plain tensors|damaged)"):
+            load_image_encoder(tmp_path / name)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_program_is_not_run(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), tmp_path / "model.pt")
+    with pytest.raises(UserError, match=r"model\.pt: a program of TorchScript, and none is run; save its state dict"):
+        load_image_encoder(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"key: value", b"\x89PNG\r\n", b"PK\x03\x04"])
+@pytest.mark.parametrize("name", ["notes.yaml", "f.bin", "f.safetensors"])
+def test_a_file_that_holds_something_else_is_named(content, name, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{re.escape(name)}: damaged"):
+        load_image_encoder(tmp_path / name)
+    with pytest.raises(UserError, match="an image tower without a text tower"):
+        load(tmp_path / name)
+
+
+# Backbones of detectors
+
+
+def detector_weights(config: FocalNetConfig, stages: tuple[int, ...]) -> dict[str, torch.Tensor]:
+    """What the authors' backbone for mmdet and mmseg would have saved: a norm for each stage that is used."""
+    torch.manual_seed(1)
+    body = official_weights(random_tower(replace(config, num_classes=0)))
+    weights = {name: x for name, x in body.items() if not name.startswith("norm.")}
+    widths = {f"norm{i}.{kind}": torch.rand(config.dims[i]) for i in stages for kind in ("weight", "bias")}
+    return weights | widths
+
+
+def detector_maps(weights: dict[str, torch.Tensor], images: torch.Tensor) -> list[torch.Tensor]:
+    """The authors' backbone, step by step: pads to whole patches, normalises each map, pools nothing."""
+
+    def norm(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    def linear(x: torch.Tensor, name: str) -> torch.Tensor:
+        return F.linear(x, weights[f"{name}.weight"].flatten(1), weights[f"{name}.bias"])
+
+    def embed(x: torch.Tensor, name: str, stride: int) -> torch.Tensor:
+        kernel = weights[f"{name}.proj.weight"]
+        x = F.pad(x, (0, -x.shape[3] % stride, 0, -x.shape[2] % stride))
+        padding = {7: 3, 3: 1}.get(kernel.shape[-1], 0)
+        x = F.conv2d(x, kernel, weights[f"{name}.proj.bias"], stride=stride, padding=padding)
+        return norm(x.permute(0, 2, 3, 1), f"{name}.norm").permute(0, 3, 1, 2)
+
+    def modulate(x: torch.Tensor, name: str) -> torch.Tensor:
+        kernels = [w for key, w in weights.items() if key.startswith(f"{name}.focal_layers.")]
+        q, context, gates = linear(x, f"{name}.f").split([x.shape[-1], x.shape[-1], len(kernels) + 1], dim=-1)
+        total, context = 0, context.permute(0, 3, 1, 2)
+        for level, kernel in enumerate(kernels):
+            context = F.gelu(F.conv2d(context, kernel, padding=kernel.shape[-1] // 2, groups=len(kernel)))
+            total = total + context.permute(0, 2, 3, 1) * gates[..., level : level + 1]
+        total = total + F.gelu(context.mean((2, 3)))[:, None, None] * gates[..., -1:]
+        return linear(q * linear(total, f"{name}.h"), f"{name}.proj")
+
+    maps, x, stage = [], embed(images, "patch_embed", 4), 0
+    while f"layers.{stage}.blocks.0.norm1.weight" in weights:
+        x, block = x.permute(0, 2, 3, 1), 0
+        while f"layers.{stage}.blocks.{block}.norm1.weight" in weights:
+            name = f"layers.{stage}.blocks.{block}"
+            first, second = (weights.get(f"{name}.gamma_{i}", 1.0) for i in (1, 2))
+            x = x + first * modulate(norm(x, f"{name}.norm1"), f"{name}.modulation")
+            x = x + second * linear(F.gelu(linear(norm(x, f"{name}.norm2"), f"{name}.mlp.fc1")), f"{name}.mlp.fc2")
+            block += 1
+        if f"norm{stage}.weight" in weights:
+            maps.append(norm(x, f"norm{stage}").permute(0, 3, 1, 2))
+        x = x.permute(0, 3, 1, 2)
+        if f"layers.{stage}.downsample.proj.weight" in weights:
+            x = embed(x, f"layers.{stage}.downsample", 2)
+        stage += 1
+    return maps
+
+
+BACKBONE = FocalNetConfig(embed_dim=8, depths=(1, 2, 1, 1), focal_windows=(9, 7, 5, 3))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_overlap": True}, {"layer_scale": 1e-4, "focal_levels": 3}])
+@pytest.mark.parametrize("stages", [(0, 1, 2, 3), (1, 2, 3)])
+@pytest.mark.parametrize("prefix", ["backbone.", "module.backbone.", "backbone.0.", ""])
+@pytest.mark.filterwarnings("ignore:.*without their prefix")
+def test_the_backbone_of_a_detector_gives_the_maps_that_the_detector_sees(options, stages, prefix, tmp_path):
+    config = replace(BACKBONE, **options)
+    weights = detector_weights(config, stages)
+    file = {prefix + name: x for name, x in weights.items()}
+    if prefix:
+        others = ("neck.fpn_convs.0.conv.weight", "rpn_head.rpn_conv.weight", "roi_head.bbox_head.fc_cls.bias")
+        file |= {prefix.replace("backbone.", "").replace("0.", "") + name: torch.ones(1) for name in others}
+    meta = {"epoch": 36, "iter": 1000, "CLASSES": ("person", "dog"), "config": "model = dict()"}
+    torch.save(
+        {"meta": meta, "state_dict": file, "optimizer": {"state": {}, "param_groups": []}}, tmp_path / "epoch_36.pth"
+    )
+    encoder = load_image_encoder(tmp_path / "epoch_36.pth")
+    assert encoder.strides == [4 * 2**i for i in stages]
+    assert encoder.feature_dims == [config.dims[i] for i in stages]
+    for size in [(64, 96), (61, 87), (33, 32)]:
+        images = torch.randn(2, 3, *size)
+        expected = detector_maps(weights, images)
+        assert len(expected) == len(stages)
+        for ours, theirs in zip(encoder.feature_maps(images), expected, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(encoder(images), expected[-1].mean((2, 3)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_detectors_weights_are_loaded_strictly_too():
+    weights = detector_weights(BACKBONE, (0, 1, 2, 3))
+    assert load_focalnet(weights).config.detector_stages == (0, 1, 2, 3)
+    assert to_official(load_focalnet(weights).state_dict()).keys() == weights.keys()
+    with pytest.raises(UserError, match=r"1 missing: norms\.2\.bias"):
+        load_focalnet({name: x for name, x in weights.items() if name != "norm2.bias"})
+    with pytest.raises(UserError, match=r"2 missing: norm\.bias, norm\.weight"):
+        load_focalnet({name: x for name, x in weights.items() if not name.startswith("norm")})
+    with pytest.raises(UserError, match=r"2 unexpected: norm\.bias, norm\.weight"):
+        load_focalnet(weights | {"norm.weight": torch.ones(64), "norm.bias": torch.ones(64)})
+
+
+def test_what_stands_beside_a_detectors_backbone_is_told():
+    weights = {f"backbone.{name}": x for name, x in detector_weights(BACKBONE, (0, 1, 2, 3)).items()}
+    with pytest.warns(UserWarning, match=r"without their prefix 'backbone\.'; 2 others are left out: bbox\.w, neck\.w"):
+        load_focalnet({"state_dict": weights | {"neck.w": torch.ones(1), "bbox.w": torch.ones(1)}})

@@ -6,9 +6,9 @@
 
 KEY is the hash of weights, architecture, precision, and of what preprocessing and tokenizer make of the probes. A
 change that no hash covers, such as in the code of a user's own model, shows in the features of the probes: where they
-differ from the cached ones, the model's cache is emptied. HASH covers the images' bytes and the resize. A batch is
-written as soon as it is done, so a killed run resumes within a data set. Features are float32: in 16 bits they would
-move cosines by 1e-4, and a result would depend on whether its features came from here.
+differ from the cached ones, the model's cache is emptied. HASH covers the images' bytes, the resize and whether
+pictures are turned. A batch is written as soon as it is done, so a killed run resumes within a data set. Features are
+float32: in 16 bits they would move cosines by 1e-4, and a result would depend on whether its features came from here.
 
 The folder may be deleted at any time; beyond ``MAX_BYTES`` the models that were not used for longest are dropped.
 """
@@ -38,7 +38,7 @@ from focalclip.base.ranks import main_first
 from focalclip.evaluation.data import Entry
 from focalclip.evaluation.features.model import device_and_dtype, evaluating, known_weights
 
-VERSION = 1  # raised whenever decoding, normalisation or the files here change
+VERSION = 2  # raised whenever decoding, normalisation or the files here change
 
 MAX_BYTES = 20 * 2**30
 
@@ -67,9 +67,9 @@ class FeatureCache:
         self.is_new = not any(path.name != "probe.npz" for path in folder.glob("*.npz"))
         self._is_writable = True
 
-    def images_key(self, digests: Sequence[bytes], resize: str) -> str:
-        """Of one batch of images, by the SHA-256 of each."""
-        return _sha256(resize.encode(), *digests)
+    def images_key(self, digests: Sequence[bytes], rule: str) -> str:
+        """Of one batch of images, by the SHA-256 of each and the rule by which they are read."""
+        return _sha256(rule.encode(), *digests)
 
     def text_key(self, prompts: Sequence[Sequence[str]], batch_size: int) -> str:
         """Key of the class vectors that these prompts of each class give."""

@@ -18,15 +18,13 @@ from tqdm import tqdm
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import user_path, whole_file
+from focalclip.data.images import PICTURE_SUFFIXES, decode
 from focalclip.data.reader import files_below
-from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.images import num_threads, prefetch
 from focalclip.evaluation.features.model import check_preprocess, device_and_dtype, weights_sha256
 from focalclip.interop.encoder import ImageEncoder, Preprocess
 
 FORMATS = (".npz", ".parquet")
-
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -124,9 +122,9 @@ def find_pictures(folder: Path) -> tuple[list[Path], int]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; name a folder of pictures")
     files = files_below(folder)
-    paths = [folder / path for path in files if path.lower().endswith(_PICTURES)]
+    paths = [folder / path for path in files if path.lower().endswith(PICTURE_SUFFIXES)]
     if not paths:
-        raise UserError(f"{folder}: no picture in it ({', '.join(_PICTURES)}) among {len(files):,} files")
+        raise UserError(f"{folder}: no picture in it ({', '.join(PICTURE_SUFFIXES)}) among {len(files):,} files")
     return paths, len(files) - len(paths)
 
 

@@ -98,6 +98,7 @@ def encode_images(
     label: str = "",
     progress: bool = True,
     cache: FeatureCache | None = None,
+    upright: bool = True,
 ) -> ImageFeatures:
     """Encode images in order; a damaged one is left out and named. All ranks call this together.
 
@@ -109,6 +110,7 @@ def encode_images(
         label: what the progress bar says.
         progress: show it.
         cache: where features are looked up by content, and stored.
+        upright: turn pictures as their EXIF orientation says.
 
     Raises:
         UserError: if no image can be read, or the model's features are not finite.
@@ -118,7 +120,7 @@ def encode_images(
     known = cache.digests(entries) if cache else None
     digests = [known and known[i : i + batch_size] for i in range(0, len(entries), batch_size)]
     mine = list(own_share(len(blocks)))
-    encoder = _ImageEncoder(model, resize, cache)
+    encoder = _ImageEncoder(model, resize, upright, cache)
     bar = _bar(sum(len(blocks[i]) for i in mine), label, progress)
     with bar:
         own = together(
@@ -165,10 +167,11 @@ def _whole(done: Sequence[_Done], entries: Sequence[Entry], seconds: float) -> I
 class _ImageEncoder:
     """One rank's work on a data set."""
 
-    def __init__(self, model: Any, resize: Resize, cache: FeatureCache | None) -> None:
-        self.model, self.resize, self.cache = model, resize, cache
+    def __init__(self, model: Any, resize: Resize, upright: bool, cache: FeatureCache | None) -> None:
+        self.model, self.cache = model, cache
+        self.rule = resize if upright else f"{resize}, as stored"
         self.device, self.dtype = device_and_dtype(model)
-        self.load = _loader(model.preprocess, resize)
+        self.load = _loader(model.preprocess, resize, upright)
 
     def run(
         self, blocks: Sequence[Sequence[Entry]], digests: Sequence[list[bytes] | None], mine: Sequence[int], bar: tqdm
@@ -190,7 +193,7 @@ class _ImageEncoder:
 
     def _cached(self, digests: list[bytes]) -> _Done | None:
         assert self.cache is not None
-        arrays = self.cache.get(self.cache.images_key(digests, self.resize))
+        arrays = self.cache.get(self.cache.images_key(digests, self.rule))
         if arrays is None:
             return None
         return _Done(arrays["embeds"], arrays["reasons"].tolist(), digests, was_cached=True)
@@ -207,12 +210,12 @@ class _ImageEncoder:
                 "the model's image features hold NaN or infinity; evaluate weights from before the divergence"
             )
         if self.cache:
-            key = self.cache.images_key(digests, self.resize)
+            key = self.cache.images_key(digests, self.rule)
             self.cache.put(key, embeds=embeds, reasons=np.array(reasons))
         return _Done(embeds, reasons, digests, was_cached=False)
 
 
-def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Callable[[Entry], _Loaded]:
+def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize, upright: bool) -> Callable[[Entry], _Loaded]:
     """A function that reads, hashes, decodes and preprocesses one image; what a batch cannot hold is not readable."""
     resized = resizer(preprocess, resize)
     shape = preprocess(Image.new("RGB", (32, 32))).shape
@@ -221,7 +224,7 @@ def _loader(preprocess: Callable[[Image.Image], Tensor], resize: Resize) -> Call
         data = entry.read()
         digest = hashlib.sha256(data).digest()
         try:
-            image = decode(data)
+            image = decode(data, upright=upright)
         except ValueError as error:
             return _Loaded(None, str(error) or "damaged", digest)
         try:

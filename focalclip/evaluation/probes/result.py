@@ -26,7 +26,7 @@ METHODS: dict[str, str] = {
 
 ZERO_SHOT = "zero-shot"  # the method of the zero-shot row, which has 0 shots
 
-FORMAT = 1  # of the journal; raised whenever a change to the probes could change a number: older lines are ignored then
+FORMAT = 2  # of the journal; raised whenever a change to the probes could change a number: older lines are ignored then
 
 Shots = int | Literal["full"]
 """Training images per class, or all of them."""

@@ -146,7 +146,9 @@ def encode_task(
     train, test = open_checked(task, benchmark, split="train").data, opened.data
     if train.class_names != test.class_names or train.multilabel != test.multilabel:
         raise UserError(f"{train.folder}: train and test have different classes; download the task again")
-    options: dict[str, Any] = {"batch_size": batch_size, "progress": progress, "cache": cache}
+    options: dict[str, Any] = {
+        "batch_size": batch_size, "progress": progress, "cache": cache, "upright": benchmark.upright
+    }  # fmt: skip
     return EncodedTask(
         folder=str(test.folder),
         test_set=opened.test_set,

@@ -1,18 +1,20 @@
 """The blocks of a FocalNet and what they are made of: patch embedding, MLP and layer scale.
 
 :class:`Block` is the paper's; :class:`UniCLBlock` is that of K-LITE's UniCL FocalNet-B (microsoft/klite,
-``image_encoder/focal.py``), whose stem is padded by :data:`UNICL_STEM_PADDING`.
+``image_encoder/focal.py``), whose stem is padded by :data:`WIDE_STEM_PADDING`; so is
+that of the authors' detectors.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from focalclip.models.draws import Dropout, DropPath
 from focalclip.models.focalnet.config import OVERLAP, FocalNetConfig
 from focalclip.models.focalnet.depthwise import DepthwiseConv
 from focalclip.models.focalnet.mixers import build_mixer
 
-UNICL_STEM_PADDING = 3
+WIDE_STEM_PADDING = 3
 
 
 class PatchEmbed(nn.Module):
@@ -24,18 +26,25 @@ class PatchEmbed(nn.Module):
         stride: pixels or positions per position of the result.
         use_overlap: kernels wider than the stride, as :data:`~focalclip.models.focalnet.config.OVERLAP` has them.
         padding: other than that of ``use_overlap``.
+        fill: pad with zeros, at the right and the bottom, to whole patches.
     """
 
-    def __init__(self, in_dim: int, dim: int, *, stride: int, use_overlap: bool, padding: int | None = None) -> None:
+    def __init__(
+        self, in_dim: int, dim: int, *, stride: int, use_overlap: bool, padding: int | None = None, fill: bool = False
+    ) -> None:
         super().__init__()
         kernel_size, usual_padding = OVERLAP[stride] if use_overlap else (stride, 0)
         padding = usual_padding if padding is None else padding
         self.proj = nn.Conv2d(in_dim, dim, kernel_size, stride=stride, padding=padding)
         self.norm = nn.LayerNorm(dim)
+        self.stride, self.fill = stride, fill
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) to (B, H', W', C'); rows and columns that fill no window are dropped."""
-        return self.norm(self.proj(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        """(B, H, W, C) to (B, H', W', C'); rows and columns that fill no window are dropped, unless ``fill``."""
+        x = x.permute(0, 3, 1, 2)
+        if self.fill:
+            x = F.pad(x, (0, -x.shape[3] % self.stride, 0, -x.shape[2] % self.stride))
+        return self.norm(self.proj(x).permute(0, 2, 3, 1))
 
 
 class Mlp(nn.Module):

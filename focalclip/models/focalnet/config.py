@@ -49,6 +49,10 @@ class FocalNetConfig:
     """Dropout after the stem and after every output projection."""
     drop_path: float = 0.0
     """Stochastic depth: rate of the last block; it grows linearly from 0 at the first."""
+    detector_stages: tuple[int, ...] = ()
+    """Stages whose maps a detector takes, where the net is the backbone of one: each such map passes a LayerNorm, there
+    is none at the end, pictures are padded to whole patches, and an overlapping stem by 3 pixels, as in the authors'
+    code for detection and segmentation. Empty: a net for pooled features."""
     in_channels: int = 3
     num_classes: int = 0
     """Outputs of a linear head on the pooled features; 0: no head."""
@@ -79,6 +83,8 @@ class FocalNetConfig:
                 f"focal_levels={self.focal_levels}, focal_windows={self.focal_windows}: "
                 "levels must not be negative and windows must be odd"
             )
+        if not set(self.detector_stages) <= set(range(self.num_stages)):
+            raise UserError(f"detector_stages={self.detector_stages} are not among the {self.num_stages} stages from 0")
         for field in ("dropout", "drop_path"):
             if not 0 <= getattr(self, field) < 1:
                 raise UserError(f"{field}={getattr(self, field)} must be at least 0 and below 1")

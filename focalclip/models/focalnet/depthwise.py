@@ -4,7 +4,7 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 
@@ -22,14 +22,22 @@ class DepthwiseConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Any (B, C, H, W) to the same shape and dtype."""
-        if input.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(input)
-        # In 32 bits at least: on CPUs the bf16 backward pass of 5x5 kernels takes 15 times as long (torch 2.15).
-        dtype = torch.promote_types(input.dtype, torch.float32)
-        convolve = _tap_by_tap if _is_slow(self.kernel_size[0], *input.shape[-2:]) else self._conv_forward
-        with torch.autocast("cpu", enabled=False):
-            bias = None if self.bias is None else self.bias.to(dtype)
-            return convolve(input.to(dtype), self.weight.to(dtype), bias).to(input.dtype)
+        return _depthwise(input, self.weight, self.bias)
+
+
+@fx.wrap
+def _depthwise(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The convolution; what it decides by the input's place and size stays one node of a traced graph."""
+    padding = weight.shape[-1] // 2
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.conv2d(x, weight, bias, padding=padding, groups=len(weight))
+    # In 32 bits at least: on CPUs the bf16 backward pass of 5x5 kernels takes 15 times as long (torch 2.15).
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with torch.autocast("cpu", enabled=False):
+        wide = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        if _is_slow(weight.shape[-1], *x.shape[-2:]):
+            return _tap_by_tap(*wide).to(x.dtype)
+        return F.conv2d(*wide, padding=padding, groups=len(weight)).to(x.dtype)
 
 
 def _is_slow(kernel_size: int, height: int, width: int) -> bool:

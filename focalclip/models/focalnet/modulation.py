@@ -104,7 +104,8 @@ class FocalModulation(nn.Module):
 
     def aggregate(self, contexts: Iterator[Tensor], gates: Tensor) -> Tensor:
         """Z^out, the sum of the contexts weighted by their gates (B, H, W, L + 1)."""
-        weighted = (context * gate for context, gate in zip(contexts, gates.split(1, dim=-1), strict=True))
+        parts = gates.split(1, dim=-1)  # taken by number: a traced tensor has no length
+        weighted = (context * parts[level] for level, context in enumerate(contexts))
         return reduce(operator.add, weighted)
 
     def modulate(self, q: Tensor, modulator: Tensor) -> Tensor:

@@ -8,11 +8,11 @@ classification head unless one is asked for.
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils.checkpoint import checkpoint
 
 from focalclip.base.errors import UserError
-from focalclip.models.focalnet.blocks import UNICL_STEM_PADDING, Block, LayerScale, PatchEmbed, UniCLBlock
+from focalclip.models.focalnet.blocks import WIDE_STEM_PADDING, Block, LayerScale, PatchEmbed, UniCLBlock
 from focalclip.models.focalnet.config import FocalNetConfig, Init
 from focalclip.models.focalnet.rivals import RelativePositionBias
 
@@ -26,7 +26,13 @@ class Stage(nn.Module):
         self.downsample: nn.Module = nn.Identity()
         if stage > 0:
             dim = config.dims[stage]
-            self.downsample = PatchEmbed(config.dims[stage - 1], dim, stride=2, use_overlap=config.use_overlap)
+            self.downsample = PatchEmbed(
+                config.dims[stage - 1],
+                dim,
+                stride=2,
+                use_overlap=config.use_overlap,
+                fill=bool(config.detector_stages),
+            )
         block = {"focal": Block, "unicl": UniCLBlock}[config.block]
         self.blocks = nn.ModuleList(
             block(config, stage=stage, index=index, drop_path=rate)
@@ -52,24 +58,31 @@ class FocalNet(nn.Module):
         num_features: width D of the pooled features.
         feature_dims: channels of each feature map.
         strides: input pixels per position of each feature map.
+        in_channels: of the images.
     """
 
     def __init__(self, config: FocalNetConfig) -> None:
         super().__init__()
         self.config = config
-        self.feature_dims = list(config.dims)
-        self.num_features = config.dims[-1]
-        self.strides = [config.patch_size * 2**i for i in range(config.num_stages)]
+        self.in_channels = config.in_channels
+        self.map_stages = config.detector_stages or tuple(range(config.num_stages))
+        self.feature_dims = [config.dims[i] for i in self.map_stages]
+        self.num_features = self.feature_dims[-1]
+        self.strides = [config.patch_size * 2**i for i in self.map_stages]
+        is_detector = bool(config.detector_stages)
+        has_wide_stem = config.block == "unicl" or (is_detector and config.use_overlap)
         self.stem = PatchEmbed(
             config.in_channels,
             config.embed_dim,
             stride=config.patch_size,
             use_overlap=config.use_overlap,
-            padding=UNICL_STEM_PADDING if config.block == "unicl" else None,
+            padding=WIDE_STEM_PADDING if has_wide_stem else None,
+            fill=is_detector,
         )
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Stage(config, stage) for stage in range(config.num_stages))
-        self.norm = nn.LayerNorm(self.num_features)
+        self.norm = nn.Identity() if is_detector else nn.LayerNorm(self.num_features)
+        self.norms = nn.ModuleDict({str(i): nn.LayerNorm(config.dims[i]) for i in config.detector_stages})
         self.head = nn.Sequential()  # without a head, the identity
         if config.num_classes:
             self.head.add_module("fc", nn.Linear(self.num_features, config.num_classes))  # timm's head.fc
@@ -84,25 +97,30 @@ class FocalNet(nn.Module):
         return self.head(self.forward_features(images).mean((2, 3)))
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """The last stage's map after the final LayerNorm, (B, D, h, w)."""
+        """The last stage's map after the final LayerNorm, (B, D, h, w); a detector's last map, after its own."""
+        if self.norms:
+            return self.feature_maps(images)[-1]
         x = self._embed(images)
         for stage in self.layers:
             x = stage(x)
         return self.norm(x).permute(0, 3, 1, 2)
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
-        """Each stage's output (B, C_i, H_i, W_i), finest first, before the final LayerNorm."""
+        """Each stage's output (B, C_i, H_i, W_i), finest first, before the final LayerNorm.
+
+        Of a detector's backbone those that the detector takes, after the LayerNorm of each.
+        """
         x, maps = self._embed(images), []
-        for stage in self.layers:
+        for i, stage in enumerate(self.layers):
             x = stage(x)
-            maps.append(x.permute(0, 3, 1, 2))
+            if i in self.map_stages:
+                maps.append((self.norms[str(i)](x) if self.norms else x).permute(0, 3, 1, 2))
         return maps
 
     def _embed(self, images: Tensor) -> Tensor:
         """The stem's output (B, H, W, C)."""
-        if min(images.shape[-2:]) < self.strides[-1] and not self.config.use_overlap:
-            height, width = images.shape[-2:]
-            raise UserError(f"images of {height}x{width} pixels are too small; this FocalNet needs {self.strides[-1]}")
+        if not self.config.use_overlap and not self.norms:
+            images = _at_least(images, self.strides[-1])
         x = images.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1)
         return self.dropout(self.stem(x))
 
@@ -128,7 +146,7 @@ class FocalNet(nn.Module):
         convolution; "timm": 3x3 depthwise kernels start ten times smaller; "fan_in": for narrow nets, where a
         standard deviation of 0.02 makes each branch nearly zero. On the meta device there is nothing to initialise.
         """
-        if self.norm.weight.is_meta:
+        if self.stem.norm.weight.is_meta:
             return
         for name, module in self.named_modules():
             if isinstance(module, nn.LayerNorm):
@@ -141,6 +159,15 @@ class FocalNet(nn.Module):
                 is_official_h = init == "official" and name.endswith("modulation.h")
                 is_default_conv = init != "timm" and isinstance(module, nn.Conv2d)
                 init_affine(module, init, use_uniform=is_official_h or is_default_conv)
+
+
+@fx.wrap
+def _at_least(images: Tensor, side: int) -> Tensor:
+    """``images`` (B, 3, H, W); a UserError if they are smaller than ``side``."""
+    height, width = images.shape[-2:]
+    if min(height, width) < side:
+        raise UserError(f"images of {height}x{width} pixels are too small; this FocalNet needs {side}")
+    return images
 
 
 def init_affine(module: nn.Linear | nn.Conv2d, init: Init, *, use_uniform: bool) -> None:

@@ -52,6 +52,7 @@ def implied_config(ours: Weights, *, num_classes: int, where: str) -> FocalNetCo
             normalize_modulator=is_unicl,
             layer_scale=1e-4 if first + "ls1.gamma" in ours else None,
             block="unicl" if is_unicl else "focal",
+            detector_stages=tuple(sorted(int(m[1]) for name in ours if (m := re.match(r"norms\.(\d+)\.weight", name)))),
             in_channels=in_channels,
             num_classes=num_classes,
         )
@@ -81,14 +82,15 @@ def complete(
         agrees = (value is None) == (in_weights is None) if name == "layer_scale" else value == in_weights
         if name not in (*_FREE, *open_flags) and not agrees:
             raise UserError(f"{where}: {name}={value} contradicts the weights, which imply {in_weights}; leave it out")
-    variant = variant_of(implied)
+    variant = variant_of(replace(implied, detector_stages=()))
     if variant in _DISPUTED and "normalize_modulator" not in flags:
         raise UserError(
             f"{where}: give normalize_modulator, on which published configurations of {variant} disagree: "
             "the authors' True or timm's False"
         )
     usual = FOCALNETS[variant] if variant else FocalNetConfig()
-    return replace(implied, **({name: getattr(usual, name) for name in open_flags} | dict(flags))), variant
+    config = replace(implied, **({name: getattr(usual, name) for name in open_flags} | dict(flags)))
+    return config, None if config.detector_stages else variant
 
 
 def check_published(config: FocalNetConfig, name: str, num_classes: int) -> None:

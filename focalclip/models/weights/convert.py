@@ -45,7 +45,7 @@ _HEAD = "head.fc."
 
 
 def read_weights(source: Source) -> tuple[Weights, str]:
-    """Named tensors of a ``.pth``, ``.pt`` or ``.safetensors`` file or its content, and what messages call them.
+    """Named tensors of a file of torch.save or safetensors, or its content, and what messages call them.
 
     Raises:
         UserError: if the file cannot be read safely or whole, or holds no named tensors.
@@ -70,29 +70,31 @@ def recognise(weights: Weights, where: str) -> tuple[Dialect, Weights]:
         for stem in (dialect.base + dialect.stem, dialect.stem):
             if anchor := next((name for name in weights if f".{name}".endswith(f".{stem}")), None):
                 prefix = anchor.removesuffix(stem)
-                tower = {name: x for name, x in weights.items() if name.startswith(prefix)}
-                return dialect, _without_prefix(tower if prefix in dialect.image_towers else weights, prefix, where)
+                is_part = prefix.removeprefix("module.") in dialect.image_towers
+                return dialect, _without_prefix(weights, prefix, is_part, where)
     raise UserError(f"{where}: not the weights of a FocalNet: no patch embedding; they begin with {some(weights)}")
 
 
-def _without_prefix(weights: Weights, prefix: str, where: str) -> Weights:
-    """Names without ``vision.``, ``module.backbone.`` or the like."""
+def _without_prefix(weights: Weights, prefix: str, is_part: bool, where: str) -> Weights:
+    """Names without ``vision.``, ``module.backbone.`` or the like; other names are left out if it ``is_part``."""
     if not prefix:
         return weights
-    if others := [name for name in weights if not name.startswith(prefix)]:
+    others = [name for name in weights if not name.startswith(prefix)]
+    if others and not is_part:
         raise UserError(
             f"{where}: beside the weights under {prefix!r} there are others ({some(others)}); "
             f"pass on those under {prefix!r} alone"
         )
-    warnings.warn(f"{where}: names are read without their prefix {prefix!r}", stacklevel=5)
-    return {name.removeprefix(prefix): x for name, x in weights.items()}
+    rest = f"; {len(others):,} others are left out: {some(others)}" if others else ""
+    warnings.warn(f"{where}: names are read without their prefix {prefix!r}{rest}", stacklevel=5)
+    return {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     """Read a checkpoint file without running any code in it."""
     if not path.is_file():
         raise UserError(f"{path}: no such file")
-    if path.suffix == ".safetensors":
+    if _is_safetensors(path):
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -101,7 +103,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         except SafetensorError as error:
             raise UserError(f"{path}: damaged or truncated ({error}); copy it again") from None
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:  # of a path, torch would look at the suffix
+            content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if not (refused := re.search(r"(?:GLOBAL|Unsupported class) (\S+)", str(error))):
             raise UserError(f"{path}: damaged, truncated or no file of torch.save; copy it again") from None
@@ -109,11 +112,24 @@ def _read(path: Path) -> Mapping[str, Any]:
             f"{path}: not a file of plain tensors ({refused[1]}), and nothing else is unpickled; "
             "save its state dict alone, best as .safetensors"
         ) from None
+    except RuntimeError as error:
+        if "TorchScript" not in str(error):
+            raise UserError(f"{path}: damaged or truncated ({first_line(error)}); copy it again") from None
+        raise UserError(f"{path}: a program of TorchScript, and none is run; save its state dict alone") from None
     except Exception as error:  # noqa: BLE001 - on damaged bytes the unpickler fails in every way there is
         raise UserError(f"{path}: damaged or truncated ({first_line(error)}); copy it again") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict; save model.state_dict()")
     return content
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: a length of 8 bytes, then JSON. By suffix where it is neither that nor a file of torch.save."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    if head.startswith((b"PK", b"\x80")):  # a zip, or a pickle, which are torch's formats
+        return False
+    return head[8:] == b"{" or path.suffix == ".safetensors"
 
 
 def load_strictly(
@@ -208,8 +224,9 @@ def from_official(
     the weights. Two flags do not; left out, they are those of the named variant with this architecture, else False.
 
     Args:
-        source: a ``.pth`` or ``.safetensors`` file, or its content; weights may stand under the key ``model`` or
-            ``state_dict``, and their names may have one prefix in common (``vision.``, ``module.backbone.``).
+        source: a file of torch.save or safetensors, whatever its suffix, or its content; weights may stand under the
+            key ``model`` or ``state_dict``, and their names may have one prefix in common (``vision.``,
+            ``module.``). Of a detector (of mmdet or mmseg) the backbone is taken.
         post_norm: blocks normalise after modulation and MLP (today's ``use_postln`` of the authors' code).
         normalize_modulator: must be given for large_fl4 and xlarge_fl4, on which published sources disagree.
         with_head: keep the classification head; the tower then returns logits.

@@ -31,7 +31,7 @@ class Dialect(NamedTuple):
     implies_post_norm: bool = False
     """Whether post-norm blocks have other names than pre-norm ones."""
     image_towers: tuple[str, ...] = ()
-    """Prefixes of the image tower in their two-tower models."""
+    """Prefixes of the image tower in models that hold other parts: two towers, or a detector."""
 
 
 _BLOCK = "layers.{i}.blocks.{j}."
@@ -48,6 +48,7 @@ _OFFICIAL: Rules = [
     (_BLOCK + "modulation.norm.", _BLOCK + "modulation.ln."),
     (_BLOCK, _BLOCK),
     ("norm.", "norm."),
+    ("norms.{i}.", "norm{i}."),
     ("head.fc.", "head."),
 ]
 
@@ -82,7 +83,7 @@ _KLITE: Rules = [
 ]
 
 
-OFFICIAL = Dialect("official", "patch_embed.proj.weight", _OFFICIAL)
+OFFICIAL = Dialect("official", "patch_embed.proj.weight", _OFFICIAL, image_towers=("backbone.", "backbone.0."))
 
 
 TIMM = Dialect("timm", "stem.proj.weight", _TIMM, implies_post_norm=True)
