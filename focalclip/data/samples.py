@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, is_lack, system_error
 from focalclip.config import DataConfig
 from focalclip.data.images import decode_array
 from focalclip.data.index import Captions, load_key, load_members, read_captions, read_label
@@ -152,6 +152,8 @@ class ShardReader:
             stop = max(offset + length for offset, length in zip(offsets, lengths, strict=True))
             data = os.pread(file, stop - start, start)  # leaves no file position behind: safe across a fork
         except OSError as error:
+            if is_lack(error):
+                raise system_error(error) from None
             raise BrokenSampleError(f"cannot be read ({error.strerror})") from None
         if len(data) < stop - start:
             raise BrokenSampleError("the shard has become shorter since it was indexed")

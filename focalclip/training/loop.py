@@ -1,13 +1,16 @@
 """The training loop, on one page."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from focalclip.base.ranks import Interrupted, together
 from focalclip.config import RunConfig
-from focalclip.data.loader import TrainLoader
+from focalclip.data.loader import Batch, TrainLoader
 from focalclip.training.checkpoint import TrainState
 from focalclip.training.engine import seed_step
 from focalclip.training.log import TrainLog
@@ -34,11 +37,18 @@ class Trainer:
 def train(run: Trainer) -> bool:
     """Train until ``total_steps`` are done or a stop is agreed; save in either case.
 
+    A loader that fails on one rank stops all; its fault stays in ``run.loader``.
+
     Returns:
         Whether the run is finished.
     """
     run.engine.train()
-    batches = iter(run.loader)
+    with closing(iter(run.loader)) as batches:  # ends the loader's processes, also after an error
+        first = together(lambda: next(batches)) if run.state.step < run.total_steps else None
+        return _train(run, itertools.chain([first], batches))
+
+
+def _train(run: Trainer, batches: Iterator[Batch]) -> bool:
     stopped = False
     while run.state.step < run.total_steps and not stopped:
         seed_step(run.config.seed, run.state.step)
@@ -59,13 +69,23 @@ def train(run: Trainer) -> bool:
             lr=lr,
             grad_norm=run.engine.get_global_grad_norm(),
         )
-        stopped = run.stop.agreed()
-        if stopped or run.state.step % run.config.train.save_every == 0 or run.state.step == run.total_steps:
-            run.log.settle(run.state)
-            run.save(run)
+        stopped = run.stop.agreed(is_faulty=run.loader.fault is not None)
+        is_saved = stopped or run.state.step % run.config.train.save_every == 0 or run.state.step == run.total_steps
+        if is_saved:
+            _save(run)
         if _is_evaluation_due(run) and not stopped:
-            run.evaluate(run)
+            try:
+                run.evaluate(run)
+            except Interrupted:
+                stopped = True
+                if not is_saved:
+                    _save(run)
     return run.state.step == run.total_steps
+
+
+def _save(run: Trainer) -> None:
+    run.log.settle(run.state)
+    run.save(run)
 
 
 def _is_evaluation_due(run: Trainer) -> bool:

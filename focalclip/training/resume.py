@@ -33,8 +33,6 @@ def find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
         UserError: if the directory holds a run and ``resume`` was not asked for, or a run of another configuration.
     """
     folder = config.run_dir
-    if Path(config.runs_dir).exists() and not Path(config.runs_dir).is_dir():
-        raise UserError(f"runs_dir: {config.runs_dir} is a file; name a folder")
     found = checkpoint.newest(folder / "checkpoints")
     if found is None:
         return None

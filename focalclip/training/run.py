@@ -3,16 +3,16 @@
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from focalclip.base import __version__
-from focalclip.base.errors import SharedError, UserError
-from focalclip.base.files import write_text
-from focalclip.base.ranks import barrier, gather_objects, is_main, main_first, main_only, rank, together, world_size
+from focalclip.base.errors import SharedError, UserError, system_error
+from focalclip.base.files import owned, write_text, writing
+from focalclip.base.ranks import barrier, gather_objects, in_turns, is_main, main_only, rank, together, world_size
 from focalclip.base.strict import dump_yaml
 from focalclip.config import RunConfig
 from focalclip.data.loader import Dealing, TrainLoader
@@ -37,16 +37,29 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: naming the setting and the remedy.
     """
+    if Path(config.runs_dir).exists() and not Path(config.runs_dir).is_dir():
+        raise UserError(f"runs_dir: {config.runs_dir} is a file; name a folder")
     engine.check(config)
     create_loss(config.loss, FocalCLIP.outputs)
     optim.check(config.optim)
+
+
+def owned_run(config: RunConfig) -> AbstractContextManager:
+    """Context in which the run directory belongs to these ranks alone; nothing in it may change before.
+
+    Raises:
+        SharedError: on all ranks, naming host and process, if another run is at work in it.
+    """
+    stack = ExitStack()
+    main_only(lambda: stack.enter_context(owned(config.run_dir)))
+    return stack
 
 
 def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: Measure | None = None) -> bool:
     """Train a run, or continue it where it stopped.
 
     Args:
-        config: the whole configuration, which :func:`check` has accepted.
+        config: the whole configuration, which :func:`check` has accepted; within :func:`owned_run`.
         shards: the training shards.
         resume: continue the newest checkpoint of the run directory if it has one.
         measure: evaluates the model every ``config.eval.every`` steps.
@@ -61,8 +74,8 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
     if len(set(gather_objects(saved.path.name if saved else None))) > 1:
         raise SharedError(f"runs_dir: {config.runs_dir} differs between ranks; name a folder that all nodes share")
     state = saved.state if saved else TrainState()
-    model = main_first(lambda: _create_model(config, is_fresh=saved is None))
-    loader = main_first(lambda: _create_loader(config, shards, model, state))
+    model = in_turns(lambda: _create_model(config, is_fresh=saved is None))
+    loader = in_turns(lambda: _create_loader(config, shards, model, state))
     total_steps = _total_steps(config, loader)
     deepspeed_engine = _create_engine(config, model, total_steps, saved)
     main_only(lambda: _write_config(config, is_fresh=saved is None))
@@ -76,16 +89,27 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
         loss = create_loss(config.loss, model.outputs)
         run = Trainer(config, deepspeed_engine, loss, loader, state, total_steps, log, stop, _save, evaluate)
         finished = train(run)
-    if not finished and is_main():
-        reason = f"{stop.reason}: " if stop.reason else ""
-        print(f"{reason}saved step {state.step} in {config.run_dir}; continue with the same command and --resume")
+    if not finished:
+        if is_main():
+            reason = f"{stop.reason}: " if stop.reason else ""
+            print(f"{reason}saved step {state.step} in {config.run_dir}; continue with the same command and --resume")
+        together(loader.raise_fault)
     return finished
 
 
 def _save(run: Trainer) -> None:
-    """Write a checkpoint, and the model in the form that others load."""
-    checkpoint.save(run.engine, run.config.run_dir / "checkpoints", run.state, run.config)
-    _export(run.engine, run.config, run.state)
+    """Write a checkpoint, and the model in the form that others load.
+
+    Raises:
+        MachineError: on this rank, if the disk refuses it; earlier checkpoints stay.
+    """
+    folder = run.config.run_dir / "checkpoints"
+    try:
+        with writing(folder):
+            checkpoint.save(run.engine, folder, run.state, run.config)
+            _export(run.engine, run.config, run.state)
+    except OSError as error:
+        raise system_error(error) from None
 
 
 class _Evaluation:
@@ -106,7 +130,8 @@ class _Evaluation:
             with torch.random.fork_rng(devices=[]):
                 self._copy = FocalCLIP(self._config.model).to(engine.device())
         self._copy.load_state_dict(weights)
-        values = self._measure(self._copy)
+        with run.stop.obeyed_at_once():
+            values = self._measure(self._copy)
         run.log.evaluation(run.state, values, time.perf_counter() - start)
 
 
