@@ -76,6 +76,18 @@ def whole_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(leftover, ignore_errors=True)
 
 
+def clear(folder: Path) -> None:
+    """Remove what processes that were killed left half-written in ``folder``, which no other one may write to now."""
+    for path in folder.glob(".*.tmp"):
+        replaced = path.with_name(path.name[1:].removesuffix(".old.tmp"))
+        if path.name.endswith(".old.tmp") and not replaced.exists():
+            path.rename(replaced)
+        elif path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Within this context a failed write, also one that a library reports its own way, is an OSError with a file name.
@@ -109,6 +121,7 @@ def owned(folder: Path) -> Iterator[None]:
     """
     was_there, path = folder.is_dir(), folder / ".owner"
     file = _take(path)
+    _sign(file)
     done = threading.Event()
     beat = threading.Thread(target=_beat, args=(file, done), daemon=True)
     beat.start()
@@ -147,8 +160,6 @@ def _take(path: Path) -> BinaryIO:
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                 break
         file.close()
-    file.truncate(0)
-    file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
     return file
 
 
@@ -188,8 +199,13 @@ def _last_beat(path: Path) -> int | None:
 
 def _beat(file: BinaryIO, done: threading.Event) -> None:
     while not done.wait(_BEAT):
-        with contextlib.suppress(OSError):
-            os.utime(file.fileno())
+        _sign(file)
+
+
+def _sign(file: BinaryIO) -> None:
+    name = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
+    with contextlib.suppress(OSError):  # on a full disk the lock alone must do, until there is room
+        os.ftruncate(file.fileno(), os.pwrite(file.fileno(), name, 0))
 
 
 def _refusal(path: Path) -> UserError:

@@ -69,7 +69,7 @@ def _train(run: Trainer, batches: Iterator[Batch]) -> bool:
             lr=lr,
             grad_norm=run.engine.get_global_grad_norm(),
         )
-        stopped = run.stop.agreed(is_faulty=run.loader.fault is not None)
+        stopped = run.stop.agreed()
         is_saved = stopped or run.state.step % run.config.train.save_every == 0 or run.state.step == run.total_steps
         if is_saved:
             _save(run)

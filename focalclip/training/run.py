@@ -11,7 +11,7 @@ import torch
 
 from focalclip.base import __version__
 from focalclip.base.errors import SharedError, UserError, system_error
-from focalclip.base.files import owned, write_text, writing
+from focalclip.base.files import clear, owned, write_text, writing
 from focalclip.base.ranks import barrier, gather_objects, in_turns, is_main, main_only, rank, together, world_size
 from focalclip.base.strict import dump_yaml
 from focalclip.config import RunConfig
@@ -51,7 +51,13 @@ def owned_run(config: RunConfig) -> AbstractContextManager:
         SharedError: on all ranks, naming host and process, if another run is at work in it.
     """
     stack = ExitStack()
-    main_only(lambda: stack.enter_context(owned(config.run_dir)))
+
+    def own() -> None:
+        stack.enter_context(owned(config.run_dir))
+        clear(config.run_dir)
+        clear(config.run_dir / "checkpoints")
+
+    main_only(own)
     return stack
 
 
@@ -84,7 +90,7 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
     if state.step >= total_steps:  # the run may have been killed after its last checkpoint, before the export
         _export(deepspeed_engine, config, state)
     log = together(lambda: TrainLog(config, total_steps, state, engine.device()))
-    with closing(log), StopRequest(engine.device()) as stop:
+    with closing(log), StopRequest(engine.device(), lambda: loader.fault is not None) as stop:
         evaluate = _Evaluation(config, measure)
         loss = create_loss(config.loss, model.outputs)
         run = Trainer(config, deepspeed_engine, loss, loader, state, total_steps, log, stop, _save, evaluate)
@@ -109,6 +115,8 @@ def _save(run: Trainer) -> None:
             checkpoint.save(run.engine, folder, run.state, run.config)
             _export(run.engine, run.config, run.state)
     except OSError as error:
+        if is_main():
+            clear(folder)  # it takes the room that a resumed run needs
         raise system_error(error) from None
 
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
@@ -26,10 +26,15 @@ class StopRequest:
     for it inside a collective. All ranks therefore exchange the flag at every step and stop at the same one.
 
     The ``deepspeed`` command does not forward SIGTERM: killed alone it leaves its ranks training, so its end counts.
+
+    Args:
+        device: of this rank.
+        is_faulty: whether this rank cannot go on for long; counts like a signal.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, is_faulty: Callable[[], bool] = lambda: False) -> None:
         self.device = device
+        self._is_faulty = is_faulty
         self.reason: str | None = None
         """The signal that was received, or the process whose end was detected."""
         self._pending: torch.Tensor | None = None
@@ -48,13 +53,13 @@ class StopRequest:
         for number, handler in self._usual.items():
             signal.signal(number, handler)
 
-    def agreed(self, is_faulty: bool = False) -> bool:
-        """Whether to stop now: true on all ranks at the same step, once any of them was signalled or is ``is_faulty``.
+    def agreed(self) -> bool:
+        """Whether to stop now: true on all ranks at the same step, once any of them was signalled or is faulty.
 
         With several ranks the answer is that of the exchange begun one step earlier, so that no device waits for it.
         """
         self._look_for_starter()
-        wanted = is_faulty or self.reason is not None
+        wanted = self.reason is not None or self._is_faulty()
         if world_size() == 1:
             return wanted
         pending, self._pending = self._pending, torch.tensor([float(wanted)], device=self.device)
