@@ -1,5 +1,7 @@
 """Batches of one rank, without end, from any global position."""
 
+import errno
+import os
 import pickle
 import signal
 import threading
@@ -7,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import count
+from multiprocessing.connection import wait
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from focalclip.base.errors import MachineError, UserError, system_error
+from focalclip.base.errors import MachineError, UserError, first_line, system_error
 from focalclip.config import DataConfig
 from focalclip.data.index import index_shards
 from focalclip.data.order import uniform_draws
@@ -187,22 +190,26 @@ class _Source:
             self._hear(self._handler)
             self._raise_if_one_has_ended()
             batch = next(self._iterator)
-        except RuntimeError:
-            self._raise_if_one_has_ended()
+            batch = batch.open() if isinstance(batch, _Sealed) else batch
+        except (RuntimeError, EOFError, OSError) as error:
+            self._raise_if_one_has_ended(seconds=1)  # a process that ends takes batches with it that it has announced
+            if "ancdata" in str(error):  # how multiprocessing says that no descriptor is left to receive a batch
+                error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            if isinstance(error, OSError):
+                raise system_error(error) from None
             raise
-        except OSError as error:
-            raise system_error(error) from None
         finally:
             self._hear(signal.SIG_DFL)
         if isinstance(batch, UserError):
             raise batch
-        return batch.open() if isinstance(batch, _Sealed) else batch
+        return batch
 
     def _hear(self, handler: Any) -> None:
         if self._is_heard:
             signal.signal(signal.SIGCHLD, handler)
 
-    def _raise_if_one_has_ended(self) -> None:
+    def _raise_if_one_has_ended(self, seconds: float = 0) -> None:
+        wait([worker.sentinel for worker in self._workers], seconds)
         for worker in self._workers:
             if (status := worker.exitcode) is not None:
                 how = signal.Signals(-status).name if status < 0 else f"status {status}"
@@ -288,13 +295,11 @@ def _seal(batch: Batch | UserError) -> "_Sealed | UserError":
     except OSError as error:
         return system_error(error)
     except RuntimeError as error:
-        if "shared memory" not in str(error):
-            raise
         size = sum(value.nbytes for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor))
         return MachineError(
-            f"data.workers: /dev/shm has no room for a batch of {size / 2**20:.1f} MiB; enlarge it (docker run "
-            "--shm-size=8g), or use fewer workers (0: the training process loads by itself) or a smaller "
-            "data.batch_size"
+            f"data.workers: a batch of {size / 2**20:.1f} MiB finds no room in /dev/shm ({first_line(error)}); enlarge "
+            "it (docker run --shm-size=8g), or use fewer workers (0: the training process loads by itself) or a "
+            "smaller data.batch_size"
         )
 
 

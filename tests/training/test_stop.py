@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import helpers_run
 import psutil
@@ -97,7 +98,7 @@ def test_a_killed_loader_process_costs_nothing(ranks, tmp_path, shards):
     out, err = process.communicate(timeout=60)
     assert time.monotonic() - started < 10  # 5 s on an idle machine
     assert process.returncode == 1
-    assert err.count("error: data.workers: loader process ") == 1
+    assert err.count("error: data.workers: loader process ") == 1, err
     assert "Traceback" not in out + err
     run_dir = tmp_path / "runs/tiny"
     steps = len(helpers_run.losses(run_dir))
@@ -133,14 +134,14 @@ def test_a_loader_process_that_ended_is_reported_after_the_batches_fetched_befor
 @pytest.mark.parametrize(
     ("limit", "value", "message"),
     [
-        (resource.RLIMIT_FSIZE, 10_000, "/dev/shm has no room for a batch of 0.1 MiB"),
+        (resource.RLIMIT_FSIZE, 10_000, "a batch of 0.1 MiB finds no room in /dev/shm"),
         (resource.RLIMIT_NOFILE, None, "raise the limit of open files"),
     ],
 )
 def test_batches_that_cannot_be_handed_over_end_in_a_sentence(batches, limit, value, message):
     usual = resource.getrlimit(limit)
     if value is None:
-        value = max(map(int, os.listdir("/proc/self/fd"))) + 25
+        value = max(int(path.name) for path in Path("/proc/self/fd").iterdir()) + 25
     resource.setrlimit(limit, (value, usual[1]))
     kept = []
     try:
@@ -223,8 +224,7 @@ def test_a_closed_terminal_does_not_cost_the_checkpoint(tmp_path, shards):
         drain.start()
         run_dir = tmp_path / "runs/tiny"
         helpers_run.wait_for_lines(run_dir, 3)
-        os.close(os.dup(ours))
-        _hang_up(ours)
+        os.close(ours)
         assert process.wait(timeout=60) == 75
     steps = len(helpers_run.losses(run_dir))
     assert (run_dir / "checkpoints" / f"step-{steps}").is_dir()
@@ -238,17 +238,16 @@ def _read_all(terminal):
         pass
 
 
-def _hang_up(terminal):
-    os.close(terminal)
-
-
 @pytest.mark.skipif(os.geteuid() != 0 or shutil.which("unshare") is None, reason="mounts a small file system")
 def test_a_full_disk_is_named_and_loses_nothing(tmp_path, shards):
     (tmp_path / "runs").mkdir()
     command = helpers_run.command(tmp_path, shards, "--train.save-every", "1", "--train.keep-checkpoints", "9")
-    mount = f"mount -t tmpfs -o size=40m tmpfs {tmp_path / 'runs'}"
-    script = f'{mount} && {{ "$@"; echo first $?; mount -o remount,size=900m {tmp_path / "runs"}; ls -A runs/tiny/checkpoints; '
-    script += '"$@" --resume; echo second $?; cat runs/tiny/metrics.jsonl; }'
+    runs = tmp_path / "runs"
+    script = f"""
+        mount -t tmpfs -o size=40m tmpfs {runs} && "$@"; echo first $?
+        mount -o remount,size=900m {runs}; ls -A {runs}/tiny/checkpoints
+        "$@" --resume; echo second $?; cat {runs}/tiny/metrics.jsonl
+    """
     done = subprocess.run(
         ["unshare", "-m", "bash", "-c", script, "bash", *command], cwd=tmp_path, capture_output=True, text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False,
