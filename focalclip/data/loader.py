@@ -209,8 +209,9 @@ class _Source:
             signal.signal(signal.SIGCHLD, handler)
 
     def _raise_if_one_has_ended(self, seconds: float = 0) -> None:
-        wait([worker.sentinel for worker in self._workers], seconds)
+        ending = wait([worker.sentinel for worker in self._workers], seconds)
         for worker in self._workers:
+            worker.join(1 if worker.sentinel in ending else 0)
             if (status := worker.exitcode) is not None:
                 how = signal.Signals(-status).name if status < 0 else f"status {status}"
                 raise MachineError(
