@@ -321,17 +321,18 @@ class _Group:
             for connection in wait(list(open_ones)):
                 assert isinstance(connection, Connection)
                 try:
-                    kind, content = connection.recv()
+                    message: tuple[str, Any] = connection.recv()
                 except (EOFError, OSError):
-                    kind, content = "lost", open_ones[connection]
+                    message = "lost", open_ones[connection]
+                kind, content = message
                 if kind in ("bye", "lost"):
                     del open_ones[connection]
                 if kind == "lost":
-                    self._send((kind, content), but=connection)
+                    self._send(message, but=connection)
                     self._end(content)
                 if kind == "stop" and not self._told:
                     self._told = True
-                    self._send((kind, content), but=connection)
+                    self._send(message, but=connection)
                     self.reason = content
                     os.kill(os.getpid(), signal.SIGUSR1)  # its handler runs in the main thread
 

@@ -78,13 +78,14 @@ def _train_and_evaluate(config: RunConfig, resume: bool) -> int:
             return INTERRUPTED
         if not config.eval.benchmark:
             return 0
-        try:
-            with StopRequest(engine.device()) as stop, stop.obeyed_at_once():
-                return _evaluate(config)
-        except Interrupted:
-            if is_main():
-                print(f"{stop.reason}: trained, not evaluated; continue with the same command and --resume")
-            return INTERRUPTED
+        with StopRequest(engine.device()) as stop:
+            try:
+                with stop.obeyed_at_once():
+                    return _evaluate(config)
+            except Interrupted:
+                if is_main():
+                    print(f"{stop.reason}: trained, not evaluated; continue with the same command and --resume")
+                return INTERRUPTED
 
 
 def parse(argv: list[str]) -> tuple[RunConfig, bool]:

@@ -288,7 +288,7 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _seal(batch: Batch | UserError) -> "_Sealed | UserError":
+def _seal(batch: Any) -> "_Sealed | UserError":
     if isinstance(batch, UserError):
         return batch
     try:

@@ -44,8 +44,8 @@ def train(run: Trainer) -> bool:
     """
     run.engine.train()
     with closing(iter(run.loader)) as batches:  # ends the loader's processes, also after an error
-        first = together(lambda: next(batches)) if run.state.step < run.total_steps else None
-        return _train(run, itertools.chain([first], batches))
+        first = together(lambda: [next(batches)] if run.state.step < run.total_steps else [])
+        return _train(run, itertools.chain(first, batches))
 
 
 def _train(run: Trainer, batches: Iterator[Batch]) -> bool:
