@@ -333,7 +333,7 @@ class _Group:
                 if kind == "stop" and not self._told:
                     self._told = True
                     self._send(message, but=connection)
-                    self.reason = content
+                    self.reason = str(content)
                     os.kill(os.getpid(), signal.SIGUSR1)  # its handler runs in the main thread
 
     def _end(self, lost: dict[str, Any]) -> None:
