@@ -1,15 +1,31 @@
-"""Atomic writes: a file or folder is complete or absent, however its writer ends."""
+"""Files that others see whole or not at all, however their writer ends; and folders that belong to one process."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
+import socket
 import stat
+import sys
+import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from focalclip.base.errors import UserError
+
+_BEAT = 5.0  # seconds between two signs of life of a folder's owner
+_SILENCE = 6 * _BEAT  # without one, an owner on another host has ended
+
+# how libraries report that a write failed
+_FAILED_WRITES = re.compile(
+    r"PytorchStreamWriter|inline_container|unexpected pos|I/O error|os error (\d+)|No space left", re.IGNORECASE
+)
 
 _NO_DIGEST = "0" * 64
 
@@ -51,14 +67,15 @@ def whole_file(path: Path) -> Iterator[Path]:
     Parent folders are created. The name is unique, so that processes, also of several machines, may write one file.
     Whoever may read it is for the umask to say, whatever mode its writer gave it (safetensors: the owner alone).
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        temporary.touch()
-        mode = stat.S_IMODE(temporary.stat().st_mode)
-        yield temporary
-        temporary.chmod(mode)
-        temporary.replace(path)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            yield temporary
+            temporary.chmod(mode)
+            temporary.replace(path)
     except BaseException:
         # the first error is the one to report: where nothing can be written, removing fails as well
         with contextlib.suppress(OSError):
@@ -78,16 +95,17 @@ def whole_folder(path: Path) -> Iterator[Path]:
         old.rename(path)
     for leftover in (new, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    new.mkdir(parents=True)
     try:
-        yield new
-        mode = stat.S_IMODE(new.stat().st_mode)
-        for inside in new.rglob("*"):
-            if not inside.is_symlink():
-                inside.chmod(mode if inside.is_dir() else mode & 0o666)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
+        with writing(path):
+            new.mkdir(parents=True)
+            yield new
+            mode = stat.S_IMODE(new.stat().st_mode)
+            for inside in new.rglob("*"):
+                if not inside.is_symlink():
+                    inside.chmod(mode if inside.is_dir() else mode & 0o666)
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
     finally:
         for leftover in (new, old):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -103,6 +121,135 @@ def why_not_writable(path: Path) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return "it is a folder" if path.is_dir() else None
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Within this context a failed write, also one that a library reports its own way, is an OSError with a file name.
+
+    The name is ``path`` where the error has none.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+    except Exception as error:
+        # torch raises RuntimeError, safetensors an error of its own; torch's has no number
+        match = _FAILED_WRITES.search(str(error))
+        if match is None or isinstance(error, UserError):
+            raise
+        raise OSError(number := int(match[1] or errno.ENOSPC), os.strerror(number), str(path)) from error
+
+
+@contextlib.contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Own ``folder``, which is made if need be, while the block runs: no other process on any host does so too.
+
+    The file ``.owner`` in it names host and process. It is locked, so that the system frees the folder when its owner
+    ends, however that ends. File systems without locks between hosts need more: the owner touches the file every few
+    seconds, and another host believes that it has ended once it no longer does.
+
+    Raises:
+        UserError: at once, naming host and process, if the folder has an owner.
+    """
+    was_there, path = folder.is_dir(), folder / ".owner"
+    file = _take(path)
+    _sign(file)
+    done = threading.Event()
+    beat = threading.Thread(target=_beat, args=(file, done), daemon=True)
+    beat.start()
+    try:
+        yield
+    finally:
+        done.set()
+        beat.join()
+        with contextlib.suppress(OSError):
+            path.unlink()
+            file.close()
+        if not was_there:
+            with contextlib.suppress(OSError):  # it is not empty
+                folder.rmdir()
+
+
+def _take(path: Path) -> BinaryIO:
+    import fcntl  # not on every system
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0)
+        os.register_at_fork(after_in_child=file.close)  # a loader process must not hold the lock of a killed run
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = True
+        except BlockingIOError:
+            file.close()
+            raise _refusal(path) from None
+        except OSError:  # Lustre, some network and user-space file systems have no locks
+            is_locked = False
+        if _has_owner(path, is_locked):
+            file.close()
+            raise _refusal(path)
+        with contextlib.suppress(FileNotFoundError):  # its owner has removed it meanwhile
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                break
+        file.close()
+    return file
+
+
+def _has_owner(path: Path, is_locked: bool) -> bool:
+    """Whether the process that left its name in the file still lives."""
+    owner = _read_owner(path)
+    if not owner:
+        return False
+    if owner["host"] == socket.gethostname():
+        import psutil
+
+        return not is_locked and psutil.pid_exists(owner["pid"])
+    seen, end = _last_beat(path), time.monotonic() + _SILENCE
+    print(f"{path.parent}: a run on {owner['host']} left its name here; looking for signs of life", file=sys.stderr)
+    while time.monotonic() < end:
+        time.sleep(1)
+        if (beat := _last_beat(path)) != seen:
+            return beat is not None
+    return False
+
+
+def _read_owner(path: Path) -> dict[str, Any] | None:
+    try:
+        owner = json.loads(path.read_bytes())
+        return {"host": owner["host"], "pid": int(owner["pid"])}
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _last_beat(path: Path) -> int | None:
+    try:
+        with path.open("rb") as file:  # NFS asks its server for times when a file is opened
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _beat(file: BinaryIO, done: threading.Event) -> None:
+    while not done.wait(_BEAT):
+        _sign(file)
+
+
+def _sign(file: BinaryIO) -> None:
+    name = json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode()
+    with contextlib.suppress(OSError):  # on a full disk the lock alone must do, until there is room
+        os.ftruncate(file.fileno(), os.pwrite(file.fileno(), name, 0))
+
+
+def _refusal(path: Path) -> UserError:
+    owner = _read_owner(path)
+    who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
+    return UserError(
+        f"{path.parent}: {who} is at work in it; wait for it or stop it (kill {owner['pid'] if owner else 'PID'}), "
+        "or choose another --name"
+    )
 
 
 @contextlib.contextmanager
@@ -170,12 +317,12 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left under ``folder``: files and folders under temporary names.
 
-    A folder that was moved aside for a new one which never came is put back, see :func:`whole_folder`. No other process
-    may be writing there.
+    What was moved aside for a new one that never came is put back, see :func:`whole_folder`. No other process may be
+    writing there.
     """
-    for old in folder.glob(".*.old.tmp"):
+    for old in folder.rglob(".*.old.tmp"):
         final = old.with_name(old.name[1 : -len(".old.tmp")])
-        if old.is_dir() and not final.exists():
+        if not final.exists():
             old.rename(final)
     for leftover in list(folder.rglob(".*.tmp")):
         if leftover.is_dir() and not leftover.is_symlink():

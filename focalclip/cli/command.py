@@ -4,13 +4,14 @@ import argparse
 import hashlib
 import os
 import re
+import resource
 import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from focalclip.base.errors import UserError, first_line
+from focalclip.base.errors import UserError, first_line, is_known, system_error
 from focalclip.base.files import home_expanded, user_path, why_not_writable
 from focalclip.cli import COMMANDS
 
@@ -24,11 +25,12 @@ def guarded(command: Callable[[], int]) -> int:
     # once nearly double it. So they spin for a fraction of a millisecond, then sleep.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    _allow_many_open_files()
     try:
         return command()
     except UserError as error:
-        _print_error(str(error))
-        return 2
+        _print_error(str(error), error.rank)
+        return error.status
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("focalclip"):
             raise
@@ -39,9 +41,22 @@ def guarded(command: Callable[[], int]) -> int:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still holds of our output
         return 141  # as the shell calls SIGPIPE
+    except OSError as error:
+        if not is_known(error):
+            raise
+        _print_error(str(fault := system_error(error)))
+        return fault.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _allow_many_open_files() -> None:
+    """Raise the soft limit, 1024 on many systems, as far as the system lets a process do by itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _reader_is_gone() -> bool:
@@ -51,10 +66,10 @@ def _reader_is_gone() -> bool:
     return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
-def _print_error(message: str) -> None:
-    """Print an error once on each machine: all ranks raise it."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"error: {as_called(message)}", file=sys.stderr)
+def _print_error(message: str, rank: int | None = None) -> None:
+    """Print an error of one rank, or once on each machine that of all."""
+    if rank is not None or os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"error: {f'rank {rank}: ' if rank else ''}{as_called(message)}", file=sys.stderr)
 
 
 def command_parser(name: str, description: str, examples: str) -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focalclip.base.errors import SharedError, UserError
+from focalclip.base.errors import UserError
 from focalclip.cli import settings
 from focalclip.cli.command import as_called, guarded, without_launchers
 from focalclip.config import RunConfig, config_names, load_config
@@ -27,6 +27,11 @@ examples:
   deepspeed scripts/pretrain.py                                 the same on all GPUs of this machine
   deepspeed scripts/pretrain.py --config focalclip_tiny_lrf --data.train 'cc12m/{{000..999}}.tar'
   python scripts/pretrain.py --resume                           continue where the run stopped
+
+exit status: 0 finished; 1 a fault of the machine (a full disk, a process that was killed), or no task could be
+evaluated; 2 a mistake on the command line or in the data; 75 interrupted (Ctrl-C, SIGTERM, SIGUSR1, SIGHUP) and saved:
+the same command with --resume goes on. The launchers deepspeed and torchrun end with 75 or, where they are signalled
+themselves, with a status of their own.
 
 options:
   -h, --help
@@ -51,22 +56,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     config, resume = parse(argv)
-    shards = prepare(config)
-    from focalclip.base.ranks import is_main, leave, rank
-    from focalclip.training import engine
-    from focalclip.training.run import run_training
+    from focalclip.base.ranks import joined
+    from focalclip.training.run import check
 
-    engine.boot()
-    try:
-        finished = run_training(config, shards, resume, _measure(config) if config.eval.every else None)
-    except UserError as error:
-        if is_main() or isinstance(error, SharedError):
-            raise
-        print(f"error: rank {rank()}: {error}", file=sys.stderr)  # raised on this rank alone
-        return 2
-    status = _evaluate(config) if finished and config.eval.benchmark else 0
-    leave()
-    return status
+    check(config)
+    check_benchmark(config)
+    with joined(alone=True):
+        return _train_and_evaluate(config, resume)
+
+
+def _train_and_evaluate(config: RunConfig, resume: bool) -> int:
+    from focalclip.base.ranks import Interrupted, in_turns, is_main
+    from focalclip.training import engine
+    from focalclip.training.run import owned_run, run_training
+    from focalclip.training.stop import INTERRUPTED, StopRequest
+
+    shards = in_turns(lambda: training_shards(config))
+    engine.set_up()
+    with owned_run(config):
+        if not run_training(config, shards, resume, _measure(config) if config.eval.every else None):
+            return INTERRUPTED
+        if not config.eval.benchmark:
+            return 0
+        with StopRequest(engine.device()) as stop:
+            try:
+                with stop.obeyed_at_once():
+                    return _evaluate(config)
+            except Interrupted:
+                if is_main():
+                    print(f"{stop.reason}: trained, not evaluated; continue with the same command and --resume")
+                return INTERRUPTED
 
 
 def parse(argv: list[str]) -> tuple[RunConfig, bool]:
@@ -93,23 +112,6 @@ def parse(argv: list[str]) -> tuple[RunConfig, bool]:
         print(as_called(HELP + settings.help_text(base)))
         raise SystemExit(0)
     return settings.with_overrides(base, rest), resume
-
-
-def prepare(config: RunConfig) -> list[Path]:
-    """Check what can be checked without the other ranks, and make the data ready.
-
-    Returns:
-        The training shards.
-
-    Raises:
-        UserError: for a setting that cannot be used, missing shards or a missing benchmark.
-    """
-    from focalclip.training.run import check
-
-    check(config)
-    shards = training_shards(config)
-    check_benchmark(config)
-    return shards
 
 
 def training_shards(config: RunConfig) -> list[Path]:

@@ -104,7 +104,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     import focalclip
-    from focalclip.base.ranks import is_main, main_first
+    from focalclip.base.ranks import in_turns, is_main
     from focalclip.evaluation.features.model import to_precision
     from focalclip.evaluation.retrieval.pairs import open_pairs
     from focalclip.evaluation.retrieval.run import evaluate
@@ -117,7 +117,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.name and not is_plain_name(args.name):
         raise UserError(f"--name {args.name}: cannot be the name of a file; take / and .. out of it")
     source = args.model or str(newest_run())
-    data = main_first(  # which writes missing indexes of shards
+    data = in_turns(  # which writes missing indexes of shards
         lambda: open_pairs(
             args.data, split=args.split, image_root=args.image_root, limit=args.limit,
             captions_per_image=args.captions_per_image,

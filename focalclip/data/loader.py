@@ -1,9 +1,16 @@
 """Batches of one rank, without end, from any global position."""
 
+import errno
+import os
+import pickle
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
+from multiprocessing.connection import wait
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from focalclip.base.errors import UserError, first_line
+from focalclip.base.errors import MachineError, UserError, first_line, system_error
 from focalclip.config import DataConfig
 from focalclip.data.index import usable_shards
 from focalclip.data.order import uniform_draws
@@ -123,27 +130,124 @@ class TrainLoader:
         samples = TrainSamples(self.usable.shards, counts, data, image_size, seed, self.sources)
         self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
         self._workers = data.workers
+        self._ahead = 2 * dealing.accumulation
+        self.fault: UserError | None = None
+        """Why no further batch can be had; those fetched before are still to come."""
 
-    def __iter__(self) -> Iterator[Batch]:
-        """Batches from ``start`` on.
+    def raise_fault(self) -> None:
+        """Raise :attr:`fault` if there is one."""
+        if self.fault is not None:
+            raise self.fault
+
+    def __iter__(self) -> Generator[Batch]:
+        """Batches from ``start`` on; close the iterator to end its processes at once.
+
+        Those of the next two steps are fetched before one is given out. So ranks that agree on :attr:`fault` at every
+        step, one step late, stop together before one of them lacks a batch.
 
         Raises:
-            UserError: if the data turn out to be unusable on the way.
+            UserError: if the data turn out to be unusable, or a loader process has ended, and no batch is left.
         """
         loader = DataLoader(
             self._batches,
             batch_size=None,  # an item is a whole batch already
             sampler=count(),
             num_workers=self._workers,
-            collate_fn=_as_is,
+            collate_fn=_seal if self._workers else _as_is,
             worker_init_fn=_outlive_signals,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # it draws a seed for the workers, or the process's generator would move
         )
-        for batch in loader:
-            if isinstance(batch, UserError):
-                raise batch
-            yield batch
+        with _Source(loader) as source:
+            batches = deque(source.next() for _ in range(self._ahead))
+            while True:
+                try:
+                    if self.fault is None:
+                        batches.append(source.next())
+                except UserError as fault:
+                    self.fault = fault
+                if not batches:
+                    self.raise_fault()
+                yield batches.popleft()
+
+
+class _Source:
+    """The iterator of a DataLoader, whose failures become UserErrors, and only where it is asked for a batch.
+
+    DataLoader notices the end of a process in a signal's handler, and raises wherever the program just is: in a step of
+    the optimiser, or while a checkpoint is written. So that handler is kept for the wait for a batch.
+    """
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._iterator: Any = iter(loader)
+        self._workers = getattr(self._iterator, "_workers", [])
+        self._is_heard = bool(self._workers) and threading.current_thread() is threading.main_thread()
+        self._handler = signal.getsignal(signal.SIGCHLD)  # DataLoader's, if there are workers
+
+    def __enter__(self) -> "_Source":
+        self._hear(signal.SIG_DFL)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes: they only read. DataLoader would let each finish its batch first."""
+        for worker in self._workers:
+            worker.kill()
+        for worker in self._workers:
+            worker.join()
+        self._iterator = None
+        self._hear(self._handler)
+
+    def next(self) -> Batch:
+        try:
+            self._hear(self._handler)
+            self._raise_if_one_has_ended()
+            batch = next(self._iterator)
+            batch = batch.open() if isinstance(batch, _Sealed) else batch
+        except (RuntimeError, EOFError, OSError) as error:
+            self._raise_if_one_has_ended(seconds=1)  # a process that ends takes batches with it that it has announced
+            if "ancdata" in str(error):  # how multiprocessing says that no descriptor is left to receive a batch
+                error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            if isinstance(error, OSError):
+                raise system_error(error) from None
+            raise
+        finally:
+            self._hear(signal.SIG_DFL)
+        if isinstance(batch, UserError):
+            raise batch
+        return batch
+
+    def _hear(self, handler: Any) -> None:
+        if self._is_heard:
+            signal.signal(signal.SIGCHLD, handler)
+
+    def _raise_if_one_has_ended(self, seconds: float = 0) -> None:
+        ending = wait([worker.sentinel for worker in self._workers], seconds)
+        for worker in self._workers:
+            worker.join(1 if worker.sentinel in ending else 0)
+            if (status := worker.exitcode) is not None:
+                how = signal.Signals(-status).name if status < 0 else f"status {status}"
+                raise MachineError(
+                    f"data.workers: loader process {worker.pid} has ended ({how}), most often for lack of memory or of "
+                    "room in /dev/shm; use fewer data.workers or a smaller data.batch_size, and continue with --resume"
+                )
+
+
+class _Sealed:
+    """A batch as a worker hands it over.
+
+    Its tensors are moved to shared memory here. In the queue's own thread, where multiprocessing does it, a failure
+    (/dev/shm is full, no file descriptor is left) would lose the batch, and the training process would wait for ever.
+    """
+
+    def __init__(self, batch: Batch) -> None:
+        self._data = bytes(ForkingPickler.dumps(batch))
+
+    def open(self) -> Batch:
+        return pickle.loads(self._data)
+
+    def pin_memory(self) -> Batch:
+        """DataLoader calls this."""
+        return self.open().pin_memory()
 
 
 class _MicroBatches(Dataset):
@@ -173,6 +277,8 @@ class _MicroBatches(Dataset):
             return self._batch(positions.start, len(positions))
         except UserError as error:
             return error
+        except MemoryError:
+            return MachineError("data.workers: the machine is out of memory; use fewer, or a smaller data.batch_size")
 
     def _batch(self, first: int, size: int, check: Callable[[str], object] | None = None) -> Batch:
         draws = uniform_draws(self._seed, first, size)
@@ -208,6 +314,22 @@ class _MicroBatches(Dataset):
 def _as_is(batch: Any) -> Any:
     """In the place of DataLoader's collation and conversion."""
     return batch
+
+
+def _seal(batch: Any) -> "_Sealed | UserError":
+    if isinstance(batch, UserError):
+        return batch
+    try:
+        return _Sealed(batch)
+    except OSError as error:
+        return system_error(error)
+    except RuntimeError as error:
+        size = sum(value.nbytes for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor))
+        return MachineError(
+            f"data.workers: a batch of {size / 2**20:.1f} MiB finds no room in /dev/shm ({first_line(error)}); enlarge "
+            "it (docker run --shm-size=8g), or use fewer workers (0: the training process loads by itself) or a "
+            "smaller data.batch_size"
+        )
 
 
 def _outlive_signals(_worker: int) -> None:

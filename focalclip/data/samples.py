@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from focalclip.base.errors import UserError, first_line
+from focalclip.base.errors import UserError, first_line, is_lack, system_error
 from focalclip.config import DataConfig
 from focalclip.data.images import decode_array
 from focalclip.data.index import (
@@ -241,6 +241,8 @@ class ShardReader:
                 raise UserError(
                     f"data.window_shards={self._keep // 2}: {error.strerror}; lower it, or raise the limit (ulimit -n)"
                 ) from None
+            if is_lack(error):
+                raise system_error(error) from None
             raise BrokenSampleError(f"cannot be read ({error.strerror})") from None
         return Members(*(data[at - start : at - start + length] if length >= 0 else None for at, length in places))
 

@@ -179,17 +179,16 @@ def _complete_with(facts: dict[str, Any], temporary: Path, final: Path, keep: in
     write_sealed_json(temporary / MANIFEST, facts)
     for path in [*_files(temporary), temporary]:
         _sync(path)
-    leaving = [_out_of_the_way(final)] if final.exists() else []
+    replaced = final.with_name(f".{final.name}.old.tmp")
+    if final.exists():
+        final.rename(replaced)
     temporary.rename(final)
     _sync(final.parent)
-    leaving += [_out_of_the_way(old) for old in complete(final.parent)[keep:]]
-    for old in leaving:
-        shutil.rmtree(old)
-
-
-def _out_of_the_way(path: Path) -> Path:
-    """Give a checkpoint that is to be removed a temporary name, so that none is ever there in part."""
-    return path.rename(path.with_name(f".{path.name}.old.tmp"))
+    # first its name, so that no checkpoint is ever there in part
+    oldest = [old.rename(old.with_name(f".{old.name}.gone.tmp")) for old in complete(final.parent)[keep:]]
+    for path in (replaced, *oldest):
+        if path.exists():
+            shutil.rmtree(path)
 
 
 def _own_files(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from focalclip.base.errors import UserError
-from focalclip.base.ranks import join, rank, world_size
+from focalclip.base.ranks import rank, world_size
 from focalclip.config import RunConfig
 from focalclip.training.optim import create_optimizer, create_schedule
 
@@ -23,12 +23,8 @@ _DATA_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # torch's own switch
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
-def boot() -> None:
-    """Join the other ranks (see :func:`focalclip.base.ranks.join`) and set DeepSpeed up.
-
-    Must run before anything else imports deepspeed. :func:`focalclip.base.ranks.leave` ends it.
-    """
-    join(alone=True)
+def set_up() -> None:
+    """Set DeepSpeed up; within ``focalclip.base.ranks.joined(alone=True)``, before anything else imports deepspeed."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         _keep_freed_memory()

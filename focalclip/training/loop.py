@@ -1,11 +1,14 @@
 """The training loop, on one page."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
+from focalclip.base.ranks import Interrupted, together
 from focalclip.config import RunConfig
-from focalclip.data.loader import TrainLoader
+from focalclip.data.loader import Batch, TrainLoader
 from focalclip.training.checkpoint import TrainState
 from focalclip.training.log import TrainLog
 from focalclip.training.step import Loss, Stepper
@@ -35,14 +38,20 @@ def train(run: Trainer) -> bool:
     """Train until ``total_steps`` are done or a stop is agreed; save in either case.
 
     A step whose gradient is not finite is skipped and counted; after ``train.max_skipped_steps`` in a row, or where the
-    weights themselves are not finite, the run returns to its last checkpoint and goes on with the data that follow.
+    weights themselves are not finite, the run returns to its last checkpoint and goes on with the data that follow. A
+    loader that fails on one rank stops all; its fault stays in ``run.loader``.
 
     Returns:
         Whether the run is finished.
     """
     run.engine.train()
+    with closing(iter(run.loader)) as batches:  # ends the loader's processes, also after an error
+        first = together(lambda: [next(batches)] if run.state.step < run.total_steps else [])
+        return _train(run, itertools.chain(first, batches))
+
+
+def _train(run: Trainer, batches: Iterator[Batch]) -> bool:
     take_step = Stepper(run.engine, run.loss, run.config)
-    batches = iter(run.loader)
     stopped = False
     while run.state.step < run.total_steps and not stopped:
         result = take_step(batches, run.state.step)
@@ -52,17 +61,38 @@ def train(run: Trainer) -> bool:
         stopped = run.stop.agreed()
         is_end = stopped or run.state.step == run.total_steps
         is_saving = is_end or run.state.step % run.config.train.save_every == 0
-        if is_saving:
-            run.log.settle(run.state)
-        if run.state.skipped_in_a_row > run.config.train.max_skipped_steps:
-            run.roll_back(run, f"{run.state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite")
-        elif is_saving and run.state.skipped_in_a_row and not is_end:
-            pass  # the checkpoint before may be the one to return to: later ones must not push it out
-        elif is_saving and not run.save(run):
-            run.roll_back(run, "the weights are not finite")
+        fault = _save(run, is_end) if is_saving else _fault(run)
+        if fault:
+            run.roll_back(run, fault)
         elif _is_evaluation_due(run) and not stopped:
-            run.evaluate(run)
+            try:
+                run.evaluate(run)
+            except Interrupted:
+                stopped = True
+                if not is_saving and (fault := _save(run, is_end=True)):
+                    run.roll_back(run, fault)
     return run.state.step == run.total_steps
+
+
+def _fault(run: Trainer) -> str | None:
+    """Why the run cannot go on from here, by what has been read from the device so far."""
+    skipped = run.state.skipped_in_a_row
+    if skipped > run.config.train.max_skipped_steps:
+        return f"{skipped} steps in a row had a loss or gradient that is not finite"
+    return None
+
+
+def _save(run: Trainer, is_end: bool) -> str | None:
+    """Save, or say why the run cannot go on from here.
+
+    While steps are being skipped only an end is saved: the checkpoint before may be the one to return to, which later
+    ones must not push out.
+    """
+    run.log.settle(run.state)
+    if fault := _fault(run):
+        return fault
+    is_wanted = is_end or not run.state.skipped_in_a_row
+    return "the weights are not finite" if is_wanted and not run.save(run) else None
 
 
 def _is_evaluation_due(run: Trainer) -> bool:

@@ -46,8 +46,6 @@ def find_checkpoints(config: RunConfig, resume: bool) -> list[Path]:
         UserError: if the directory holds a run and ``resume`` was not asked for, or a run of another configuration.
     """
     folder = config.run_dir
-    if Path(config.runs_dir).exists() and not Path(config.runs_dir).is_dir():
-        raise UserError(f"runs_dir: {config.runs_dir} is a file; name a folder")
     found = checkpoint.complete(folder / "checkpoints")
     if found and not resume:
         raise UserError(

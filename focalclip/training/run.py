@@ -3,16 +3,16 @@
 import hashlib
 import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from focalclip.base import __version__
-from focalclip.base.errors import SharedError, UserError
-from focalclip.base.files import remove_leftovers, write_text
-from focalclip.base.ranks import barrier, gather_objects, is_main, main_first, main_only, rank, together, world_size
+from focalclip.base.errors import SharedError, UserError, system_error
+from focalclip.base.files import owned, remove_leftovers, write_text, writing
+from focalclip.base.ranks import barrier, gather_objects, in_turns, is_main, main_only, rank, together, world_size
 from focalclip.base.strict import dump_yaml
 from focalclip.config import RunConfig
 from focalclip.data.loader import Dealing, TrainLoader
@@ -38,16 +38,35 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: naming the setting and the remedy.
     """
+    if Path(config.runs_dir).exists() and not Path(config.runs_dir).is_dir():
+        raise UserError(f"runs_dir: {config.runs_dir} is a file; name a folder")
     engine.check(config)
     create_loss(config.loss, FocalCLIP.outputs)
     optim.check(config.optim)
+
+
+def owned_run(config: RunConfig) -> AbstractContextManager:
+    """Context in which the run directory belongs to these ranks alone; nothing in it may change before.
+
+    Raises:
+        SharedError: on all ranks, naming host and process, if another run is at work in it.
+    """
+    stack = ExitStack()
+    stack.enter_context(writing(config.run_dir))  # the log, for one, writes to it all the time
+
+    def own() -> None:
+        stack.enter_context(owned(config.run_dir))
+        remove_leftovers(config.run_dir)
+
+    main_only(own)
+    return stack
 
 
 def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: Measure | None = None) -> bool:
     """Train a run, or continue it where it stopped.
 
     Args:
-        config: the whole configuration, which :func:`check` has accepted.
+        config: the whole configuration, which :func:`check` has accepted; within :func:`owned_run`.
         shards: the training shards.
         resume: continue the newest checkpoint of the run directory if it has one.
         measure: evaluates the model every ``config.eval.every`` steps.
@@ -59,10 +78,9 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
         UserError: for anything that the user can correct, before training starts.
     """
     saved = _find_checkpoint(config, resume)
-    main_only(lambda: remove_leftovers(config.run_dir))
     state = saved.state if saved else TrainState()
-    model = main_first(lambda: _create_model(config, is_fresh=saved is None))
-    loader = main_first(lambda: _create_loader(config, shards, model, state))
+    model = in_turns(lambda: _create_model(config, is_fresh=saved is None))
+    loader = in_turns(lambda: _create_loader(config, shards, model, state))
     if len(set(gather_objects(state.data))) > 1:
         raise SharedError("data.train: the shards differ between ranks; name files that all nodes share")
     total_steps = _total_steps(config, loader)
@@ -73,16 +91,18 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
     if state.step >= total_steps:  # the run may have been killed after its last checkpoint, before the export
         _export(deepspeed_engine, config, state)
     log = together(lambda: TrainLog(config, total_steps, state))
-    with closing(log), StopRequest(engine.device()) as stop:
+    with closing(log), StopRequest(engine.device(), lambda: loader.fault is not None) as stop:
         evaluate = _Evaluation(config, measure)
         loss = create_loss(config.loss, model.outputs)
         run = Trainer(
             config, deepspeed_engine, loss, loader, state, total_steps, log, stop, _save, _roll_back, evaluate
         )
         finished = train(run)
-    if not finished and is_main():
-        reason = f"{stop.reason}: " if stop.reason else ""
-        print(f"{reason}saved step {state.step} in {config.run_dir}; continue with the same command and --resume")
+    if not finished:
+        if is_main():
+            reason = f"{stop.reason}: " if stop.reason else ""
+            print(f"{reason}saved step {state.step} in {config.run_dir}; continue with the same command and --resume")
+        together(loader.raise_fault)
     return finished
 
 
@@ -98,11 +118,22 @@ def _find_checkpoint(config: RunConfig, resume: bool) -> Checkpoint | None:
 
 
 def _save(run: Trainer) -> bool:
-    """Write a checkpoint, and the model in the form that others load; false, with nothing written, if not finite."""
+    """Write a checkpoint, and the model in the form that others load; false, with nothing written, if not finite.
+
+    Raises:
+        MachineError: on this rank, if the disk refuses it; earlier checkpoints stay.
+    """
     if not all(gather_objects(engine.is_finite(run.engine))):
         return False
-    checkpoint.save(run.engine, run.config.run_dir / "checkpoints", run.state, run.config)
-    _export(run.engine, run.config, run.state)
+    folder = run.config.run_dir / "checkpoints"
+    try:
+        with writing(folder):
+            checkpoint.save(run.engine, folder, run.state, run.config)
+            _export(run.engine, run.config, run.state)
+    except OSError as error:
+        if is_main():
+            remove_leftovers(folder)  # they take the room that a resumed run needs
+        raise system_error(error) from None
     return True
 
 
@@ -148,7 +179,8 @@ class _Evaluation:
             with torch.random.fork_rng(devices=[]):
                 self._copy = FocalCLIP(self._config.model).to(engine.device())
         self._copy.load_state_dict(weights)
-        values = self._measure(self._copy)
+        with run.stop.obeyed_at_once():
+            values = self._measure(self._copy)
         run.log.evaluation(run.state, values, time.perf_counter() - start)
 
 

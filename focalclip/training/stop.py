@@ -1,35 +1,52 @@
-"""Ctrl-C and SIGTERM: recorded when received, agreed among ranks, handled between two steps."""
+"""Requests to stop: recorded when they arrive, agreed among ranks, obeyed between two steps or inside an evaluation."""
 
 import os
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
 
 import torch
 
-from focalclip.base.ranks import world_size
+from focalclip.base.ranks import asked_by_another, interrupt, interruptible, world_size
+
+INTERRUPTED = 75
+"""Exit status of a run that has saved and can be resumed: EX_TEMPFAIL of ``sysexits.h``, "try again"."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
-    """Within this context the first SIGINT or SIGTERM becomes a flag; a second SIGINT interrupts at once, as usual.
+    """Within this context the first SIGINT, SIGTERM, SIGUSR1 or SIGHUP becomes a flag.
+
+    A second SIGINT interrupts at once, as usual. What is ignored, as ``nohup`` ignores SIGHUP, stays ignored.
 
     The launcher signals ranks one after another, so a rank must not save when *it* is signalled: the others would wait
     for it inside a collective. All ranks therefore exchange the flag at every step and stop at the same one.
 
     The ``deepspeed`` command does not forward SIGTERM: killed alone it leaves its ranks training, so its end counts.
+
+    Args:
+        device: of this rank.
+        is_faulty: whether this rank cannot go on for long; counts like a signal.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, is_faulty: Callable[[], bool] = lambda: False) -> None:
         self.device = device
+        self._is_faulty = is_faulty
         self.reason: str | None = None
         """The signal that was received, or the process whose end was detected."""
         self._pending: torch.Tensor | None = None
         self._usual: dict[int, Any] = {}
         self._starter = _deepspeed_command()
+        self._had_sigint = False
+        self._terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._usual[number] = signal.signal(number, self._note)
+        for number in _SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._usual[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -37,23 +54,63 @@ class StopRequest:
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Whether to stop now: true on all ranks at the same step, once any of them was signalled.
+        """Whether to stop now: true on all ranks at the same step, once any of them was signalled or is faulty.
 
         With several ranks the answer is that of the exchange begun one step earlier, so that no device waits for it.
         """
-        if self._starter != _deepspeed_command():
-            self.reason = self.reason or "deepspeed has ended"
+        self._look_for_starter()
+        wanted = self.reason is not None or self._is_faulty()
         if world_size() == 1:
-            return self.reason is not None
-        pending, self._pending = self._pending, torch.tensor([float(self.reason is not None)], device=self.device)
+            return wanted
+        pending, self._pending = self._pending, torch.tensor([float(wanted)], device=self.device)
         torch.distributed.all_reduce(self._pending, op=torch.distributed.ReduceOp.MAX)
         return pending is not None and bool(pending.item())
 
+    @contextmanager
+    def obeyed_at_once(self) -> Iterator[None]:
+        """Within this context a request does not wait for a step; all ranks enter and leave it together.
+
+        Raises:
+            Interrupted: on all ranks, once any of them was signalled, also before.
+        """
+        timer = signal.getsignal(signal.SIGALRM)
+        if self._starter is not None:
+            signal.signal(signal.SIGALRM, lambda *_: self._look_for_starter())
+            signal.setitimer(signal.ITIMER_REAL, 1, 1)
+        try:
+            with interruptible():
+                if self.reason:
+                    interrupt(self.reason)
+                yield
+        finally:
+            if self._starter is not None:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, timer)
+
+    def _look_for_starter(self) -> None:
+        if self._starter != _deepspeed_command():
+            self._request("deepspeed has ended")
+
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        reason = f"{signal.Signals(number).name} received"
-        if reason == self.reason and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.reason = reason
+        if number == signal.SIGINT:
+            if self._had_sigint:
+                raise KeyboardInterrupt
+            self._had_sigint = True
+        if number == signal.SIGHUP:
+            self._forget_terminals()
+        self._request(asked_by_another() or f"{signal.Signals(number).name} received")
+
+    def _request(self, reason: str) -> None:
+        self.reason = self.reason or reason
+        interrupt(self.reason)
+
+    def _forget_terminals(self) -> None:
+        """A terminal that has closed fails whatever is printed to it."""
+        sink = os.open(os.devnull, os.O_WRONLY)
+        for number in self._terminals:
+            if not os.isatty(number):
+                os.dup2(sink, number)
+        os.close(sink)
 
 
 def _deepspeed_command() -> int | None:

@@ -35,7 +35,7 @@ def _train_twice(argv: list[str], runs: Path) -> list[tuple[list[float], str]]:
     from focalclip.training import engine
     from focalclip.training.run import run_training
 
-    engine.boot()
+    engine.set_up()
     results = []
     for name in ("first", "second"):
         config, resume = parse([*argv, "--name", name])

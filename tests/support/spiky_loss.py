@@ -49,7 +49,7 @@ def train(argv: list[str], at: Collection[int], what: str = "gradient") -> str:
     LOSSES["spiky"] = "spiky_loss:spiky"
     OPTIMIZERS["momentum"] = OptimizerEntry("spiky_loss:momentum")
     config, resume = parse([*argv, "--loss.name", "spiky"])
-    engine.boot()
+    engine.set_up()
     try:
         run_training(config, training_shards(config), resume)
     except Exception as error:  # noqa: BLE001

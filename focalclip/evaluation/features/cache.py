@@ -34,7 +34,7 @@ from tqdm import tqdm
 from focalclip.base.errors import first_line
 from focalclip.base.files import cache_dir as user_cache_dir
 from focalclip.base.files import user_path, whole_file
-from focalclip.base.ranks import main_first
+from focalclip.base.ranks import in_turns
 from focalclip.evaluation.data import Entry
 from focalclip.evaluation.features.model import device_and_dtype, evaluating, known_weights
 
@@ -138,7 +138,7 @@ def open_cache(model: Any, folder: str | Path | None, weights: str | None = None
         _tell(f"{type(model).__name__} has no weights_sha256, so its features are not cached")
         return None
     key, probe = _identify(model, weights)
-    return main_first(lambda: _open(user_path(folder), key, probe))
+    return in_turns(lambda: _open(user_path(folder), key, probe))
 
 
 def _identify(model: Any, weights: str) -> tuple[str, dict[str, np.ndarray]]:

@@ -257,11 +257,19 @@ def measure(configs: dict[str, RunConfig]) -> Measured:
 
     This begins a process group of torch.distributed and sets the number of threads: run it in a separate process.
     """
-    from focalclip.training import engine
+    from focalclip.base.ranks import joined
 
-    engine.boot()
+    with joined(alone=True):
+        return _measure(configs)
+
+
+def _measure(configs: dict[str, RunConfig]) -> Measured:
     import torch
     from tqdm import tqdm
+
+    from focalclip.training import engine
+
+    engine.set_up()
 
     is_cpu = engine.device().type == "cpu"
     if is_cpu:
