@@ -17,7 +17,8 @@ from focalclip.base.strict import dump_yaml
 from focalclip.config import RunConfig
 from focalclip.data.loader import Dealing, TrainLoader
 from focalclip.interop import folder as store
-from focalclip.models.clip import FocalCLIP
+from focalclip.models.clip import FocalCLIP, ProjectedImageTower
+from focalclip.models.image import check_patches
 from focalclip.training import checkpoint, engine, optim
 from focalclip.training.checkpoint import Checkpoint, TrainState
 from focalclip.training.log import TrainLog
@@ -32,12 +33,15 @@ Measure = Callable[[FocalCLIP], dict[str, float]]
 
 
 def check(config: RunConfig) -> None:
-    """Refuse what the engine, the loss or the optimiser cannot do, before anything is built or downloaded.
+    """Refuse what the engine, the tower, the loss or the optimiser cannot do, before anything is built or downloaded.
 
     Raises:
         UserError: naming the setting and the remedy.
     """
     engine.check(config)
+    with torch.device("meta"):
+        tower = ProjectedImageTower(config.model)
+    check_patches(tower.trunk, config.model.image)
     create_loss(config.loss, FocalCLIP.outputs)
     optim.check(config.optim)
 
@@ -171,10 +175,18 @@ def _fingerprint(shards: Sequence[Path], counts: Sequence[int]) -> str:
 
 
 def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
-    if config.train.steps is not None:
-        return config.train.steps
-    assert config.train.epochs is not None
-    return max(1, round(config.train.epochs * loader.num_samples / config.data.batch_size))
+    """Length of the run, in which the warm-up fits."""
+    steps, epochs = config.train.steps, config.train.epochs
+    if steps is None:
+        assert epochs is not None
+        steps = round(epochs * loader.num_samples / config.data.batch_size)
+        if steps == 0:
+            raise UserError(
+                f"train.epochs={epochs:g} of {loader.num_samples:,} pairs is less than one step of data.batch_size="
+                f"{config.data.batch_size}; give more epochs, or train.steps"
+            )
+    config.optim.warmup(steps)
+    return steps
 
 
 def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, state: TrainState, total_steps: int) -> str:
