@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from focalclip.base.errors import UserError, first_line
+from focalclip.base.errors import UserError, first_line, missing_module
 from focalclip.cli import COMMANDS
 
 _SCRIPT = re.compile(r"(?:(python|deepspeed|torchrun(?: --\S+ \d+)*) )?\b(?:scripts|eval)/([a-z_]+)\.py")
@@ -29,7 +29,7 @@ def guarded(command: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("focalclip"):
             raise
-        _print_error(f"the package {error.name} is not installed; run: pip install 'focalclip[all]'")
+        _print_error(str(missing_module(error)))
         return 2
     except BrokenPipeError:
         if not _reader_is_gone():

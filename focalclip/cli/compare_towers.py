@@ -4,7 +4,7 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.cli.command import command_parser, guarded, output_folder, positive_int
 from focalclip.config import RunConfig, load_config
 from focalclip.studies.towers.plan import TOWERS
@@ -60,6 +60,7 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.studies.towers.report import write_plot
     from focalclip.studies.towers.runs import Run, run_all, terminable
 
+    require("comparing towers", "eval", "scipy", "matplotlib")
     towers, seeds, folder = (
         list(dict.fromkeys(args.towers)),
         list(dict.fromkeys(args.seeds)),
@@ -108,6 +109,7 @@ def _base(path: str | None, jobs: int) -> RunConfig:
     source = path or DEFAULT_CONFIG
     base = load_config(source)
     check_base(base, source)
+    require("training", "train")
     training_shards(base)
     check_benchmark(base)
     return base

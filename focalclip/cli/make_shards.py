@@ -48,11 +48,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.base.errors import UserError
+    from focalclip.base.errors import UserError, require
     from focalclip.data.reader import Request
     from focalclip.data.sources import open_source
     from focalclip.data.write import write_pictures
 
+    require("writing shards", "train", "webdataset")
     folder = output_folder(args.output)
     root = Path(args.image_root).expanduser() if args.image_root else None
     pictures = open_source(args.source, Request(args.split, root, field="SOURCE"))

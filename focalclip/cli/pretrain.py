@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focalclip.base.errors import SharedError, UserError
+from focalclip.base.errors import SharedError, UserError, require
 from focalclip.cli import settings
 from focalclip.cli.command import as_called, guarded, without_launchers
 from focalclip.config import RunConfig, config_names, load_config
@@ -110,6 +110,8 @@ def prepare(config: RunConfig) -> list[Path]:
     """
     from focalclip.training.run import check
 
+    if config.eval.benchmark:
+        require(f"eval.benchmark={config.eval.benchmark}", "eval", "scipy", "jinja2")
     check(config)
     shards = training_shards(config)
     check_benchmark(config)

@@ -84,12 +84,13 @@ def _shots(text: str) -> int | str:
 
 def _run(args: argparse.Namespace) -> int:
     import focalclip
-    from focalclip.base.errors import UserError
+    from focalclip.base.errors import UserError, require
     from focalclip.evaluation.probes.run import probe
     from focalclip.evaluation.probes.table_and_plot import probe_table, write_plot
     from focalclip.evaluation.task import load_benchmark
     from focalclip.interop.load import newest_run
 
+    require("probing", "eval", "scipy", "matplotlib")
     device = usable_device(args.device)
     if args.output:
         check_output(Path(args.output))

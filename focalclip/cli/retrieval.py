@@ -99,12 +99,14 @@ def _evaluate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     import focalclip
+    from focalclip.base.errors import require
     from focalclip.base.ranks import is_main, main_first
     from focalclip.evaluation.features.model import to_precision
     from focalclip.evaluation.retrieval.pairs import open_pairs
     from focalclip.evaluation.retrieval.run import evaluate
     from focalclip.interop.load import newest_run
 
+    require("retrieval", "eval", "scipy")
     device = usable_device(args.device)
     for flag, name in (("--output", args.output), ("--ranks", args.ranks)):
         if name:

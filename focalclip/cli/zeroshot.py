@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalclip import names
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.cli.command import (
     add_cache_options,
     check_output,
@@ -131,6 +131,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from focalclip.interop.load import newest_run
     from focalclip.reports import check_format
 
+    require("evaluation", "eval", "scipy")
     device = usable_device(args.device)
     if args.output:
         check_output(Path(args.output))
@@ -141,11 +142,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     source = args.model or str(newest_run())
     benchmark = load_benchmark(args.benchmark, args.data_root, args.protocol)
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
+    outputs = _outputs(args, Path(source), benchmark)
+    reports += [check_format(path.with_suffix(".html")) for path in outputs if path.parent == Path(source) / "eval"]
     model = focalclip.load(source)
     if args.precision:
         model = to_precision(model, args.precision)
-    outputs = _outputs(args, Path(source), benchmark)
-    reports += [path.with_suffix(".html") for path in outputs if path.parent == Path(source) / "eval"]
     options = ZeroShotOptions(
         tasks=args.tasks, max_images=args.max_images, class_prompts=class_prompts, batch_size=args.batch_size,
         device=device, source=source, cache_dir=feature_folder(args), outputs=outputs, fresh=args.fresh,

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.base.files import cache_dir, locked, whole_folder
 from focalclip.data.index import read_captions, read_pairs
 from focalclip.data.reader import PictureSet, Reader, Request
@@ -161,6 +161,7 @@ def resolve_shards(spec: str | list[str], field: str = "data.train") -> list[Pat
 
 def _expand(entry: str, field: str) -> list[str]:
     """The names that one entry stands for; remote ones are turned away before they look like missing files."""
+    require(f"{field} {entry}", "eval", "webdataset")
     from webdataset.shardlists import expand_urls
 
     try:

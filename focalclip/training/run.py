@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from focalclip import names
 from focalclip.base import __version__
-from focalclip.base.errors import SharedError, UserError
+from focalclip.base.errors import SharedError, UserError, require
 from focalclip.base.files import write_text
 from focalclip.base.ranks import barrier, gather_objects, is_main, main_first, main_only, rank, together, world_size
 from focalclip.base.strict import dump_yaml
@@ -19,6 +20,7 @@ from focalclip.data.loader import Dealing, TrainLoader
 from focalclip.interop import folder as store
 from focalclip.models.clip import FocalCLIP, ProjectedImageTower
 from focalclip.models.image import check_patches
+from focalclip.models.text import text_entry
 from focalclip.training import checkpoint, engine, optim
 from focalclip.training.checkpoint import Checkpoint, TrainState
 from focalclip.training.log import TrainLog
@@ -38,6 +40,8 @@ def check(config: RunConfig) -> None:
     Raises:
         UserError: naming the setting and the remedy.
     """
+    require("training", "train")
+    names.find(text_entry(config.model.text).build)  # whose package may be missing
     engine.check(config)
     with torch.device("meta"):
         tower = ProjectedImageTower(config.model)

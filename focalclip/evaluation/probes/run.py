@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.base.machine import versions
 from focalclip.evaluation.data import TaskData, Unavailable
 from focalclip.evaluation.features.cache import FeatureCache, open_cache
@@ -62,6 +62,7 @@ def probe(
     Raises:
         UserError: if there is no such benchmark, task or data folder, or ``journal`` holds something else.
     """
+    require("probing", "eval", "scipy")
     start = time.perf_counter()
     settings = settings or ProbeSettings()
     full = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark, data_root)
