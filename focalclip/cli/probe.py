@@ -19,6 +19,7 @@ from focalclip.evaluation.probes.result import METHODS, ProbeSettings
 
 EXAMPLES = f"""\
 examples:
+  python eval/probe.py                                              the newest run on the demo tasks
   python eval/probe.py --benchmark my_tasks/                        5, 20, 50 images per class and all of them
   python eval/probe.py --benchmark elevater --data-root DATA --shots 5 full --methods ridge
   python eval/probe.py --benchmark my_tasks/ --model open_clip:ViT-B-32-quickgelu/openai --output probes.json
@@ -26,7 +27,8 @@ examples:
 methods:
 {chr(10).join(f"  {name:9}  {text}" for name, text in METHODS.items())}
 
-A task needs a train split beside its test split. How strongly a probe is regularised is chosen on a fifth of the
+A task needs a train split beside its test split; of the demo tasks, which have none, every other test image of each
+class trains and the rest tests (emoji-style has one image of each class and is left out). How strongly a probe is regularised is chosen on a fifth of the
 training images of each class, drawn at random; then it is trained on all of them and scored on the test images, once.
 Values of few shots are means over the seeds; their intervals are for both the draw of the shots and the test images.
 
