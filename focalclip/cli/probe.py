@@ -28,9 +28,10 @@ methods:
 {chr(10).join(f"  {name:9}  {text}" for name, text in METHODS.items())}
 
 A task needs a train split beside its test split; of the demo tasks, which have none, every other test image of each
-class trains and the rest tests (emoji-style has one image of each class and is left out). How strongly a probe is regularised is chosen on a fifth of the
-training images of each class, drawn at random; then it is trained on all of them and scored on the test images, once.
-Values of few shots are means over the seeds; their intervals are for both the draw of the shots and the test images.
+class trains and the rest tests (emoji-style has one image of each class and is left out). How strongly a probe is
+regularised is chosen on a fifth of the training images of each class, drawn at random; then it is trained on all of
+them and scored on the test images, once. Values of few shots are means over the seeds; their intervals are for both the
+draw of the shots and the test images.
 
 A run directory keeps the result and its picture in its eval/ folder; --output FILE.json writes both there (FILE.png).
 Finished probes are kept beside it (.jsonl): the same command continues where it was stopped.
