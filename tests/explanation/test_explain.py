@@ -192,7 +192,7 @@ def test_the_picture_shown_is_the_one_that_the_net_saw(model, tmp_path):
 def test_captions_end_where_the_help_says(words, model, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     focalclip.save(model, tmp_path / "run/model")
-    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "P")
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "P", "PNG")
     assert main(["--model", "run", *words.split()]) == 0
     assert f"{words.count('P')} pictures, 6 maps each" in capsys.readouterr().out.replace("OUT", "")
     assert (tmp_path / ("OUT" if "OUT" in words else "explained") / "000-P-text2-B.png").is_file()
