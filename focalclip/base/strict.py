@@ -202,6 +202,11 @@ def _describe(cls: type[Strict], error: Any, shown: Callable[[str], str]) -> str
         hint = f"did you mean {shown(meant)}?" if meant else f"it holds {', '.join(settings)}"
         return f"{path} is a section of settings, not a setting (got {error['input']!r}); {hint}"
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "tuple_type":
+        section = _section_at(cls, error["loc"][:-1])
+        default = section.model_fields[str(error["loc"][-1])].default if section else None
+        if isinstance(default, tuple) and default:
+            message = f"Input should be {len(default)} values, such as {list(default)}"
     value = "" if isinstance(error["input"], dict | BaseModel) else f" (got {error['input']!r})"
     return f"{path}: {message[0].lower() + message[1:]}{value}" if path else message
 

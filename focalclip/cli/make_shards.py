@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focalclip.cli.command import command_parser, guarded, output_folder, positive_int
+from focalclip.cli.command import command_parser, guarded, not_negative, output_folder, positive_int
 
 if TYPE_CHECKING:
     from focalclip.data.reader import PictureSet
@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", help="which split (default: train, or everything where the source has no splits)")
     parser.add_argument("--image-root", metavar="DIR", help="what a table's image paths are relative to (default: it)")
     parser.add_argument("--shots", type=positive_int, metavar="K", help="images of each class (default: all)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw of the shots (default: 0)")
+    parser.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="of the draw of the shots (default: 0)"
+    )
     return parser
 
 
@@ -54,7 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.data.write import write_pictures
 
     require("writing shards", "train", "webdataset")
-    folder = output_folder(args.output)
+    folder = output_folder(args.output, "OUT")
     root = Path(args.image_root).expanduser() if args.image_root else None
     pictures = open_source(args.source, Request(args.split, root, field="SOURCE"))
     chosen = None if args.shots is None else _shots(pictures, args.shots, args.seed)

@@ -51,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     config, resume = parse(argv)
+    if config.train.init_from and not resume:
+        from focalclip.training.start import check_source
+
+        check_source(config.train.init_from)
     shards = prepare(config)
     from focalclip.base.ranks import is_main, leave, rank
     from focalclip.training import engine
@@ -78,12 +82,13 @@ def parse(argv: list[str]) -> tuple[RunConfig, bool]:
     words, source, resume, wants_help, follows = iter(without_launchers(argv)), None, False, False, False
     rest: list[str] = []
     for word in words:
-        if word == "--resume":
-            resume, follows = True, True
+        if (follows and not word.startswith("-")) or word.startswith("--resume="):
+            value = word.removeprefix("--resume=")
+            raise UserError(f"command line: --resume takes no value ({value!r}); it continues the run of --name NAME")
+        follows = word == "--resume"
+        if follows:
+            resume = True
             continue
-        if follows and not word.startswith("-"):
-            raise UserError(f"command line: --resume takes no value ({word!r}); it continues the run of --name NAME")
-        follows = False
         if word in ("--help", "-h"):
             wants_help = True
         elif word == "--config" or word.startswith("--config="):

@@ -12,6 +12,7 @@ from focalclip.cli.command import (
     command_parser,
     feature_folder,
     guarded,
+    not_negative,
     positive_int,
     usable_device,
 )
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         help="which probes (default: all four, see below)",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", nargs="+", type=int, metavar="N", default=list(ProbeSettings.seeds),
+        "--seeds", nargs="+", type=not_negative, metavar="N", default=list(ProbeSettings.seeds),
         help="draws of few shots (default: 0 1 2); full uses the first",
     )  # fmt: skip
     parser.add_argument(

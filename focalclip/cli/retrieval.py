@@ -99,7 +99,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     import focalclip
-    from focalclip.base.errors import require
+    from focalclip.base.errors import UserError, require
     from focalclip.base.ranks import is_main, main_first
     from focalclip.evaluation.features.model import to_precision
     from focalclip.evaluation.retrieval.pairs import open_pairs
@@ -111,6 +111,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     for flag, name in (("--output", args.output), ("--ranks", args.ranks)):
         if name:
             check_output(Path(name), flag)
+    if args.ranks and Path(args.ranks).suffix != ".npz":
+        raise UserError(f"--ranks {args.ranks}: the ending must be .npz")
     source = args.model or str(newest_run())
     data = main_first(  # which writes missing indexes of shards
         lambda: open_pairs(

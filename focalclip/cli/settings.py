@@ -37,7 +37,7 @@ def with_overrides(base: C, argv: list[str]) -> C:
     """
     before, changes = base.model_dump(mode="json"), {}
     for name, words in _split(argv):
-        *path, field = name.removeprefix("--").replace("-", "_").split(".")
+        *path, field = name.lstrip("-").replace("-", "_").split(".")
         old, new, kind = before, changes, type(base)
         for part in path:
             old, kind = old.get(part, {}), section_of(kind, part)
@@ -92,10 +92,10 @@ def _split(argv: list[str]) -> list[tuple[str, list[str]]]:
     """Group ``--name value value`` by name."""
     groups: list[tuple[str, list[str]]] = []
     for word in argv:
-        if re.match(r"--[A-Za-z]", word):
+        if re.match(r"--[A-Za-z]", word) or re.fullmatch(r"-[A-Za-z]", word):
             name, equals, value = word.partition("=")
             groups.append((name, [value] if equals else []))
-        elif groups and not re.fullmatch(r"-[A-Za-z]", word):
+        elif groups:
             groups[-1][1].append(word)
         else:
             raise UserError(f"command line: {word!r} is not understood; settings are written --section.field VALUE")

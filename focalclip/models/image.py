@@ -53,8 +53,11 @@ def create_image_tower(name: str, *, pretrained: bool = False, **options: Any) -
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     entry = names.image_tower_entry(name)
     if entry is None:
-        known = [*names.forms("image_tower"), *names.image_tower_names()]
-        raise UserError(f"{name} is not an image tower; known are {', '.join(known)}")
+        others = " or ".join(f"{prefix}{name}" for prefix, source in names.SOURCES.items() if source.image_tower)
+        raise UserError(
+            f"{name} is not an image tower; one of another library is written {others}, ours are "
+            f"{', '.join(names.image_tower_names())}"
+        )
     if pretrained and entry.published is None:
         raise UserError(f"{name}: there are no published weights; leave out pretrained")
     build = names.find((entry.published or "") if pretrained else entry.build)

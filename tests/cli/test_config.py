@@ -377,7 +377,7 @@ def test_nothing_is_written_as_in_yaml_or_as_help_shows_it(nothing):
     [
         (["runs"], "'runs' is not understood"),
         (["--optim.lr"], "--optim.lr needs a value"),
-        (["--optim.betas", "[0.9"], "optim.betas: input should be a valid tuple"),
+        (["--optim.betas", "[0.9"], "optim.betas: input should be 2 values, such as"),
         (["--optim.lr.x", "1"], "lr is a setting, not a section"),
         (["--optm.lr", "1"], "optm is not a setting; did you mean optim?"),
     ],
