@@ -38,7 +38,8 @@ def with_overrides(base: C, argv: list[str]) -> C:
     before, changes = base.model_dump(mode="json"), {}
     for name, words in _split(argv):
         *path, field = name.lstrip("-").replace("-", "_").split(".")
-        old, new, kind = before, changes, type(base)
+        old, new = before, changes
+        kind: type[Strict] | None = type(base)
         for part in path:
             old, kind = old.get(part, {}), section_of(kind, part)
             if not isinstance(old, dict):
