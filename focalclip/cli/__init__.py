@@ -26,20 +26,31 @@ COMMANDS = {
     "check-reference": ("scripts", "compare a result with published numbers"),
 }
 
+_OTHER_NAMES = {
+    "train": "pretrain",
+    "finetune": "pretrain",
+    "eval": "zeroshot",
+    "evaluate": "zeroshot",
+    "test": "zeroshot",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``focalclip COMMAND ...`` and return its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     launcher = [word for word in words[:1] if word.startswith("--local_rank=")]  # by `deepspeed --no_python focalclip`
     name, *rest = words[len(launcher) :] or ["--help"]
-    if name in ("--help", "-h"):
+    if name in ("--help", "-h", "help"):
         print(_help())
         return 0
-    if name == "--version":
+    if name in ("--version", "version"):
         print(f"focalclip {__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"error: {name} is not a command of focalclip{nearest(name, COMMANDS)}", file=sys.stderr)
+        hint = (
+            f"; did you mean {_OTHER_NAMES[name]}?" if name in _OTHER_NAMES else nearest(name, [*COMMANDS, "--version"])
+        )
+        print(f"error: {name} is not a command of focalclip{hint}", file=sys.stderr)
         return 2
     return importlib.import_module(f"focalclip.cli.{name.replace('-', '_')}").main(rest)
 

@@ -1,6 +1,7 @@
 """What all commands share: exit statuses, the parser with its examples, and checks of common arguments."""
 
 import argparse
+import difflib
 import hashlib
 import os
 import re
@@ -9,9 +10,9 @@ import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-from focalclip.base.errors import UserError, first_line, is_known, system_error
+from focalclip.base.errors import UserError, first_line, is_known, missing_module, system_error
 from focalclip.base.files import home_expanded, user_path, why_not_writable
 from focalclip.cli import COMMANDS
 
@@ -34,7 +35,7 @@ def guarded(command: Callable[[], int]) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("focalclip"):
             raise
-        _print_error(f"the package {error.name} is not installed; run: pip install 'focalclip[all]'")
+        _print_error(str(missing_module(error)))
         return 2
     except BrokenPipeError:
         if not _reader_is_gone():
@@ -89,12 +90,33 @@ def command_parser(name: str, description: str, examples: str) -> argparse.Argum
     )
 
 
+# What other programs call an argument -> what was probably meant, for those that are not just spelt alike.
+_OTHER_NAMES = {
+    "--dataset": "--benchmark",
+    "--dataset-root": "--data-root",
+    "--pretrained": "--model open_clip:NAME/PRETRAINED",
+    "--checkpoint": "--model",
+    "--ckpt": "--model",
+    "--run": "--model",
+}
+
+
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_args(list(map(_at_home, sys.argv[1:] if args is None else args)), namespace)
 
     def format_help(self) -> str:
         return as_called(super().format_help())
+
+    def error(self, message: str) -> NoReturn:
+        """One line instead of the whole usage."""
+        words = message.removeprefix("unrecognized arguments: ").split()
+        if message.startswith("unrecognized arguments: ") and words[0].startswith("--"):
+            name = words[0].partition("=")[0].replace("_", "-")
+            near = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            meant = _OTHER_NAMES.get(name) or (near[0] if near else "")
+            message = f"{words[0]} is not an argument" + (f"; did you mean {meant}?" if meant else "")
+        self.exit(2, f"error: {message} (see {self.prog} --help)\n")
 
 
 def _at_home(word: str) -> str:
@@ -130,14 +152,21 @@ def _line_as_called(line: str) -> str:
 
 
 def without_launchers(argv: Sequence[str]) -> list[str]:
-    """``argv`` without the ``--local_rank`` that DeepSpeed's launcher adds; the environment has it as well."""
-    return [word for word in argv if not word.startswith("--local_rank=")]
+    """``argv`` without the rank that DeepSpeed's and torch's older launchers add; the environment has it as well."""
+    return [word for word in argv if not word.startswith(("--local_rank=", "--local-rank="))]
 
 
 def positive_int(text: str) -> int:
     """Type of an argument that counts something."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def not_negative(text: str) -> int:
+    """Type of a seed."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0")
     return int(text)
 
 
@@ -191,7 +220,7 @@ def _short(name: str, limit: int = 120) -> str:
     return name if len(name) <= limit else f"{name[:limit]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def output_folder(name: str) -> Path:
+def output_folder(name: str, flag: str = "--output") -> Path:
     """The folder to write into, which need not exist yet.
 
     Raises:
@@ -199,10 +228,10 @@ def output_folder(name: str) -> Path:
     """
     folder = Path(name)
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--output {folder}: is a file; name a folder")
+        raise UserError(f"{flag} {folder}: is a file; name a folder")
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not os.access(there, os.W_OK):
-        raise UserError(f"--output {folder}: cannot be made in {there}, which cannot be written to; choose another")
+        raise UserError(f"{flag} {folder}: cannot be made in {there}, which cannot be written to; choose another")
     return folder
 
 

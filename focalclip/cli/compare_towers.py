@@ -4,8 +4,8 @@ import argparse
 import textwrap
 from collections.abc import Sequence
 
-from focalclip.base.errors import UserError
-from focalclip.cli.command import command_parser, guarded, output_folder, positive_int
+from focalclip.base.errors import UserError, require
+from focalclip.cli.command import command_parser, guarded, not_negative, output_folder, positive_int
 from focalclip.config import RunConfig, load_config
 from focalclip.studies.towers.plan import TOWERS
 
@@ -38,7 +38,9 @@ def _parser() -> argparse.ArgumentParser:
         "compare-towers", "Train image towers of equal size for equal time, and compare them zero-shot.", EXAMPLES
     )
     parser.add_argument("--towers", nargs="+", metavar="NAME", default=list(TOWERS), help="which (default: all)")
-    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", default=[0, 1, 2], help="(default: 0 1 2)")
+    parser.add_argument(
+        "--seeds", nargs="+", type=not_negative, metavar="N", default=[0, 1, 2], help="(default: 0 1 2)"
+    )
     parser.add_argument(
         "--cpu-seconds", type=float, default=600.0, metavar="S",
         help="training time of each run, in CPU seconds of one thread; on a GPU seconds on the clock (default: 600)",
@@ -60,12 +62,13 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.studies.towers.report import write_plot
     from focalclip.studies.towers.runs import Run, run_all, terminable
 
+    require("comparing towers", "eval", "scipy", "matplotlib")
     towers, seeds, folder = (
         list(dict.fromkeys(args.towers)),
         list(dict.fromkeys(args.seeds)),
         output_folder(args.output),
     )
-    _check(towers, seeds, args.cpu_seconds)
+    _check(towers, args.cpu_seconds)
     # seed by seed, so that a comparison that was stopped has something of every tower
     runs = [Run(tower, seed, folder) for seed in seeds for tower in towers]
     if args.report_only:
@@ -86,12 +89,10 @@ def _run(args: argparse.Namespace) -> int:
     return 1 if any(row.remarks for row in rows) else 0
 
 
-def _check(towers: Sequence[str], seeds: Sequence[int], seconds: float) -> None:
+def _check(towers: Sequence[str], seconds: float) -> None:
     for tower in towers:
         if tower not in TOWERS:
             raise UserError(f"--towers {tower}: not one of {', '.join(TOWERS)}")
-    if min(seeds) < 0:
-        raise UserError(f"--seeds {min(seeds)}: must not be negative")
     if not 0 < seconds < float("inf"):
         raise UserError(f"--cpu-seconds {seconds:g}: must be a positive number")
 
@@ -108,6 +109,7 @@ def _base(path: str | None, jobs: int) -> RunConfig:
     source = path or DEFAULT_CONFIG
     base = load_config(source)
     check_base(base, source)
+    require("training", "train")
     training_shards(base)
     check_benchmark(base)
     return base

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from focalclip import names
+from focalclip.base.errors import UserError
 from focalclip.cli.command import command_parser, guarded, output_folder
 
 EXAMPLES = """\
@@ -14,6 +15,7 @@ examples:
   python scripts/explain.py cat.jpg dog.jpg                         the newest run, its last block
   python scripts/explain.py --model runs/demo --stage 0 pictures/   first stage, last block; all pictures of a folder
   python scripts/explain.py --text "a dog" "a cat" -- dog.jpg       where the picture resembles each caption
+  python scripts/explain.py dog.jpg --text "a dog" "a cat"          the same
   python scripts/explain.py --model timm:focalnet_base_lrf cat.jpg  published weights
 
 What is drawn, for each picture: the gate of each focal level and of the global one (raw, one number per position), the
@@ -25,19 +27,36 @@ the block, mean over channels) and one overlay for each picture and map.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_intermixed_args(_with_captions_last(words))
     return guarded(lambda: _run(arguments))
+
+
+def _with_captions_last(words: list[str]) -> list[str]:
+    """``--text A B -- IMAGE --output DIR`` with the captions at the end.
+
+    Argparse would take options behind ``--`` for pictures, and would refuse it as the last word.
+    """
+    if "--text" not in words:
+        return words
+    start = words.index("--text")
+    end = next((i for i, word in enumerate(words) if i > start and word.startswith("--")), len(words))
+    behind = words[end + 1 :] if words[end : end + 1] == ["--"] else words[end:]
+    return [*words[:start], *_with_captions_last(behind), *words[start:end]]
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = command_parser(
         "explain", "Draw what a FocalNet looks at: gates, modulators, similarity to captions.", EXAMPLES
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files, or folders of them")
+    parser.add_argument("images", nargs="*", metavar="IMAGE", help="picture files, or folders of them")
     parser.add_argument("--model", help=f"{names.sources('encoder')}; with a FocalNet in it (default: newest in runs/)")
     parser.add_argument("--stage", type=int, default=-1, help="from 0; negative: from the end (default: the last)")
     parser.add_argument("--block", type=int, default=-1, help="of the stage, likewise (default: the last)")
-    parser.add_argument("--text", nargs="+", default=[], metavar="CAPTION", help="captions; end them with --")
+    parser.add_argument(
+        "--text", nargs="+", action="extend", default=[], metavar="CAPTION",
+        help="captions, up to the next option, to -- or to the end",
+    )  # fmt: skip
     parser.add_argument("--output", default="explained", metavar="DIR", help="where to (default: explained)")
     return parser
 
@@ -48,6 +67,9 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.explanation import figures
     from focalclip.interop.load import newest_run
 
+    if not args.images:
+        hint = "; -- ends the captions: --text 'a dog' 'a cat' -- dog.jpg" if args.text else ""
+        raise UserError(f"name picture files, or folders of them{hint}")
     pictures = figures.find_pictures(args.images)
     folder = output_folder(args.output)
     source = args.model or str(newest_run())

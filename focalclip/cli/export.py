@@ -3,7 +3,8 @@
 import argparse
 from collections.abc import Sequence
 
-from focalclip.cli.command import command_parser, guarded
+from focalclip.base.errors import UserError
+from focalclip.cli.command import command_parser, guarded, output_folder
 
 FORMATS = ("open_clip", "timm", "transformers", "onnx")
 
@@ -46,7 +47,11 @@ def _run(args: argparse.Namespace) -> int:
 
     if args.push_to_hub:
         check_can_push(args.push_to_hub)  # before the work, not after it
-    notes = export(args.run, args.out, args.format, license_id=args.license)
+    output_folder(args.out, "OUT")
+    try:
+        notes = export(args.run, args.out, args.format, license_id=args.license)
+    except OSError as error:
+        raise UserError(f"OUT {args.out}: cannot be written ({error.strerror}); choose another, or make room") from None
     print(f"written to {args.out}; its README.md shows how to load it")
     for note in notes:
         print(f"note: {note}")

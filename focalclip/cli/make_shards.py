@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from focalclip.cli.command import command_parser, guarded, output_folder, positive_int
+from focalclip.cli.command import command_parser, guarded, not_negative, output_folder, positive_int
 
 if TYPE_CHECKING:
     from focalclip.data.reader import PictureSet
@@ -44,18 +44,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", help="which split (default: train, or everything where the source has no splits)")
     parser.add_argument("--image-root", metavar="DIR", help="what a table's image paths are relative to (default: it)")
     parser.add_argument("--shots", type=positive_int, metavar="K", help="images of each class (default: all)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the draw of the shots (default: 0)")
+    parser.add_argument(
+        "--seed", type=not_negative, default=0, metavar="N", help="of the draw of the shots (default: 0)"
+    )
     return parser
 
 
 def _run(args: argparse.Namespace) -> int:
-    from focalclip.base.errors import UserError
+    from focalclip.base.errors import UserError, require
     from focalclip.base.files import user_path
     from focalclip.data.reader import Request
     from focalclip.data.sources import open_source
     from focalclip.data.write import write_pictures
 
-    folder = output_folder(args.output)
+    require("writing shards", "train", "webdataset")
+    folder = output_folder(args.output, "OUT")
     root = user_path(args.image_root) if args.image_root else None
     pictures = open_source(args.source, Request(args.split, root, field="SOURCE"))
     chosen = None if args.shots is None else _shots(pictures, args.shots, args.seed)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.cli import settings
 from focalclip.cli.command import as_called, guarded, without_launchers
 from focalclip.config import RunConfig, config_names, load_config
@@ -56,6 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     config, resume = parse(argv)
+    if config.train.init_from and not resume:
+        from focalclip.training.start import check_source
+
+        check_source(config.train.init_from)
+    if config.eval.benchmark:
+        require(f"eval.benchmark={config.eval.benchmark}", "eval", "scipy", "jinja2")
     from focalclip.base.ranks import joined
     from focalclip.training.run import check
 
@@ -94,12 +100,17 @@ def parse(argv: list[str]) -> tuple[RunConfig, bool]:
     Raises:
         UserError: naming the argument or the field at fault.
     """
-    words, source, resume, wants_help = iter(without_launchers(argv)), None, False, False
+    words, source, resume, wants_help, follows = iter(without_launchers(argv)), None, False, False, False
     rest: list[str] = []
     for word in words:
-        if word == "--resume":
+        if (follows and not word.startswith("-")) or word.startswith("--resume="):
+            value = word.removeprefix("--resume=")
+            raise UserError(f"command line: --resume takes no value ({value!r}); it continues the run of --name NAME")
+        follows = word == "--resume"
+        if follows:
             resume = True
-        elif word in ("--help", "-h"):
+            continue
+        if word in ("--help", "-h"):
             wants_help = True
         elif word == "--config" or word.startswith("--config="):
             source = word.partition("=")[2] or next(words, None)
@@ -122,11 +133,40 @@ def training_shards(config: RunConfig) -> list[Path]:
 
 
 def check_benchmark(config: RunConfig) -> None:
-    """Check before training that the benchmark exists."""
-    if config.eval.benchmark and os.environ.get("RANK", "0") == "0":
-        from focalclip.evaluation.task import load_benchmark
+    """Check before training that something can be measured after it: one task is enough, as for ``zeroshot``.
 
-        load_benchmark(config.eval.benchmark)
+    Raises:
+        UserError: if there is no such benchmark or task, or the data of no task is there.
+    """
+    if config.eval.benchmark is None or os.environ.get("RANK", "0") != "0":
+        return
+    from focalclip.evaluation.opened import open_checked
+    from focalclip.evaluation.task import load_benchmark
+
+    try:
+        benchmark = load_benchmark(config.eval.benchmark, config.eval.data_root).select(config.eval.tasks)
+    except UserError as error:
+        raise UserError(_with_settings(str(error))) from None
+    reasons: list[str] = []
+    for task in benchmark.tasks:
+        try:
+            open_checked(task, benchmark)
+        except UserError as error:
+            reasons.append(_with_settings(f"{task.id}: {error}"))
+        else:
+            return
+    others = f"; {len(reasons) - 1} more likewise" if reasons[1:] else ""
+    raise UserError(
+        f"eval.benchmark={config.eval.benchmark}: nothing of it could be measured ({reasons[0]}{others});"
+        " get the data first, or set null"
+    )
+
+
+def _with_settings(message: str) -> str:
+    """A message of the evaluation with the settings of a run in the place of its commands' arguments."""
+    for argument in ("benchmark", "data-root", "tasks"):
+        message = message.replace(f"--{argument}", f"eval.{argument.replace('-', '_')}")
+    return message
 
 
 def _measure(config: RunConfig) -> "Measure":
@@ -134,7 +174,10 @@ def _measure(config: RunConfig) -> "Measure":
     from focalclip.base.ranks import is_main
     from focalclip.evaluation.zeroshot import Evaluator
 
-    evaluator = Evaluator(str(config.eval.benchmark), max_images=config.eval.max_images)
+    settings = config.eval
+    evaluator = Evaluator(
+        str(settings.benchmark), max_images=settings.max_images, data_root=settings.data_root, tasks=settings.tasks
+    )
     reported: set[str] = set()
 
     def measure(model: "FocalCLIP") -> dict[str, float]:
@@ -153,4 +196,7 @@ def _evaluate(config: RunConfig) -> int:
     """The whole benchmark, by all ranks; the main one prints and writes."""
     from focalclip.cli.zeroshot import main as zeroshot
 
-    return zeroshot(["--benchmark", str(config.eval.benchmark), "--model", str(config.run_dir)])
+    arguments = ["--benchmark", str(config.eval.benchmark), "--model", str(config.run_dir)]
+    arguments += [f"--data-root={config.eval.data_root}"] if config.eval.data_root else []
+    arguments += ["--tasks", *config.eval.tasks] if config.eval.tasks else []
+    return zeroshot(arguments)

@@ -12,6 +12,7 @@ from focalclip.cli.command import (
     command_parser,
     feature_folder,
     guarded,
+    not_negative,
     positive_int,
     result_outputs,
     usable_device,
@@ -20,6 +21,7 @@ from focalclip.evaluation.probes.result import METHODS, ProbeSettings
 
 EXAMPLES = f"""\
 examples:
+  python eval/probe.py                                              the newest run on the demo tasks
   python eval/probe.py --benchmark my_tasks/                        5, 20, 50 images per class and all of them
   python eval/probe.py --benchmark elevater --data-root DATA --shots 5 full --methods ridge
   python eval/probe.py --benchmark my_tasks/ --model open_clip:ViT-B-32-quickgelu/openai --output probes.json
@@ -27,9 +29,11 @@ examples:
 methods:
 {chr(10).join(f"  {name:9}  {text}" for name, text in METHODS.items())}
 
-A task needs a train split beside its test split. How strongly a probe is regularised is chosen on a fifth of the
-training images of each class, drawn at random; then it is trained on all of them and scored on the test images, once.
-Values of few shots are means over the seeds; their intervals are for both the draw of the shots and the test images.
+A task needs a train split beside its test split; of the demo tasks, which have none, every other test image of each
+class trains and the rest tests (emoji-style has one image of each class and is left out). How strongly a probe is
+regularised is chosen on a fifth of the training images of each class, drawn at random; then it is trained on all of
+them and scored on the test images, once. Values of few shots are means over the seeds; their intervals are for both the
+draw of the shots and the test images.
 
 A run directory keeps the result and its picture in its eval/ folder; --output FILE.json writes both there (FILE.png).
 Finished probes are kept beside it (.jsonl): the same command continues where it was stopped.
@@ -63,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         help="which probes (default: all four, see below)",
     )  # fmt: skip
     parser.add_argument(
-        "--seeds", nargs="+", type=int, metavar="N", default=list(ProbeSettings.seeds),
+        "--seeds", nargs="+", type=not_negative, metavar="N", default=list(ProbeSettings.seeds),
         help="draws of few shots (default: 0 1 2); full uses the first",
     )  # fmt: skip
     parser.add_argument(
@@ -85,12 +89,13 @@ def _shots(text: str) -> int | str:
 
 def _run(args: argparse.Namespace) -> int:
     import focalclip
-    from focalclip.base.errors import UserError
+    from focalclip.base.errors import UserError, require
     from focalclip.evaluation.probes.run import probe
     from focalclip.evaluation.probes.table_and_plot import probe_table, write_plot
     from focalclip.evaluation.task import load_benchmark
     from focalclip.interop.load import newest_run
 
+    require("probing", "eval", "scipy", "matplotlib")
     device = usable_device(args.device)
     if args.output:
         check_output(Path(args.output))

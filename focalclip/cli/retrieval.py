@@ -104,18 +104,22 @@ def _evaluate(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     import focalclip
+    from focalclip.base.errors import require
     from focalclip.base.ranks import in_turns, is_main
     from focalclip.evaluation.features.model import to_precision
     from focalclip.evaluation.retrieval.pairs import open_pairs
     from focalclip.evaluation.retrieval.run import evaluate
     from focalclip.interop.load import newest_run
 
+    require("retrieval", "eval", "scipy")
     device = usable_device(args.device)
     for flag, name in (("--output", args.output), ("--ranks", args.ranks)):
         if name:
             check_output(Path(name), flag)
     if args.name and not is_plain_name(args.name):
         raise UserError(f"--name {args.name}: cannot be the name of a file; take / and .. out of it")
+    if args.ranks and Path(args.ranks).suffix != ".npz":
+        raise UserError(f"--ranks {args.ranks}: the ending must be .npz")
     source = args.model or str(newest_run())
     data = in_turns(  # which writes missing indexes of shards
         lambda: open_pairs(

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import yaml
 
 from focalclip.base.errors import UserError
-from focalclip.base.strict import Strict, from_dict
+from focalclip.base.strict import Strict, from_dict, merged, section_of
 from focalclip.base.terminal import WIDTH
 
 C = TypeVar("C", bound=Strict)
@@ -35,21 +35,28 @@ def with_overrides(base: C, argv: list[str]) -> C:
     Raises:
         UserError: naming the argument that is misspelt, has no value or has a wrong one.
     """
-    values = base.model_dump(mode="json")
+    before, changes = base.model_dump(mode="json"), {}
     for name, words in _split(argv):
-        *path, field = name.removeprefix("--").replace("-", "_").split(".")
-        section: Any = values
+        *path, field = name.lstrip("-").replace("-", "_").split(".")
+        old, new = before, changes
+        kind: type[Strict] | None = type(base)
         for part in path:
-            section = section.setdefault(part, {})
-            if not isinstance(section, dict):
+            old, kind = old.get(part, {}), section_of(kind, part)
+            if not isinstance(old, dict):
                 raise UserError(f"command line: {name}: {part} is a setting, not a section of settings")
-        if not words and isinstance(section.get(field.removeprefix("no_")), bool):
-            section[field.removeprefix("no_")] = not field.startswith("no_")
-        elif not words:
+            new = new.setdefault(part, {} if kind else dict(old))  # free options that are not named stay
+        if not words and isinstance(old.get(field.removeprefix("no_")), bool):
+            new[field.removeprefix("no_")] = not field.startswith("no_")
+        elif not words and (kind is None or field in kind.model_fields):
             raise UserError(f"command line: {name} needs a value: {name} VALUE")
         else:
-            section[field] = _value(words, section.get(field))
-    return from_dict(type(base), values, "command line")
+            known = kind.model_fields.get(field) if kind else None
+            new[field] = _value(words, known.annotation if known else None) if words else None
+    return from_dict(type(base), merged(type(base), before, changes), "command line", shown=_with_flag)
+
+
+def _with_flag(path: str) -> str:
+    return f"{path} (--{path.replace('_', '-')})"
 
 
 def _form(path: str, kind: Any) -> str:
@@ -86,7 +93,7 @@ def _split(argv: list[str]) -> list[tuple[str, list[str]]]:
     """Group ``--name value value`` by name."""
     groups: list[tuple[str, list[str]]] = []
     for word in argv:
-        if re.match(r"--[A-Za-z]", word):
+        if re.match(r"--[A-Za-z]", word) or re.fullmatch(r"-[A-Za-z]", word):
             name, equals, value = word.partition("=")
             groups.append((name, [value] if equals else []))
         elif groups:
@@ -96,12 +103,14 @@ def _split(argv: list[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def _value(words: list[str], before: Any) -> Any:
-    """The value of the words: text where the setting is text (or a list of texts), else parsed as YAML."""
-    is_text = isinstance(before[0] if isinstance(before, list) and before else before, str)
+def _value(words: list[str], kind: Any) -> Any:
+    """The value of the words: as they stand where the setting is text (or a list of texts), else parsed as YAML."""
+    members = (kind, *get_args(kind))
+    is_text = str in members or list[str] in members
     words = ["null" if word == "None" else word for word in words]  # as Python writes it
     parsed = [word if is_text and word != "null" else _from_yaml(word) for word in words]
-    return parsed[0] if len(parsed) == 1 else parsed
+    is_list = list[str] in members and str not in members and parsed != [None]
+    return parsed if is_list or len(parsed) > 1 else parsed[0]
 
 
 def _from_yaml(word: str) -> Any:
@@ -110,4 +119,4 @@ def _from_yaml(word: str) -> Any:
         value = yaml.safe_load(word)
     except yaml.YAMLError:
         return word
-    return word if isinstance(value, dict) else value
+    return word if isinstance(value, dict) or not word.strip() else value

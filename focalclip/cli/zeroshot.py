@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from focalclip import names
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.base.files import user_path
 from focalclip.cli.command import (
     add_cache_options,
@@ -137,6 +137,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from focalclip.interop.load import newest_run
     from focalclip.reports import check_format
 
+    require("evaluation", "eval", "scipy")
     device = usable_device(args.device)
     if args.output:
         check_output(Path(args.output))
@@ -150,11 +151,11 @@ def _evaluate(args: argparse.Namespace) -> int:
     benchmark = load_benchmark(args.benchmark, args.data_root, args.protocol)
     benchmark.select(args.tasks)  # a misspelt task is known before the weights are read
     outputs = result_outputs(args.output, source, _name(args, benchmark))
+    own = [] if args.max_images else [path for path in outputs if path.parent == user_path(source) / "eval"]
+    reports += [check_format(path.with_suffix(".html")) for path in own]
     model = focalclip.load(source)
     if args.precision:
         model = to_precision(model, args.precision)
-    own = [] if args.max_images else [path for path in outputs if path.parent == user_path(source) / "eval"]
-    reports += [path.with_suffix(".html") for path in own]
     options = ZeroShotOptions(
         tasks=args.tasks, max_images=args.max_images, class_prompts=class_prompts, batch_size=args.batch_size,
         device=device, source=source, cache_dir=feature_folder(args), outputs=outputs, fresh=args.fresh,

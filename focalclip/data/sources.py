@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.base.files import cache_dir, locked, user_path, whole_folder, write_text
+from focalclip.data.images import IMAGE_SUFFIXES
 from focalclip.data.index import PassedOver, UsableShards, members_passed_over, read_captions, read_pairs
 from focalclip.data.reader import PictureSet, Reader, Request, data_in
 
@@ -28,6 +29,8 @@ READERS = [
 """``module:name`` of every reader, imported when it is asked for; the first that recognises a source reads it."""
 
 _LEFT_OUT = "left-out.txt"  # beside shards written into the cache: what of the source is not in them
+
+_OTHER_TABLES = (".parquet", ".arrow", ".xlsx")  # kinds of tables that are not read
 
 _CACHED_FORMAT = 2  # raise it when the shards written for one and the same source could change
 
@@ -80,9 +83,17 @@ def training_shards(train: str | list[str], field: str = "data.train", max_missi
         from focalclip.data.corpus.emoji import ensure_corpus
 
         return resolve_shards(str(ensure_corpus().train))
+    if isinstance(train, list):
+        _refuse_other_sources(train, field)
     if not isinstance(train, str) or not train.strip() or _names_shards(train):
         return resolve_shards(train, field, max_missing)
-    pictures = _reader_of(train, field).open(train, Request(field=field))
+    reader = _reader_of(train, field)
+    try:
+        pictures = reader.open(train, Request(field=field))
+    except UserError as error:
+        option = next((option for option in ("--image-root", "--split") if option in str(error)), None)
+        hint = f"; {option} is an option of: {_make_shards(train)}" if option else ""
+        raise UserError(f"{error}{hint}") from None
     cache = cache_dir() / "sources"
     folder = cache / _digest(pictures)
     try:
@@ -110,8 +121,53 @@ def _reader_of(source: str, field: str) -> Reader:
     path = user_path(source)
     if not path.exists():
         raise UserError(f"{field} {source}: no such file or folder")
+    if (kind := _unreadable_kind(path)) is not None:
+        table = f"{path.resolve().stem}.csv"
+        root = f" --image-root {source}" if path.is_dir() else ""
+        raise UserError(
+            f"{field} {source}: {kind}, which cannot be read directly; list the pictures in a table {table} with the "
+            f"columns path and caption, then run: {_make_shards(table)}{root}"
+        )
     known = "; ".join(reader.what for reader in map(pkgutil.resolve_name, READERS))
     raise UserError(f"{field} {source}: not a source that can be read; expected one of: {known}")
+
+
+def _make_shards(source: str) -> str:
+    """The command that writes a source as shards."""
+    return f"python scripts/make_shards.py {source} {_shards_of(source)}"
+
+
+def _shards_of(source: str) -> str:
+    return f"shards/{Path(source).expanduser().resolve().stem}"
+
+
+def _unreadable_kind(path: Path) -> str | None:
+    """What people have instead of a source, in a few words; None if it is something else."""
+    if path.is_file():
+        return f"a {path.suffix[1:]} file" if path.suffix.lower() in _OTHER_TABLES else None
+    names = [child.name.lower() for child in path.iterdir()]
+    if "state.json" in names or "dataset_dict.json" in names:
+        return "a data set saved by the library datasets"
+    if any(name.endswith(_OTHER_TABLES) for name in names):
+        return f"a folder of {', '.join(kind for kind in _OTHER_TABLES if any(n.endswith(kind) for n in names))} files"
+    pictures = sum(name.endswith(IMAGE_SUFFIXES) for name in names)
+    return f"a folder of {pictures:,} pictures without a folder for each class" if pictures else None
+
+
+def _refuse_other_sources(entries: list[str], field: str) -> None:
+    """Check that a list names shards alone.
+
+    Raises:
+        UserError: naming the entry and how to write it as shards.
+    """
+    for entry in map(str.strip, entries):
+        if entry == "emoji":
+            raise UserError(f"{field}: emoji, the default corpus, stands alone, not in a list")
+        if entry and not _names_shards(entry) and (reader := find_reader(entry)) is not None:
+            raise UserError(
+                f"{field}: {entry} is {reader.what}, and a list holds shards alone; run: {_make_shards(entry)}   and "
+                f"name {_shards_of(entry)} in its place"
+            )
 
 
 def _digest(pictures: PictureSet) -> str:
@@ -185,6 +241,7 @@ def resolve_shards(spec: str | list[str], field: str = "data.train", max_missing
 
 def _expand(entry: str, field: str) -> list[list[str]]:
     """The names of each source of one entry; remote ones are turned away before they look like missing files."""
+    require(f"{field} {entry}", "eval", "webdataset")
     from webdataset.shardlists import expand_urls
 
     try:

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.base.files import user_path, whole_file
 from focalclip.data.images import SHARD_SUFFIXES, decode, image_format
 from focalclip.data.reader import Entry, PictureSet
@@ -38,6 +37,9 @@ def write_shards(
     Raises:
         UserError: if there are no samples.
     """
+    require("writing shards", "train", "webdataset")
+    import webdataset
+
     folder = user_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     numbered = enumerate(samples)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.base.files import write_json
 from focalclip.evaluation.metrics import METRICS
 from focalclip.evaluation.metrics.definitions import Floats
@@ -125,6 +125,7 @@ def compare(a: str | Path, b: str | Path, progress: bool = True) -> ResultCompar
     Raises:
         UserError: if a result cannot be read, or they have no task in common.
     """
+    require("comparing", "eval", "scipy")
     path_a, path_b = find_results(a, b)
     first, second = Result.read(path_a), Result.read(path_b)
     shared = [name for name in first.tasks if name in second.tasks]

@@ -84,6 +84,8 @@ class Task(Strict):
     source: str | None = None
     """Where the data is, if not in a folder of one of those names or on that hub repository: ``hf:REPOSITORY``,
     ``hf:REPOSITORY:FOLDER``, ``hf:FOLDER`` under the data root, or ``torchvision:NAME``; null: look for it."""
+    halved_for_probes: bool = False
+    """The data has no train split: of each class every other test image trains probes, and the rest tests them."""
     in_score: bool = True
     """Whether the benchmark's mean holds it (ImageNet-1K is shown beside ELEVATER's 20)."""
     differences: tuple[str, ...] = ()

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from focalclip.base import __version__
-from focalclip.base.errors import UserError, faults_named, first_line, unforeseen
+from focalclip.base.errors import UserError, faults_named, first_line, require, unforeseen
 from focalclip.base.files import user_path
 from focalclip.base.machine import peak_memory, versions
 from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only, together
@@ -98,6 +98,7 @@ def evaluate(
     Raises:
         UserError: if there is no such benchmark, task or data folder.
     """
+    require("evaluation", "eval", "scipy")
     full = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark, data_root)
     if options.device is not None and hasattr(model, "to"):
         model.to(options.device)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from focalclip.base.errors import UserError, first_line
+from focalclip.base.errors import UserError, first_line, require
 from focalclip.data.images import PICTURE_SUFFIXES, decode
 from focalclip.data.reader import data_in
 from focalclip.explanation.maps import Explanation, explain
@@ -48,8 +48,10 @@ def find_pictures(sources: Sequence[str | Path]) -> list[Path]:
     """The picture files named, and those directly in the folders named, in order.
 
     Raises:
-        UserError: if a source is not there, a folder holds no pictures, or there are more than a sheet can show.
+        UserError: if a source is not there, a folder holds no pictures, there are more than a sheet can show, or what
+            draws the sheet is not installed.
     """
+    require("drawing", "explain", "matplotlib")
     paths: list[Path] = []
     for source in map(Path, sources):
         if source.is_dir():

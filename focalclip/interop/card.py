@@ -156,12 +156,13 @@ def _training(provenance: dict[str, Any]) -> str:
     data, optim = config["data"], config["optim"]
     sources = data["train"] if isinstance(data["train"], list) else [data["train"]]
     told = _EMOJI if sources == ["emoji"] else ", ".join(f"`{source}`" for source in sources)
+    warmup = "100 (or a tenth of the run)" if optim["warmup_steps"] is None else f"{optim['warmup_steps']:,}"
     return (
         f"- data: {told}\n"
         f"- {provenance['step']:,} steps of {data['batch_size']:,} pairs ({provenance['samples']:,} samples seen), "
         f"seed {config['seed']}, {config['train']['precision']}\n"
         f"- optimiser `{optim.get('name', 'adamw')}`, peak learning rate {optim['lr']:g}, "
-        f"{optim['warmup_steps']} steps of warm-up, then the schedule `{optim.get('schedule', 'cosine')}`, "
+        f"{warmup} steps of warm-up, then the schedule `{optim.get('schedule', 'cosine')}`, "
         f"weight decay {optim['weight_decay']:g}\n"
         f"- the whole configuration, as `config.yaml`:\n\n"
         f"<details>\n\n```yaml\n{yaml.safe_dump(_without_paths(config), sort_keys=False)}```\n\n</details>\n"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from focalclip import names
-from focalclip.base.errors import UserError, first_line
+from focalclip.base.errors import UserError, first_line, require
 from focalclip.base.files import user_path, whole_folder
 from focalclip.interop.card import Trained, model_card
 
@@ -55,6 +55,8 @@ def export(source: str | Path, folder: str | Path, kind: str, *, license_id: str
         raise UserError(f"--format {kind}: not known; use one of {', '.join(FORMATS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists already; remove it or choose another folder")
+    if needed := {"transformers": ["transformers"], "onnx": ["onnx", "onnxscript"]}.get(kind):
+        require(f"--format {kind}", "export", *needed)
     trained = Trained.read(source)
     with whole_folder(folder) as new:
         notes = names.find(FORMATS[kind].write)(trained, new)

@@ -145,6 +145,9 @@ def _exported_folder(source: str, kind: str) -> Path:
         raise UserError(f"{source}: no such folder; give one of: {names.sources(kind)}")
     if (folder / "model").is_dir():
         return folder / "model"
+    runs = sorted(str(child) for child in folder.iterdir() if (child / "config.yaml").is_file())
+    if runs and not (folder / "config.yaml").is_file():
+        raise UserError(f"{source}: is a folder of runs; name one of them: {', '.join(runs)}")
     if (folder / "config.yaml").is_file():
         raise UserError(f"{source}: this run has no model yet; train it further with scripts/pretrain.py --resume")
     return folder

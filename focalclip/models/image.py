@@ -53,8 +53,11 @@ def create_image_tower(name: str, *, pretrained: bool = False, **options: Any) -
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     entry = names.image_tower_entry(name)
     if entry is None:
-        known = [*names.forms("image_tower"), *names.image_tower_names()]
-        raise UserError(f"{name} is not an image tower; known are {', '.join(known)}")
+        others = " or ".join(f"{prefix}{name}" for prefix, source in names.SOURCES.items() if source.image_tower)
+        raise UserError(
+            f"{name} is not an image tower; one of another library is written {others}, ours are "
+            f"{', '.join(names.image_tower_names())}"
+        )
     if pretrained and entry.published is None:
         raise UserError(f"{name}: there are no published weights; leave out pretrained")
     build = names.find((entry.published or "") if pretrained else entry.build)
@@ -77,3 +80,28 @@ def check_image_size(tower: Any, config: ImageTowerConfig) -> None:
         raise UserError(
             f"model.image.image_size={config.image_size} does not suit {config.name}: {first_line(error)}"
         ) from None
+
+
+def check_patches(tower: Any, config: ImageTowerConfig) -> None:
+    """Check that the patches of the configured size cover the picture: a last part of one would be left out.
+
+    Raises:
+        UserError: naming the sizes that fit.
+    """
+    size, sides = config.image_size, []
+
+    def note(module: torch.nn.Conv2d, inputs: tuple[Tensor]) -> None:
+        is_cut = module.kernel_size == module.stride and not any(module.padding)
+        if inputs[0].shape[-1] == size and is_cut:
+            sides.append(module.stride[0])
+
+    handles = [m.register_forward_pre_hook(note) for m in tower.modules() if isinstance(m, torch.nn.Conv2d)]
+    run_on_meta(tower, torch.empty(1, 3, size, size, device="meta"))
+    for handle in handles:
+        handle.remove()
+    if sides and size % sides[0]:
+        below = size - size % sides[0]
+        raise UserError(
+            f"model.image.image_size={size} is not a multiple of the {sides[0]} pixels of a patch of {config.name}, so "
+            f"the last {size % sides[0]} would be left out; use {below or sides[0]} or {below + sides[0]}"
+        )

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.base.files import user_path, write_text
 
 if TYPE_CHECKING:
@@ -17,9 +17,11 @@ def check_format(path: str | Path) -> Path:
     """The path, before the work rather than after it.
 
     Raises:
-        UserError: if nothing is written in the format that its ending names.
+        UserError: if nothing is written in the format that its ending names, or what writes it is not installed.
     """
     path = user_path(path)
+    if path.suffix == ".html":
+        require(f"the page {path}", "eval", "jinja2")
     if path.suffix not in FORMATS:
         raise UserError(f"--report {path}: the ending must be one of {', '.join(FORMATS)}, which names the format")
     return path

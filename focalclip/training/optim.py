@@ -88,12 +88,12 @@ def create_schedule(config: OptimConfig, total_steps: int) -> Callable[[int], fl
         UserError: as :func:`check` does.
     """
     schedule, options = _schedule(config)
-    floor = config.min_lr / config.lr
+    floor, warmup = config.min_lr / config.lr, config.warmup(total_steps)
 
     def factor(step: int) -> float:
-        if step < config.warmup_steps:
-            return (step + 1) / config.warmup_steps
-        progress = (step - config.warmup_steps) / max(1, total_steps - 1 - config.warmup_steps)
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = (step - warmup) / max(1, total_steps - 1 - warmup)
         return schedule(min(1.0, progress), floor, **options)
 
     return factor

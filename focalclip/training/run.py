@@ -9,16 +9,28 @@ from typing import Any
 
 import torch
 
+from focalclip import names
 from focalclip.base import __version__
-from focalclip.base.errors import SharedError, UserError, system_error
+from focalclip.base.errors import SharedError, UserError, require, system_error
 from focalclip.base.files import owned, remove_leftovers, write_text, writing
-from focalclip.base.ranks import barrier, gather_objects, in_turns, is_main, main_only, rank, together, world_size
+from focalclip.base.ranks import (
+    barrier,
+    gather_objects,
+    in_turns,
+    is_main,
+    main_only,
+    rank,
+    together,
+    world_size,
+)
 from focalclip.base.strict import dump_yaml
 from focalclip.config import RunConfig
 from focalclip.data.loader import Dealing, TrainLoader
 from focalclip.data.sources import left_out
 from focalclip.interop import folder as store
-from focalclip.models.clip import FocalCLIP
+from focalclip.models.clip import FocalCLIP, ProjectedImageTower
+from focalclip.models.image import check_patches
+from focalclip.models.text import text_entry
 from focalclip.training import checkpoint, engine, optim
 from focalclip.training.checkpoint import Checkpoint, TrainState
 from focalclip.training.log import TrainLog
@@ -33,14 +45,19 @@ Measure = Callable[[FocalCLIP], dict[str, float]]
 
 
 def check(config: RunConfig) -> None:
-    """Refuse what the engine, the loss or the optimiser cannot do, before anything is built or downloaded.
+    """Refuse what the engine, the tower, the loss or the optimiser cannot do, before anything is built or downloaded.
 
     Raises:
         UserError: naming the setting and the remedy.
     """
+    require("training", "train")
+    names.find(text_entry(config.model.text).build)  # whose package may be missing
     if Path(config.runs_dir).exists() and not Path(config.runs_dir).is_dir():
         raise UserError(f"runs_dir: {config.runs_dir} is a file; name a folder")
     engine.check(config)
+    with torch.device("meta"):
+        tower = ProjectedImageTower(config.model)
+    check_patches(tower.trunk, config.model.image)
     create_loss(config.loss, FocalCLIP.outputs)
     optim.check(config.optim)
 
@@ -250,10 +267,18 @@ def _fingerprint(shards: Sequence[Path], counts: Sequence[int], sources: Sequenc
 
 
 def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
-    if config.train.steps is not None:
-        return config.train.steps
-    assert config.train.epochs is not None
-    return max(1, round(config.train.epochs * loader.num_samples / config.data.batch_size))
+    """Length of the run, in which the warm-up fits."""
+    steps, epochs = config.train.steps, config.train.epochs
+    if steps is None:
+        assert epochs is not None
+        steps = round(epochs * loader.num_samples / config.data.batch_size)
+        if steps == 0:
+            raise UserError(
+                f"train.epochs={epochs:g} of {loader.num_samples:,} pairs is less than one step of data.batch_size="
+                f"{config.data.batch_size}; give more epochs, or train.steps"
+            )
+    config.optim.warmup(steps)
+    return steps
 
 
 def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, state: TrainState, total_steps: int) -> str:

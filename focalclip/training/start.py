@@ -1,5 +1,6 @@
 """Training that starts from trained weights: strictly loaded, then compared with their source on one picture."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,9 +13,21 @@ from focalclip.interop.open_clip import OpenClipModel
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.weights import load_strictly
 
+_KINDS = "a run directory, an exported folder, open_clip:NAME/PRETRAINED, or a file of FocalNet weights"
+
 _CAPTION = "a picture of a cat"
 
 _TOLERANCE = 1e-3  # of unit vectors; float32 rounding is a hundred times less, a wrong activation a hundred times more
+
+
+def check_source(source: str) -> None:
+    """Check before the work that there is something to start from, where that is known from the name.
+
+    Raises:
+        UserError: if nothing is there.
+    """
+    if ":" not in source and not Path(source).expanduser().exists():
+        raise UserError(f"train.init_from {source}: no such file or folder; give {_KINDS}")
 
 
 def start_from(model: FocalCLIP, source: str) -> None:

@@ -101,3 +101,57 @@ def _settings(section, path=""):
             yield from _settings(value, f"{path}{name.replace('_', '-')}.")
         else:
             yield f"{path}{name.replace('_', '-')}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("zeroshot --bench demo", "--bench is not an argument; did you mean --benchmark?"),
+        ("zeroshot --batch_size 3", "--batch_size is not an argument; did you mean --batch-size?"),
+        ("zeroshot --dataset demo", "--dataset is not an argument; did you mean --benchmark?"),
+        ("zeroshot --pretrained openai", "did you mean --model open_clip:NAME/PRETRAINED?"),
+        ("probe --seeds -1", "argument --seeds: '-1' is not a whole number from 0"),
+        ("compare-towers --seeds -1", "argument --seeds: '-1' is not a whole number from 0"),
+        ("retrieval", "the following arguments are required: --data"),
+        ("export runs/demo out", "the following arguments are required: --format"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(words, message, installed, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words.split())
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    assert message in error
+    assert f"(see focalclip {words.split()[0]} --help)" in error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("make-shards a b.txt", "OUT b.txt: is a file; name a folder"),
+        ("export . b.txt --format timm", "OUT b.txt: is a file; name a folder"),
+        ("zeroshot --model runs", "runs: is a folder of runs; name one of them: runs/demo"),
+        ("retrieval --data a --ranks b.txt --model x", "--ranks b.txt: the ending must be .npz"),
+        ("pretrain --train.init-from nowhere", "train.init_from nowhere: no such file or folder"),
+        ("pretrain -b 8", "b is not a setting; did you mean data.batch_size (--data.batch-size)?"),
+        ("pretrain --model.image.name focalnet_tiny", "not a FocalNet variant; did you mean focalnet_tiny_srf?"),
+        ("pretrain --model.image.name resnet50", "one of another library is written timm:resnet50"),
+        ("pretrain --resume=last", "--resume takes no value ('last')"),
+        ("pretrain --optim.betas 0.9", "optim.betas: input should be 2 values, such as [0.9, 0.98]"),
+        ("eval", "eval is not a command of focalclip; did you mean zeroshot?"),
+        ("--versoin", "did you mean --version?"),
+    ],
+)
+def test_a_plausible_mistake_leads_on(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "1")  # as commands set them, and put back after the test
+    (tmp_path / "b.txt").write_text("")
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    (tmp_path / "runs" / "demo" / "config.yaml").write_text("")
+    assert cli.main(words.split()) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error

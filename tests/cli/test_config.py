@@ -1,6 +1,7 @@
 """The strict configuration: every shipped file loads, every typo is an error with its path."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import torch
 import yaml
 
 from focalclip.base.errors import UserError
-from focalclip.base.strict import dump_yaml, from_dict, load_yaml
+from focalclip.base.strict import Strict, dump_yaml, from_dict, load_yaml
 from focalclip.cli.settings import with_overrides
 from focalclip.config import RunConfig, config_dir, config_names, load_config
 from focalclip.models.clip import create_model
@@ -46,8 +47,8 @@ def test_every_line_of_a_config_changes_something(name, tmp_path):
         path.write_text(yaml.safe_dump(values))
         try:
             assert load_config(path) != whole, key
-        except UserError as error:
-            assert "give exactly one of steps and epochs" in str(error)  # noqa: PT017
+        except UserError as error:  # a warm-up of 2,000 steps without the 32 epochs
+            assert "optim.warmup_steps" in str(error)  # noqa: PT017
         section[key] = kept
 
 
@@ -130,7 +131,7 @@ def test_there_is_a_config_for_each_published_size():
         ({"data": {"train": 5}}, "x.yaml: data.train: input should be a valid string (got 5)"),
         ({"optim": {"betas": [2, 3]}}, "optim: betas=[2.0, 3.0] are no decay rates"),
         ({"seed": 2**63}, "seed: input should be less than"),
-        ({"name": ""}, "name='' is not the name of one folder"),
+        ({"name": ""}, "name: input should not be empty (got '')"),
         ({"train": {"steps": 1, "epochs": 1}}, "train: give exactly one of steps and epochs"),
         ({"model": {"text": {"width": 30, "heads": 4}}}, "model.text: width=30 is not divisible by heads=4"),
     ],
@@ -140,6 +141,171 @@ def test_a_mistake_names_file_field_and_fault(values, message):
         from_dict(RunConfig, values, "x.yaml")
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.warmup_steps=1800", "warmup_steps=1,800 is not shorter than the run of 1,800 steps"),
+        ("optim.warmup_steps=5000", "lower it, or set null for a tenth of the run"),
+        ("optim.min_lr=0.01", "min_lr=0.01 is above lr=0.001"),
+        ("model.init_logit_scale=14.3", "init_logit_scale=14.3 is a logarithm, .*; ln\\(14.3\\) is 2.66"),
+        ("model.init_logit_scale=10", "max_logit_scale=4.6.* is below init_logit_scale=10"),
+        ("model.init_logit_scale=-2.66", "not of the temperature"),
+        ("model.max_logit_scale=100", "max_logit_scale=100 is a logarithm, .*; ln\\(100\\) is 4.605"),
+        ("model.max_logit_scale=2", "max_logit_scale=2 is below init_logit_scale=2.65"),
+        ("model.max_logit_scale=-1", "max_logit_scale=-1 is below"),
+        ("model.image.std=[0, 0, 0]", "a std above 0"),
+        ("model.image.std=[0.2, 0.2, -0.2]", "a std above 0"),
+        ("model.image.std=[58.4, 57.1, 57.4]", "divide statistics of pixels from 0 to 255 by 255"),
+        ("model.image.mean=[123.7, 116.3, 103.5]", "divide statistics of pixels from 0 to 255 by 255"),
+        ("model.embed_dim=0", "model.embed_dim: input should be greater than"),
+        ("model.image.image_size=-32", "model.image.image_size: input should be greater than"),
+        ("model.text.context_length=1", "model.text.context_length: input should be greater than"),
+        ("model.text.heads=0", "model.text.heads: input should be greater than"),
+        ("model.image.drop_path=1", "model.image.drop_path: input should be less than 1"),
+        ("optim.betas=[0.9, 1]", "are no decay rates"),
+        ("optim.eps=0", "optim.eps: input should be greater than 0"),
+        ("optim.weight_decay=-0.1", "optim.weight_decay: input should be greater than or equal to 0"),
+        ("optim.lr=-0.001", "optim.lr: input should be greater than 0"),
+        ("data.augment.flip=1.5", "data.augment.flip: input should be less than or equal to 1"),
+        ("data.workers=-1", "data.workers: input should be greater than or equal to 0"),
+        ("train.epochs=0", "train.epochs: input should be greater than 0"),
+        ("name=", "name: input should not be empty"),
+        ("runs_dir= ", "runs_dir: input should not be empty"),
+        ("data.train=", "data.train: input should not be empty"),
+        ("train.init_from=", "train.init_from: input should not be empty"),
+        ("eval.benchmark=", "eval.benchmark: input should not be empty"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(setting, message):
+    with pytest.raises(UserError, match=message) as error:
+        with_overrides(RunConfig(), [f"--{setting}"])
+    assert "\n" not in str(error.value)
+
+
+def _numbers(section, path=""):
+    for name, field in type(section).model_fields.items():
+        if isinstance(value := getattr(section, name), Strict):
+            yield from _numbers(value, f"{path}{name}.")
+        elif "float" in str(field.annotation) or "dict" in str(field.annotation):
+            yield f"{path}{name}", value
+
+
+@pytest.mark.parametrize("number", [".nan", ".inf", "-.inf", "nan", "1e999"])
+@pytest.mark.parametrize(("path", "value"), list(_numbers(RunConfig())))
+def test_no_setting_takes_a_number_that_is_not_finite(path, value, number):
+    free = ".something" if isinstance(value, dict) else ""
+    number = number if not free else ".nan"  # the others are text there
+    several = [number] * len(value) if isinstance(value, tuple) else [number]
+    with pytest.raises(UserError, match=f"{path}.*(finite|valid) number"):
+        with_overrides(RunConfig(), [f"--{path}{free}", *several])
+
+
+@pytest.mark.parametrize(
+    ("statistics", "scale"),
+    [(([0, 0, 0], [1, 1, 1]), (0, 1)), (([0.5] * 3, [1 / 255] * 3), (math.log(10), math.log(100)))],
+)
+def test_unusual_settings_that_can_be_meant_are_taken(statistics, scale):
+    mean, std = statistics
+    values = {"image": {"mean": mean, "std": std}, "init_logit_scale": scale[0], "max_logit_scale": scale[1]}
+    assert from_dict(RunConfig, {"model": values}, "x.yaml").model.init_logit_scale == scale[0]
+    assert from_dict(RunConfig, {"train": {"steps": 1}, "optim": {"warmup_steps": 1}}, "x").train.steps == 1
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(1800, 100), (1000, 100), (500, 50), (5, 0)])
+def test_a_warmup_that_is_not_given_fits_the_run(steps, warmup):
+    assert RunConfig(train={"steps": steps}).optim.warmup(steps) == warmup
+
+
+@pytest.mark.parametrize(
+    ("argv", "length"),
+    [
+        (["--train.epochs", "3"], (None, 3.0)),
+        (["--train.steps", "9"], (9, None)),
+        (["--train.steps", "null", "--train.epochs", "3"], (None, 3.0)),
+        ([], (1800, None)),
+    ],
+)
+def test_one_length_switches_the_other_off(argv, length, tmp_path):
+    assert _length(with_overrides(load_config("focalclip_pico"), argv)) == length
+    if argv:
+        assert (
+            _length(with_overrides(load_config("focalclip_tiny_lrf"), ["--optim.warmup-steps", "1", *argv])) == length
+        )
+    values = {
+        name.removeprefix("--train."): yaml.safe_load(value) for name, value in zip(argv[::2], argv[1::2], strict=True)
+    }
+    for base in ({}, {"base": "focalclip_pico"}):
+        (tmp_path / "x.yaml").write_text(yaml.safe_dump(base | {"train": values | {"log_every": 5}}))
+        assert _length(load_config(tmp_path / "x.yaml")) == length
+
+
+def _length(config):
+    return config.train.steps, config.train.epochs
+
+
+@pytest.mark.parametrize("argv", [["--train.steps", "9", "--train.epochs", "3"], ["--train.steps", "null"]])
+def test_two_lengths_or_none_are_refused(argv):
+    with pytest.raises(UserError, match="train: give exactly one of steps and epochs"):
+        with_overrides(RunConfig(), argv)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    {
+        "train-data": "data.train",
+        "batch-size": "data.batch_size",
+        "b": "data.batch_size",
+        "workers": "data.workers",
+        "lr": "optim.lr",
+        "min-lr": "optim.min_lr",
+        "epochs": "train.epochs",
+        "warmup": "optim.warmup_steps",
+        "warmup-epochs": "optim.warmup_steps",
+        "wd": "optim.weight_decay",
+        "weight-decay": "optim.weight_decay",
+        "beta1": "optim.betas",
+        "eps": "optim.eps",
+        "clip-grad": "optim.clip_grad_norm",
+        "grad-clip-norm": "optim.clip_grad_norm",
+        "precision": "train.precision",
+        "pretrained": "train.init_from",
+        "accum-freq": "train.accumulation",
+        "logs": "runs_dir",
+        "save-frequency": "train.save_every",
+        "img-size": "model.image.image_size",
+        "drop-path": "model.image.drop_path",
+        "grad-checkpointing": "model.image.activation_checkpointing",
+        "zeroshot-frequency": "eval.every",
+        "model": "model.image.name",
+        "data": "data.train",
+        "loss": "loss.name",
+        "batchsize": "data.batch_size",
+    }.items(),
+)
+def test_names_of_open_clip_and_timm_lead_to_ours(name, meant):
+    with pytest.raises(UserError) as error:
+        with_overrides(RunConfig(), [f"--{name}", "1"])
+    assert str(error.value).endswith(f"did you mean {meant} (--{meant.replace('_', '-')})?")
+    with pytest.raises(UserError) as error:
+        from_dict(RunConfig, {name.replace("-", "_"): 1}, "x.yaml")
+    assert str(error.value).endswith(f"did you mean {meant}?")
+
+
+def test_every_name_of_others_leads_to_a_setting_and_is_none_itself():
+    for name, meant in RunConfig.other_names.items():
+        *sections, field = meant.split(".")
+        section = RunConfig()
+        for part in sections:
+            section = getattr(section, part)
+        assert hasattr(section, field), meant
+        assert not hasattr(RunConfig(), name) or isinstance(getattr(RunConfig(), name), Strict), name
+
+
+def test_a_section_that_gets_a_value_names_its_settings():
+    with pytest.raises(UserError, match=r"data\.augment is a section of settings, .*it holds scale, ratio, rotate"):
+        with_overrides(RunConfig(), ["--data.augment", "strong"])
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- 1", "expected a mapping")])
@@ -153,6 +319,14 @@ def test_a_configuration_in_another_encoding_is_named(tmp_path):
     (tmp_path / "x.yaml").write_bytes("name: é".encode("latin-1"))
     with pytest.raises(UserError, match=r"x.yaml: not valid YAML.*utf-8"):
         load_yaml(RunConfig, tmp_path / "x.yaml")
+
+
+def test_text_stays_text_whatever_was_there_before():
+    words = ["--eval.tasks", "7", "--eval.data-root", "no", "--train.init-from", "1e3", "--eval.benchmark", "on"]
+    config = with_overrides(RunConfig(), words)
+    assert (config.eval.tasks, config.eval.data_root, config.train.init_from) == (["7"], "no", "1e3")
+    assert config.eval.benchmark == "on"
+    assert with_overrides(config, ["--eval.tasks", "null"]).eval.tasks is None
 
 
 def test_a_pattern_replaces_a_list():
@@ -203,7 +377,7 @@ def test_nothing_is_written_as_in_yaml_or_as_help_shows_it(nothing):
     [
         (["runs"], "'runs' is not understood"),
         (["--optim.lr"], "--optim.lr needs a value"),
-        (["--optim.betas", "[0.9"], "optim.betas: input should be a valid tuple"),
+        (["--optim.betas", "[0.9"], "optim.betas: input should be 2 values, such as"),
         (["--optim.lr.x", "1"], "lr is a setting, not a section"),
         (["--optm.lr", "1"], "optm is not a setting; did you mean optim?"),
     ],

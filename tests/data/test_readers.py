@@ -210,3 +210,54 @@ def test_processes_that_ask_at_once_get_the_same_shards(tmp_path):
         first, *others = pool.map(training_shards, [source] * 3)
     assert others == [first, first]
     assert len(members(first[0].parent)) == 2
+
+
+def _folder_of_pictures(tmp_path):
+    write_images(tmp_path / "flat", ["a.png", "b.png"])
+    (tmp_path / "flat" / "a.txt").write_text("a cat")
+    return "flat", "a folder of 2 pictures without a folder for each class", "flat.csv shards/flat --image-root flat"
+
+
+def _saved_dataset(tmp_path):
+    (tmp_path / "saved").mkdir()
+    (tmp_path / "saved" / "state.json").write_text("{}")
+    return "saved", "a data set saved by the library datasets", "saved.csv shards/saved --image-root saved"
+
+
+def _parquet(tmp_path):
+    (tmp_path / "pairs.parquet").write_bytes(b"PAR1")
+    return "pairs.parquet", "a parquet file", "pairs.csv shards/pairs"
+
+
+def _list_with_a_table(tmp_path):
+    table(tmp_path)
+    return ["table/pairs.csv"], "a table of paths and captions", "table/pairs.csv shards/pairs   and name shards/pairs"
+
+
+def _images_elsewhere(tmp_path):
+    (tmp_path / "pairs.csv").write_text("path,caption\na.png,a cat\n")
+    return "pairs.csv", "images are not there", "pairs.csv shards/pairs"
+
+
+def _other_split(tmp_path):
+    images = [{"filename": "a.png", "split": "val", "sentences": [{"raw": "a cat"}]}]
+    (tmp_path / "k.json").write_text(json.dumps({"images": images}))
+    return "k.json", "no image of the split 'train'", "k.json shards/k"
+
+
+@pytest.mark.parametrize(
+    "make", [_folder_of_pictures, _saved_dataset, _parquet, _list_with_a_table, _images_elsewhere, _other_split]
+)
+def test_what_training_cannot_read_leads_to_make_shards(make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    source, kind, arguments = make(tmp_path)
+    with pytest.raises(UserError) as error:
+        training_shards(source)
+    assert str(error.value).startswith("data.train") or "pairs.csv" in str(error.value) or "k.json" in str(error.value)
+    assert kind in str(error.value)
+    assert f": python scripts/make_shards.py {arguments}" in str(error.value)
+
+
+def test_the_default_corpus_stands_alone():
+    with pytest.raises(UserError, match=r"data\.train: emoji, the default corpus, stands alone, not in a list"):
+        training_shards(["emoji", "a.tar"])

@@ -63,6 +63,7 @@ def record(root: Path, out: Path) -> None:
         return Path(file.name).read_text()
 
     train = [f"{root}/scripts/pretrain.py", "--runs-dir", "runs", "--train.steps", "20", "--train.log-every", "1"]
+    train += ["--optim.warmup-steps", "10"]
     deepspeed = ["-m", "deepspeed.launcher.runner", "--num_gpus", "2"]
     drop = ["--model.image.drop-path", "0.1", "--train.zero-stage", "1", "--train.accumulation", "2"]
     model = ["--model", "runs/default", "--no-cache", "--output"]

@@ -185,8 +185,24 @@ def test_the_picture_shown_is_the_one_that_the_net_saw(model, tmp_path):
 
 
 @pytest.mark.parametrize(
+    "words",
+    ["P --text A B --", "--text A B -- P --output OUT", "P --text A B", "--text A B --output OUT P",
+     "P --output OUT --text A B -- P"],
+)  # fmt: skip
+def test_captions_end_where_the_help_says(words, model, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    focalclip.save(model, tmp_path / "run/model")
+    Image.new("RGB", (SIDE, SIDE)).save(tmp_path / "P", "PNG")
+    assert main(["--model", "run", *words.split()]) == 0
+    assert f"{words.count('P')} pictures, 6 maps each" in capsys.readouterr().out.replace("OUT", "")
+    assert (tmp_path / ("OUT" if "OUT" in words else "explained") / "000-P-text2-B.png").is_file()
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "name picture files, or folders of them"),
+        (["--text", "a dog", "dog.jpg"], "-- ends the captions: --text 'a dog' 'a cat' -- dog.jpg"),
         (["nowhere.png"], "nowhere.png: no such picture or folder"),
         (["{folder}"], "no pictures directly in this folder"),
         (["{folder}/x/bad.png", "--model", "{folder}/run"], "bad.png: cannot be read as a picture"),

@@ -80,7 +80,7 @@ def test_seconds_become_steps_and_the_warm_up_keeps_its_part(tmp_path):
     config = plan.run_config("swin", 7, tmp_path)
     assert config.run_dir == tmp_path / "swin-seed7"
     assert (config.seed, config.train.steps) == (7, 250)
-    assert config.optim.warmup_steps == round(250 * BASE.optim.warmup_steps / BASE.train.steps)
+    assert config.optim.warmup_steps == round(250 * 100 / 1800)
     assert config.model.image.name == "timm:swin_tiny_patch4_window7_224"
     for same in ("data", "eval"):
         assert getattr(config, same) == getattr(BASE, same)

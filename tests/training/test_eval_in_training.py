@@ -77,6 +77,15 @@ def test_the_end_has_the_whole_benchmark(evaluated, tasks):
     assert done.stdout.count("mean of 2 of 2 tasks") == 1
 
 
+def test_the_data_and_the_tasks_are_settings(tmp_path, shards, tasks):
+    benchmark = tmp_path / "mine.yaml"
+    benchmark.write_text("data_root: elsewhere\ntasks: [{id: a}, {id: b}]\n")
+    words = ["--eval.benchmark", str(benchmark), "--eval.data-root", str(tasks), "--eval.tasks", "b"]
+    run_dir, _ = train(tmp_path, shards, *words, "--eval.every", "4", "--train.steps", "6")
+    assert [set(line["zeroshot"]) for line in lines(run_dir, "zeroshot")] == [{"score", "b"}]
+    assert list(json.loads((run_dir / "eval" / "mine-b.json").read_text())["tasks"]) == ["b"]
+
+
 @pytest.mark.parametrize("stage", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_two_ranks_measure_together(evaluated, tmp_path, shards, tasks, stage):
     words = ["--eval.benchmark", str(tasks), *WORDS, "--train.zero-stage", str(stage)]

@@ -107,7 +107,32 @@ def test_what_a_killed_run_leaves_is_mended_and_what_is_damaged_is_named(tmp_pat
     ("args", "message"),
     [
         (["--optim.wieght-decay", "1"], "optim.wieght_decay is not a setting; did you mean weight_decay?"),
-        (["--eval.benchmark", "dmeo"], "--benchmark dmeo: not one of"),
+        (["--eval.benchmark", "dmeo"], "eval.benchmark dmeo: not one of"),
+        (["--eval.benchmark", "elevater", "--eval.data-root", "no"], "eval.data_root no: no such folder"),
+        (["--eval.benchmark", "elevater", "--eval.tasks", "dtt"], "eval.tasks: elevater has no task 'dtt'; did you"),
+        (
+            ["--eval.benchmark", "elevater", "--eval.data-root", "EMPTY"],
+            "on the hub: clip-benchmark/wds_vtab-caltech101; 20 more likewise); get the data first, or set null",
+        ),
+        (
+            ["--train.epochs", "1", "--optim.warmup-steps", "8", "--name", "new"],
+            "optim.warmup_steps=8 is not shorter than the run of 8 steps",
+        ),
+        (["--train.epochs", "0.05", "--name", "new"], "train.epochs=0.05 of 128 pairs is less than one step of"),
+        (
+            [
+                "--model.image.name",
+                "timm:vit_tiny_patch16_224",
+                "--model.image.options.img_size",
+                "40",
+                "--model.image.image-size",
+                "40",
+                "--model.image.init",
+                "official",
+            ],
+            "image_size=40 is not a multiple of the 16 pixels of a patch of timm:vit_tiny_patch16_224, so the last 8 ",
+        ),
+        (["--resume", "latest"], "--resume takes no value ('latest')"),
         (["--data.batch-size", "15", "--train.accumulation", "2", "--name", "new"], "15 is not divisible by 1 ranks"),
         (["--data.train", "nowhere/{00..03}.tar"], "data.train: 4 of 4 shards do not exist (nowhere/00.tar"),
         (["--data.train", "ONE", "--resume"], "data.train: other shards than"),
@@ -128,13 +153,14 @@ def test_what_a_killed_run_leaves_is_mended_and_what_is_damaged_is_named(tmp_pat
         (["--model.image.name", "focalnet_nono", "--name", "new"], "focalnet_nono is not a FocalNet variant"),
     ],
 )
-def test_mistakes_get_one_sentence(args, message, whole_run, shards, capsys, monkeypatch):
+def test_mistakes_get_one_sentence(args, message, whole_run, shards, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # as the command sets them, and put back after the test
     monkeypatch.setenv("GOMP_SPINCOUNT", "20000")
     monkeypatch.setattr(engine, "set_up", lambda: None)  # this process sets no DeepSpeed up
     config = (whole_run / "config.yaml").read_bytes()
-    files = {"ONE": str(shards / "00000.tar"), "TWO": str(shards / "00001.tar")}
-    args = [files.get(arg, arg) for arg in args]
+    (tmp_path / "empty").mkdir()
+    files = {"ONE": shards / "00000.tar", "TWO": shards / "00001.tar", "EMPTY": tmp_path / "empty"}
+    args = [str(files.get(arg, arg)) for arg in args]
     words = helpers_run.command(whole_run.parents[1], shards, *args)
     assert main(words[2:]) == 2
     errors = capsys.readouterr().err

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.base.files import cache_dir, locked, whole_folder, write_json
 from focalclip.data.corpus.fetch import NpmPackage, fetch_npm
 
@@ -112,6 +112,7 @@ def _build(folder: Path) -> None:
     from focalclip.data.index import index_shards
     from focalclip.data.write import write_shards
 
+    require("the default corpus", "demo", "resvg_py")
     print(f"Building the default corpus in {folder} (once, about a minute)", file=sys.stderr)
     with whole_folder(folder) as partial:
         pictures = _draw(_fetch_icons())

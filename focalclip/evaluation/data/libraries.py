@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from focalclip.base.errors import UserError, first_line
+from focalclip.base.errors import UserError, first_line, install_command
 from focalclip.data.reader import (
     SPLIT_WORDS,
     FileEntry,
@@ -123,7 +123,7 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError:
-        raise Unavailable("needs the library datasets: pip install 'focalclip[shards]'") from None
+        raise Unavailable(f"needs the library datasets; run: {install_command('shards')}") from None
     return datasets
 
 

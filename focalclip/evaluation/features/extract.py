@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, require
 from focalclip.base.files import user_path, whole_file
 from focalclip.data.images import PICTURE_SUFFIXES, decode
 from focalclip.data.reader import files_below
@@ -105,12 +105,7 @@ def check_format(output: Path) -> None:
     if output.suffix not in FORMATS:
         raise UserError(f"{output}: the output is {' or '.join(FORMATS)}; name such a file")
     if output.suffix == ".parquet":
-        try:
-            import pyarrow.parquet  # noqa: F401
-        except ModuleNotFoundError:
-            raise UserError(
-                f"{output}: Parquet needs pyarrow; run pip install 'focalclip[shards]', or write .npz"
-            ) from None
+        require(f"{output}: Parquet", "shards", "pyarrow")
 
 
 def find_pictures(folder: Path) -> tuple[list[Path], int]:

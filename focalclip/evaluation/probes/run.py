@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError, unforeseen
+from focalclip.base.errors import UserError, require, unforeseen
 from focalclip.base.files import user_path
 from focalclip.base.machine import versions
 from focalclip.evaluation.data import TaskData, Unavailable
@@ -29,7 +29,7 @@ from focalclip.evaluation.probes.result import (
     RunKey,
     TaskProbes,
 )
-from focalclip.evaluation.probes.train import TrainingSet, train_probe
+from focalclip.evaluation.probes.train import TrainingSet, every_other, train_probe
 from focalclip.evaluation.scoring import score, score_matrix
 from focalclip.evaluation.task import Benchmark, Task, load_benchmark
 
@@ -63,6 +63,7 @@ def probe(
     Raises:
         UserError: if there is no such benchmark, task or data folder, or ``journal`` holds something else.
     """
+    require("probing", "eval", "scipy")
     start = time.perf_counter()
     settings = settings or ProbeSettings()
     full = benchmark if isinstance(benchmark, Benchmark) else load_benchmark(benchmark, data_root)
@@ -143,7 +144,18 @@ def encode_task(
         UserError: if what is there is faulty.
     """
     opened = open_checked(task, benchmark)
-    train, test = open_checked(task, benchmark, split="train").data, opened.data
+    differences, test = opened.differences, opened.data
+    try:
+        train = open_checked(task, benchmark, split="train").data
+    except Unavailable:
+        if not task.halved_for_probes:
+            raise
+        for_training = every_other(test.labels)
+        train, test = test.subset(np.flatnonzero(for_training)), test.subset(np.flatnonzero(~for_training))
+        differences = (
+            "no train split: trained on every other test image of each class, scored on the rest",
+            *differences,
+        )
     if train.class_names != test.class_names or train.multilabel != test.multilabel:
         raise UserError(f"{train.folder}: train and test have different classes; download the task again")
     options: dict[str, Any] = {
@@ -152,7 +164,7 @@ def encode_task(
     return EncodedTask(
         folder=str(test.folder),
         test_set=opened.test_set,
-        differences=opened.differences,
+        differences=differences,
         text=class_matrix(model, test.class_names, test.templates, batch_size, cache=cache),
         train=_encode(model, task, train, label=f"{label} train", **options),
         test=_encode(model, task, test, label=f"{label} test", **options),

@@ -75,6 +75,14 @@ def hold_out(labels: np.ndarray, seed: int) -> HoldOut:
     return HoldOut(np.flatnonzero(~is_held), np.flatnonzero(is_held))
 
 
+def every_other(labels: np.ndarray) -> np.ndarray:
+    """Every other image of each class in the data's order, from the second on: bool (N,) for labels int64 (N,)."""
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        chosen[np.flatnonzero(labels == label)[1::2]] = True
+    return chosen
+
+
 def _shuffled(labels: np.ndarray, seed: int) -> Iterator[tuple[int, np.ndarray]]:
     """Index and labels of each image in random order; C stands for "no label"."""
     order = list(range(len(labels)))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from focalclip.base.errors import require
 from focalclip.base.machine import peak_memory, versions
 from focalclip.base.ranks import is_main
 from focalclip.evaluation.features.cache import open_cache
@@ -57,6 +58,7 @@ def evaluate(
     Raises:
         UserError: if no image can be read, or features are not finite.
     """
+    require("retrieval", "eval", "scipy")
     start = time.perf_counter()
     if device is not None and hasattr(model, "to"):
         model.to(device)

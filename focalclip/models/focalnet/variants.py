@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from focalclip.base.errors import UserError
+from focalclip.base.strict import nearest
 from focalclip.models.focalnet.config import FocalNetConfig
 from focalclip.models.focalnet.network import FocalNet
 
@@ -117,9 +118,9 @@ def create_focalnet(name: str, **overrides: Any) -> FocalNet:
         UserError: if the name or an override is unknown, or a value is out of range.
     """
     if name not in FOCALNETS:
-        raise UserError(f"{name} is not a FocalNet variant; known are {', '.join(FOCALNETS)}")
+        raise UserError(f"{name} is not a FocalNet variant{nearest(name, FOCALNETS)}")
     known = [field.name for field in fields(FocalNetConfig)]
     for override in overrides:
         if override not in known:
-            raise UserError(f"{override} is not an option of a FocalNet; known are {', '.join(known)}")
+            raise UserError(f"{override} is not an option of a FocalNet{nearest(override, known)}")
     return FocalNet(replace(FOCALNETS[name], **overrides))

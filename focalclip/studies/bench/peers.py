@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import UserError, install_command
 from focalclip.base.files import cache_dir
 
 CLIP_BENCHMARK = "1.6.2"
@@ -163,7 +163,7 @@ def _public_version(name: str) -> str:
     try:
         return version(name).partition("+")[0]
     except PackageNotFoundError:
-        raise UserError(f"the package {name} is not installed; run: pip install 'focalclip[all]'") from None
+        raise UserError(f"the package {name} is not installed; run: {install_command('all')}") from None
 
 
 def _output(command: list[str], what: str) -> str:

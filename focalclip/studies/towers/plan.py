@@ -135,7 +135,8 @@ class Plan:
         assert self.base.train.steps is not None
         config |= {"name": run_name(tower, seed), "runs_dir": str(folder), "seed": seed}
         config["train"]["steps"] = steps
-        config["optim"]["warmup_steps"] = round(steps * self.base.optim.warmup_steps / self.base.train.steps)
+        warmup = self.base.optim.warmup(self.base.train.steps)
+        config["optim"]["warmup_steps"] = round(steps * warmup / self.base.train.steps)
         return from_dict(RunConfig, config, tower)
 
     def write(self, folder: Path) -> None:
@@ -175,7 +176,9 @@ def check_base(base: RunConfig, source: str) -> None:
             "options or another mixer; start from configs/focalclip_pico.yaml"
         )
     if base.train.steps is None:
-        raise UserError(f"{source}: train.steps must be given, because optim.warmup_steps becomes a part of them")
+        raise UserError(
+            f"{source}: train.steps must be given, because the warm-up takes the same part of them in every run"
+        )
     if base.eval.benchmark is None:
         raise UserError(f"{source}: eval.benchmark is null, so nothing would be compared; name a benchmark")
 

@@ -28,7 +28,8 @@ from focalclip.evaluation.opened import open_checked
 from focalclip.evaluation.probes.result import Journal, ProbeRun, ProbeSettings, summarise
 from focalclip.evaluation.probes.run import probe
 from focalclip.evaluation.probes.table_and_plot import probe_table, write_plot
-from focalclip.evaluation.task import Benchmark, Task
+from focalclip.evaluation.probes.train import every_other
+from focalclip.evaluation.task import Benchmark, Task, load_benchmark
 from focalclip.models.clip import FocalCLIP
 
 
@@ -66,6 +67,27 @@ def test_full_ridge_equals_scikit_learns_at_the_strength_that_it_chose(task, res
         x, z = (encode_images(tiny_model(), d.entries, batch_size=64, progress=False).embeds for d in (train, test))
     theirs = Ridge(alpha=found.strength).fit(x.double().numpy(), 2 * np.eye(3)[train.labels] - 1)
     assert found.value == pytest.approx((theirs.predict(z.double().numpy()).argmax(1) == test.labels).mean())
+
+
+def test_a_task_without_a_train_split_may_be_halved(tmp_path):
+    """As the demo tasks are, which the command probes by default; no image is on both sides."""
+    write_folder(tmp_path / "alone", [i % 3 for i in range(30)] + [3], names=("red", "green", "blue", "rare"))
+    plain = Benchmark("b", "wds", (Task(id="alone"),), tmp_path)
+    assert "has no train split" in run(plain).missing["alone"]
+    halved = Benchmark("b", "wds", (Task(id="alone", halved_for_probes=True),), tmp_path)
+    result = run(halved, shots=("full",), methods=("ridge",))
+    task = result.tasks["alone"]
+    assert (task.n_train, task.n, task.classes) == (15, 16, 4)
+    assert task.train_sha256 != task.task_sha256
+    assert task.differences[0].startswith("no train split: trained on every other test image of each class")
+    assert [task.id for task in load_benchmark("demo").tasks if task.halved_for_probes] == [
+        "emoji-concepts", "fashion-mnist", "mnist",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("labels", "chosen"), [([0, 1, 0, 0, 1, 2], [0, 0, 1, 0, 1, 0]), ([5], [0])])
+def test_every_other_image_of_each_class(labels, chosen):
+    assert every_other(np.array(labels)).tolist() == [bool(is_chosen) for is_chosen in chosen]
 
 
 @pytest.mark.trap("0.8", "the linear probe chooses its epoch on the test set")
