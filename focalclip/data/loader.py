@@ -199,10 +199,7 @@ class _Source:
 
     def next(self) -> Batch:
         try:
-            self._hear(self._handler)
-            self._raise_if_one_has_ended()
-            batch = next(self._iterator)
-            batch = batch.open() if isinstance(batch, _Sealed) else batch
+            batch = self._wait()
         except (RuntimeError, EOFError, OSError) as error:
             self._raise_if_one_has_ended(seconds=1)  # a process that ends takes batches with it that it has announced
             if "ancdata" in str(error):  # how multiprocessing says that no descriptor is left to receive a batch
@@ -210,11 +207,18 @@ class _Source:
             if isinstance(error, OSError):
                 raise system_error(error) from None
             raise
-        finally:
-            self._hear(signal.SIG_DFL)
         if isinstance(batch, UserError):
             raise batch
         return batch
+
+    def _wait(self) -> "Batch | UserError":
+        try:
+            self._hear(self._handler)
+            self._raise_if_one_has_ended()
+            batch = next(self._iterator)
+            return batch.open() if isinstance(batch, _Sealed) else batch
+        finally:
+            self._hear(signal.SIG_DFL)
 
     def _hear(self, handler: Any) -> None:
         if self._is_heard:

@@ -5,7 +5,7 @@ import json
 from helpers_run import losses, run
 from tiny_shards import good_sample, picture, write_shards, write_tar
 
-SHORT = ["--train.steps", "2", "--train.save-every", "1", "--data.batch-size", "8"]
+SHORT = ["--train.steps", "2", "--train.save-every", "1", "--data.batch-size", "8", "--optim.warmup-steps", "1"]
 
 
 def left_out(output: str) -> list[str]:

@@ -95,7 +95,7 @@ def test_damaged_lines_are_left_out_and_named(config, capsys):
     ]
     lines = [b'{"step": 1}', *damaged, b'{"step": 2, "loss": NaN}', b'{"step": 3}']
     path.write_bytes(b"\n".join(lines) + b'\n{"step": 4')
-    TrainLog(config, 6, TrainState(step=2), torch.device("cpu")).close()
+    TrainLog(config, 6, TrainState(step=2)).close()
     assert path.read_text() == '{"step": 1}\n{"step": 2, "loss": NaN}\n'
     assert f"warning: {path}: 8 damaged lines are left out (line 2, 3, 4 ...)\n" in capsys.readouterr().err
 
