@@ -100,11 +100,11 @@ def newest_sound(paths: list[Path]) -> Checkpoint | None:
         None where ``paths`` is empty.
 
     Raises:
-        SharedError: if all are damaged.
+        SharedError: if all are damaged, or one cannot be read for now.
     """
     faults = []
     for path in paths:
-        damage = [fault for fault in gather_objects(_damage(path)) if fault]
+        damage = [fault for fault in gather_objects(together(partial(_damage, path))) if fault]
         if not damage:
             for damaged, fault in faults:
                 main_only(partial(_set_aside, damaged, fault, path))
@@ -142,11 +142,17 @@ def _read(path: Path) -> Checkpoint:
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with the manifest or with one of this rank's share of the files."""
+    """What is wrong with the manifest or with one of this rank's share of the files.
+
+    Raises:
+        OSError: if a file is there and cannot be read, which may pass.
+    """
     try:
         files = read_sealed_json(path / MANIFEST)["files"]
-    except (OSError, ValueError, KeyError):
-        return f"{path / MANIFEST} is missing or damaged"
+    except FileNotFoundError:
+        return f"{path / MANIFEST} is missing"
+    except (ValueError, KeyError):
+        return f"{path / MANIFEST} is damaged (or of focalclip 0.1, which wrote no hashes)"
     for name in sorted(files)[rank() :: world_size()]:
         try:
             if file_sha256(path / name) != files[name]:
@@ -154,8 +160,8 @@ def _damage(path: Path) -> str | None:
             if name.endswith(".pt"):
                 with data_only():
                     torch.load(path / name, mmap=True)  # all but the numbers
-        except OSError as error:
-            return f"{path / name} cannot be read ({error.strerror})"
+        except FileNotFoundError:
+            return f"{path / name} is missing"
         except (RuntimeError, EOFError, pickle.UnpicklingError):
             return f"{path / name} holds other things than data"
     return None
@@ -163,7 +169,8 @@ def _damage(path: Path) -> str | None:
 
 def _set_aside(damaged: Path, fault: str, sound: Path) -> None:
     aside = damaged.with_name(f"{damaged.name}.damaged")
-    shutil.rmtree(aside, ignore_errors=True)
+    while aside.exists():
+        aside = aside.with_name(f"{aside.name}+")
     damaged.rename(aside)
     print(f"{fault}: set aside as {aside.name}; going back to {sound.name}", file=sys.stderr)
 

@@ -101,7 +101,8 @@ class TrainLog:
     def rewind(self, state: TrainState) -> None:
         """Forget the steps after ``state``, which a run has returned to."""
         self._unread.clear()
-        self._since, self._images = time.perf_counter(), 0
+        self._started = self._since = time.perf_counter()
+        self._first_step, self._images = state.step, 0
         if self._is_main:
             self._file.close()
             self._board.close()
@@ -114,8 +115,9 @@ class TrainLog:
         self._since += seconds
         self._started += seconds
         if self._is_main:
-            facts = {"step": state.step, "samples": state.samples, "zeroshot": values, "seconds": round(seconds, 3)}
-            self._file.write(json.dumps(facts) + "\n")
+            known = {name: _finite(value) for name, value in values.items()}
+            facts = {"step": state.step, "samples": state.samples, "zeroshot": known, "seconds": round(seconds, 3)}
+            self._file.write(json.dumps(facts, allow_nan=False) + "\n")
             self._file.flush()
             for name, value in values.items():
                 self._board.add_scalar(f"zeroshot/{name}", value, state.step)

@@ -69,7 +69,8 @@ def _train(run: Trainer, batches: Iterator[Batch]) -> bool:
                 run.evaluate(run)
             except Interrupted:
                 stopped = True
-                if not is_saving and (fault := _save(run, is_end=True)):
+                is_saved = is_saving and not run.state.skipped_in_a_row
+                if not is_saved and (fault := _save(run, is_end=True)):
                     run.roll_back(run, fault)
     return run.state.step == run.total_steps
 

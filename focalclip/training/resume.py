@@ -51,6 +51,8 @@ def find_checkpoints(config: RunConfig, resume: bool) -> list[Path]:
         raise UserError(
             f"{folder}: holds a run at {found[0].name}; continue it with --resume, or choose another --name"
         )
+    if not found and (folder / "model").exists():
+        raise UserError(f"{folder}: holds a trained model and no checkpoint to continue from; choose another --name")
     if found:
         check_same_run(load_yaml(RunConfig, folder / "config.yaml"), config)
     return found
@@ -99,7 +101,7 @@ def loadable(saved: Checkpoint, ranks: int) -> tuple[Path, bool]:
     """The folder that ``ranks`` ranks can load, and whether it is in DeepSpeed's universal form.
 
     ZeRO divides its shards among the ranks that wrote them. Shards of ZeRO 1 and 2 for another number of ranks are
-    converted into ``.universal/step-N`` beside them (:func:`clean_up` removes it after loading); ZeRO 0 keeps whole
+    converted into ``.universal.tmp/step-N`` beside them (:func:`clean_up` removes it after loading); ZeRO 0 keeps whole
     copies and needs no conversion.
 
     Raises:
@@ -112,7 +114,7 @@ def loadable(saved: Checkpoint, ranks: int) -> tuple[Path, bool]:
             f"{saved.path}: a ZeRO 3 checkpoint of {saved.ranks} ranks; start again with {saved.ranks} ranks "
             "(checkpoints of ZeRO 0 to 2 continue on any number)"
         )
-    target = saved.path.parent / ".universal" / saved.path.name
+    target = saved.path.parent / ".universal.tmp" / saved.path.name
     main_only(lambda: _convert(saved, target, ranks))
     return target, True
 
@@ -124,6 +126,7 @@ def _convert(saved: Checkpoint, target: Path, ranks: int) -> None:
     command += ["--input_folder", str(saved.path), "--output_folder", str(target)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
+        clean_up(target)
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise UserError(f"{saved.path}: cannot be converted for {ranks} ranks ({last}); start with {saved.ranks} ranks")
 

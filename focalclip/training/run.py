@@ -139,6 +139,7 @@ def _save(run: Trainer) -> bool:
 
     Raises:
         MachineError: on this rank, if the disk refuses it; earlier checkpoints stay.
+        SharedError: the same on all ranks.
     """
     if not all(gather_objects(engine.is_finite(run.engine))):
         return False
@@ -147,10 +148,10 @@ def _save(run: Trainer) -> bool:
         with writing(folder):
             checkpoint.save(run.engine, folder, run.state, run.config)
             _export(run.engine, run.config, run.state)
-    except OSError as error:
+    except (OSError, SharedError) as error:
         if is_main():
             remove_leftovers(folder)  # they take the room that a resumed run needs
-        raise system_error(error) from None
+        raise (system_error(error) if isinstance(error, OSError) else error) from None
     return True
 
 

@@ -1,5 +1,6 @@
 """A checkpoint that was damaged is never loaded, and none can run code."""
 
+import errno
 import json
 import pickle
 import random
@@ -68,6 +69,17 @@ def test_a_run_goes_back_to_the_sound_checkpoint_and_says_so(run_dir, shards, tw
     assert sorted(p.name for p in (run_dir / "checkpoints").glob("step*")) == ["step-2", "step-4", "step-4.damaged"]
 
 
+def test_a_file_that_cannot_be_read_for_now_costs_no_checkpoint(run_dir, monkeypatch):
+    def lack(path):
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    paths = checkpoint.complete(run_dir / "checkpoints")
+    monkeypatch.setattr(checkpoint, "file_sha256", lack)
+    with pytest.raises(SharedError, match=r"Too many open files; raise the limit"):
+        checkpoint.newest_sound(paths)
+    assert checkpoint.complete(run_dir / "checkpoints") == paths
+
+
 class _Hostile:
     """What an attacker writes: an object whose loading leaves a file."""
 
@@ -81,7 +93,7 @@ class _Hostile:
 @pytest.mark.parametrize(
     "name", ["mp_rank_00_model_states.pt", "zero_pp_rank_1_mp_rank_00_optim_states.pt", "buffers.pt"]
 )
-@pytest.mark.parametrize("ranks", [2, 0], ids=["same", "converted"])
+@pytest.mark.parametrize("ranks", [2, pytest.param(0, marks=pytest.mark.long)], ids=["same", "converted"])
 def test_no_file_of_a_checkpoint_runs_code(run_dir, tmp_path, shards, name, ranks):
     path, trace = run_dir / "checkpoints/step-4", tmp_path / "code-ran"
     torch.save({"module": _Hostile(trace)}, path / name)

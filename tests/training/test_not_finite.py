@@ -10,7 +10,7 @@ import spiky_loss
 import torch
 from helpers import run_ranks
 
-STAGES = [(1, 0), (1, 1), (2, 0), (2, 1), (2, 2), pytest.param(2, 3, marks=pytest.mark.long)]
+STAGES = [(1, 0), (2, 1), *(pytest.param(*case, marks=pytest.mark.long) for case in ((1, 1), (2, 0), (2, 2), (2, 3)))]
 
 
 @pytest.fixture
