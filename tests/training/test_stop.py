@@ -39,7 +39,7 @@ def loader_process(process):
     return psutil.Process(process.pid).children()[-1]
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_run_directory_belongs_to_one_run(ranks, tmp_path, shards):
     process = begin(tmp_path, shards)
     run_dir = tmp_path / "runs/tiny"
@@ -91,7 +91,7 @@ def test_a_directory_that_was_made_for_nothing_is_removed(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_killed_loader_process_costs_nothing(ranks, tmp_path, shards):
     process = begin(tmp_path, shards, "--data.workers", "2", ranks=ranks)
     started = time.monotonic()
@@ -163,7 +163,7 @@ def test_a_rank_that_is_killed_ends_the_others(tmp_path, shards):
     assert "Traceback" not in out + err
 
 
-@pytest.mark.parametrize("ranks", [0, 2])
+@pytest.mark.parametrize("ranks", [pytest.param(0, marks=pytest.mark.long), 2])
 def test_a_stop_is_obeyed_during_an_evaluation(ranks, tmp_path, shards):
     for i in range(60):
         write_folder(tmp_path / f"tasks/{i:02d}", [i % 3 for i in range(200)], shard_size=1000)
