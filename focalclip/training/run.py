@@ -66,7 +66,7 @@ def owned_run(config: RunConfig) -> AbstractContextManager:
     """Context in which the run directory belongs to these ranks alone; nothing in it may change before.
 
     Raises:
-        SharedError: on all ranks, naming host and process, if another run is at work in it.
+        SharedError: on all ranks, naming host and process, if another run is using it.
     """
     stack = ExitStack()
     stack.enter_context(writing(config.run_dir))  # the log, for one, writes to it all the time

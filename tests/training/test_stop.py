@@ -47,7 +47,7 @@ def test_a_run_directory_belongs_to_one_run(ranks, tmp_path, shards):
     for args in (["--seed", "2"], ["--resume"]):
         second = helpers_run.run(tmp_path, shards, *args, ranks=ranks)
         assert second.returncode == 2
-        who = f"error: {run_dir}: process {process.pid} on {socket.gethostname()} is at work in it; "
+        who = f"error: {run_dir}: process {process.pid} on {socket.gethostname()} is using this run directory; "
         assert second.stderr.count(who) == 1
         assert "Traceback" not in second.stderr
     assert (run_dir / "config.yaml").read_bytes() == config
@@ -66,7 +66,7 @@ def test_a_killed_run_frees_its_directory_at_once(tmp_path, shards):
     assert resumed.returncode == 0, resumed.stderr
 
 
-def test_an_owner_on_another_host_is_believed_while_it_gives_signs_of_life(tmp_path, monkeypatch):
+def test_an_owner_on_another_host_is_believed_while_it_still_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_SILENCE", 3.0)
     record = tmp_path / "run" / ".owner"
     record.parent.mkdir()
@@ -81,7 +81,10 @@ def test_an_owner_on_another_host_is_believed_while_it_gives_signs_of_life(tmp_p
     record.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
     sign = threading.Timer(1.5, os.utime, [record])
     sign.start()
-    with pytest.raises(UserError, match="process 7 on elsewhere is at work in it"), files.owned(record.parent):
+    with (
+        pytest.raises(UserError, match="process 7 on elsewhere is using this run directory"),
+        files.owned(record.parent),
+    ):
         pass
 
 
