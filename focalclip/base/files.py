@@ -251,8 +251,8 @@ def _refusal(path: Path) -> UserError:
     owner = _read_owner(path)
     who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
     return UserError(
-        f"{path.parent}: {who} is using this run directory; wait for it or stop it (kill {owner['pid'] if owner else 'PID'}), "
-        "or choose another --name"
+        f"{path.parent}: {who} is using this run directory; wait for it or stop it "
+        f"(kill {owner['pid'] if owner else 'PID'}), or choose another --name"
     )
 
 

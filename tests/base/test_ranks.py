@@ -37,12 +37,12 @@ def rank_main(work, number: int, size: int, port: int, folder: Path, timeout: fl
     os._exit(status)
 
 
-def start(work, size: int, folder: Path, timeout: float = 60) -> list:
+def start(work, size: int, folder: Path, timeout: float = 60, main=rank_main) -> list:
     helpers_run.preload()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [_context.Process(target=rank_main, args=(work, i, size, port, folder, timeout)) for i in range(size)]
+    processes = [_context.Process(target=main, args=(work, i, size, port, folder, timeout)) for i in range(size)]
     for process in processes:
         process.start()
     deadline = time.monotonic() + 60
@@ -91,6 +91,22 @@ def test_the_others_end_when_one_is_killed(work, killed, tmp_path):
     assert (
         said(tmp_path).count(f"error: rank {killed} (process {processes[killed].pid} on {socket.gethostname()})") == 1
     )
+    assert "Traceback" not in said(tmp_path)
+
+
+def main_whose_last_rank_dies(work, number: int, size: int, port: int, folder: Path, timeout: float) -> None:
+    """Between its place in torch's group and its connection to the main rank."""
+    (folder / f"{number}.ready").touch()
+    ranks._JOINING = 2
+    if number == size - 1:
+        ranks.Client = lambda *_, **__: os._exit(9)
+    rank_main(work, number, size, port, folder, timeout)
+
+
+def test_a_rank_that_never_connects_is_not_waited_for(tmp_path):
+    processes = start(int, 3, tmp_path, main=main_whose_last_rank_dies)
+    assert finish(processes, 30) == [1, 1, 9], said(tmp_path)
+    assert said(tmp_path).count("error: rank 2 has not connected within 2 s") == 1
     assert "Traceback" not in said(tmp_path)
 
 
