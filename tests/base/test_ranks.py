@@ -12,6 +12,7 @@ from pathlib import Path
 
 import helpers_run
 import pytest
+from wds_folder import write_folder
 
 from focalclip.base import ranks
 from focalclip.base.errors import SharedError, UserError
@@ -201,3 +202,28 @@ def in_turns(folder):
     place = folder / "built"
     was_there = ranks.in_turns(lambda: (place.exists(), place.touch())[0])
     assert was_there is (ranks.rank() != 0)
+
+
+def evaluates_after_training(folder):
+    """Of rank 1 the folder of runs, which each looks for where it works, is another."""
+    from focalclip.cli.pretrain import _evaluate
+    from focalclip.config import load_config
+
+    os.chdir(folder / str(ranks.rank()))
+    base = load_config("focalclip_pico")
+    return _evaluate(base.model_copy(update={"eval": base.eval.model_copy(update={"benchmark": str(folder / "t")})}))
+
+
+def test_the_evaluation_after_training_ends_on_all_ranks(tmp_path):
+    from focalclip.config import load_config
+    from focalclip.interop import folder as store
+    from focalclip.models.clip import FocalCLIP
+
+    config = load_config("focalclip_pico")
+    for place in "01":
+        (tmp_path / place / "runs").mkdir(parents=True)
+    store.save(FocalCLIP(config.model), tmp_path / "0" / config.run_dir / "model", {})
+    write_folder(tmp_path / "t/one", [0, 1, 2])
+    assert finish(start(partial(evaluates_after_training, tmp_path), 2, tmp_path), 30)[0] == 1, said(tmp_path)
+    assert said(tmp_path).count("error: rank 1: ") == 1
+    assert "Traceback" not in said(tmp_path)

@@ -194,6 +194,18 @@ def test_a_stop_is_obeyed_during_an_evaluation(ranks, tmp_path, shards):
     assert (process.returncode, out.count("SIGTERM received: trained, not evaluated")) == (75, 1), out + err
 
 
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_stop_during_the_last_save_is_for_the_evaluation(ranks, tmp_path, shards):
+    write_folder(tmp_path / "tasks/one", [0, 1, 2])
+    args = ["--eval.benchmark", str(tmp_path / "tasks"), "--train.steps", "4", "--train.save-every", "4"]
+    process = helpers_run.start(tmp_path, shards, *args, ranks=ranks)
+    while not list((tmp_path / "runs/tiny").glob("checkpoints/*")):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.count("SIGTERM received: trained, not evaluated")) == (75, 1), out + err
+
+
 def test_a_request_raises_at_once_only_where_it_may(monkeypatch):
     monkeypatch.setattr(os, "environ", dict(os.environ))
     with joined(alone=True), StopRequest(torch.device("cpu")) as stop:
