@@ -240,7 +240,8 @@ class _Group:
             store.set("main", json.dumps([listener.address[1], key.hex(), me]))
             end = time.monotonic() + _JOINING
             while len(self._connections) < world_size() - 1:
-                if not wait([listener._listener._socket], end - time.monotonic()):  # accept() takes no time limit
+                # accept() takes no time limit
+                if not wait([listener._listener._socket], end - time.monotonic()):  # pyrefly: ignore[missing-attribute]
                     raise self._not_all_connected()
                 with suppress(multiprocessing.AuthenticationError, EOFError, ConnectionError):  # not one of us
                     connection = listener.accept()

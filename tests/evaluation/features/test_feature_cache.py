@@ -40,7 +40,7 @@ def images(model, data, cache, **options):
 def encodes_where_one_rank_fails_first(folder):
     model, data = copy.deepcopy(tiny_model()), read_task_folder(folder)
     if torch.distributed.get_rank() == 1:
-        model.preprocess = {}.pop  # raises TypeError for any picture
+        model.preprocess = {}.pop  # raises KeyError for any picture
     try:
         images(model, data, None)
     except UserError as error:
@@ -50,7 +50,7 @@ def encodes_where_one_rank_fails_first(folder):
 def test_a_rank_that_fails_before_the_first_image_ends_all(tmp_path):
     folder = write_folder(tmp_path / "t", [0, 1, 2, 0, 1, 2, 0])
     for message in run_ranks(encodes_where_one_rank_fails_first, 2, folder, timeout=20):
-        assert message.startswith("rank 1: TypeError: ")
+        assert message.startswith("rank 1: KeyError: ")
 
 
 def same(one, two):
