@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from focalclip.base.errors import UserError
 
-_BEAT = 5.0  # seconds between two signs of life of a folder's owner
+_BEAT = 5.0  # seconds between two times that a folder's owner touches its record
 _SILENCE = 6 * _BEAT  # without one, an owner on another host has ended
 
 # how libraries report that a write failed
@@ -208,7 +208,11 @@ def _has_owner(path: Path, is_locked: bool) -> bool:
 
         return not is_locked and psutil.pid_exists(owner["pid"])
     seen, end = _last_beat(path), time.monotonic() + _SILENCE
-    print(f"{path.parent}: a run on {owner['host']} left its name here; looking for signs of life", file=sys.stderr)
+    print(
+        f"{path.parent}: a run on {owner['host']} is recorded as owner; waiting up to {_SILENCE:.0f} s to see whether "
+        "it still runs",
+        file=sys.stderr,
+    )
     while time.monotonic() < end:
         time.sleep(1)
         if (beat := _last_beat(path)) != seen:
@@ -247,8 +251,8 @@ def _refusal(path: Path) -> UserError:
     owner = _read_owner(path)
     who = f"process {owner['pid']} on {owner['host']}" if owner else "another process"
     return UserError(
-        f"{path.parent}: {who} is at work in it; wait for it or stop it (kill {owner['pid'] if owner else 'PID'}), "
-        "or choose another --name"
+        f"{path.parent}: {who} is using this run directory; wait for it or stop it "
+        f"(kill {owner['pid'] if owner else 'PID'}), or choose another --name"
     )
 
 

@@ -29,6 +29,7 @@ from focalclip.base.errors import MachineError, SharedError, UserError, system_e
 Group = dist.ProcessGroup | None
 
 TIMEOUT = timedelta(minutes=30)
+_JOINING = 120.0  # seconds for all ranks to connect to the main one: they have just met in init_process_group
 _POLL = timedelta(seconds=1)  # how often a rank that waits looks whether it was signalled
 
 T = TypeVar("T")
@@ -237,7 +238,11 @@ class _Group:
             key = secrets.token_bytes(16)
             listener = Listener(("", 0), backlog=world_size(), authkey=key)
             store.set("main", json.dumps([listener.address[1], key.hex(), me]))
+            end = time.monotonic() + _JOINING
             while len(self._connections) < world_size() - 1:
+                # accept() takes no time limit
+                if not wait([listener._listener._socket], end - time.monotonic()):  # pyrefly: ignore[missing-attribute]
+                    raise self._not_all_connected()
                 with suppress(multiprocessing.AuthenticationError, EOFError, ConnectionError):  # not one of us
                     connection = listener.accept()
                     self._connections[connection] = connection.recv()
@@ -256,6 +261,13 @@ class _Group:
         for connection in self._connections:
             os.register_at_fork(after_in_child=connection.close)  # loader processes outlive a killed rank for a while
         threading.Thread(target=self._listen, daemon=True).start()
+
+    def _not_all_connected(self) -> MachineError:
+        missing = set(range(1, world_size())) - {other["rank"] for other in self._connections.values()}
+        return MachineError(
+            f"rank {', '.join(map(str, sorted(missing)))} has not connected within {_JOINING:.0f} s; its message is "
+            "above, or the system has killed it; start the same command again"
+        )
 
     def check(self) -> None:
         """Raise Interrupted if this rank was asked to stop, after it has seen to it that the next meeting fails."""

@@ -3,10 +3,12 @@
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from focalclip.base.errors import UserError, require
+from focalclip.base.errors import UserError, faults_named, require, system_error
 from focalclip.cli import settings
 from focalclip.cli.command import as_called, guarded, without_launchers
 from focalclip.config import RunConfig, config_names, load_config
@@ -79,19 +81,19 @@ def _train_and_evaluate(config: RunConfig, resume: bool) -> int:
 
     shards = in_turns(lambda: training_shards(config))
     engine.set_up()
-    with owned_run(config):
-        if not run_training(config, shards, resume, _measure(config) if config.eval.every else None):
+    with owned_run(config), ExitStack() as at_the_end:
+        stop = at_the_end.push(StopRequest(engine.device()))
+        if not run_training(config, shards, resume, stop, _measure(config) if config.eval.every else None):
             return INTERRUPTED
         if not config.eval.benchmark:
             return 0
-        with StopRequest(engine.device()) as stop:
-            try:
-                with stop.obeyed_at_once():
-                    return _evaluate(config)
-            except Interrupted:
-                if is_main():
-                    print(f"{stop.reason}: trained, not evaluated; continue with the same command and --resume")
-                return INTERRUPTED
+        try:
+            with stop.obeyed_at_once():
+                return _evaluate(config)
+        except Interrupted:
+            if is_main():
+                print(f"{stop.reason}: trained, not evaluated; continue with the same command and --resume")
+            return INTERRUPTED
 
 
 def parse(argv: list[str]) -> tuple[RunConfig, bool]:
@@ -150,9 +152,10 @@ def check_benchmark(config: RunConfig) -> None:
     reasons: list[str] = []
     for task in benchmark.tasks:
         try:
-            open_checked(task, benchmark)
-        except UserError as error:
-            reasons.append(_with_settings(f"{task.id}: {error}"))
+            faults_named(partial(open_checked, task, benchmark))
+        except (UserError, OSError) as error:
+            reason = system_error(error) if isinstance(error, OSError) else error
+            reasons.append(_with_settings(f"{task.id}: {reason}"))
         else:
             return
     others = f"; {len(reasons) - 1} more likewise" if reasons[1:] else ""
@@ -194,9 +197,9 @@ def _measure(config: RunConfig) -> "Measure":
 
 def _evaluate(config: RunConfig) -> int:
     """The whole benchmark, by all ranks; the main one prints and writes."""
-    from focalclip.cli.zeroshot import main as zeroshot
+    from focalclip.cli import zeroshot
 
     arguments = ["--benchmark", str(config.eval.benchmark), "--model", str(config.run_dir)]
     arguments += [f"--data-root={config.eval.data_root}"] if config.eval.data_root else []
     arguments += ["--tasks", *config.eval.tasks] if config.eval.tasks else []
-    return zeroshot(arguments)
+    return zeroshot.run(arguments)

@@ -65,8 +65,13 @@ exit status: 0 something was evaluated; 1 nothing could be; 2 a mistake on the c
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    arguments = _parser().parse_args(without_launchers(sys.argv[1:] if argv is None else argv))
-    return guarded(lambda: _run(arguments))
+    words = sys.argv[1:] if argv is None else argv
+    return guarded(lambda: run(words))
+
+
+def run(argv: Sequence[str]) -> int:
+    """The same for a command that is guarded itself: its ranks must learn of an error that one of them raises."""
+    return _run(_parser().parse_args(without_launchers(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:

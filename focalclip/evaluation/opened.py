@@ -150,7 +150,8 @@ def _protocol_differences(task: Task, data: TaskData, test_set: str, place: np.n
         if respelt:
             sentences.append(f"the data spells {respelt} of {len(task.names)} names otherwise: the protocol's are used")
     if task.templates is not None and data.templates and tuple(data.templates) != task.templates:
-        sentences.append(f"the data's {len(data.templates)} prompts gave way to the protocol's {len(task.templates)}")
+        ours, theirs = len(task.templates), len(data.templates)
+        sentences.append(f"the protocol's {ours} prompts are used instead of the data's {theirs}")
     return tuple(sentences)
 
 

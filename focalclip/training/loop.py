@@ -58,7 +58,7 @@ def _train(run: Trainer, batches: Iterator[Batch]) -> bool:
         run.state.step += 1
         run.state.samples += run.config.data.batch_size
         run.log.step(run.state, result)
-        stopped = run.stop.agreed()
+        stopped = run.stop.agreed(is_faulty=run.loader.fault is not None)
         is_end = stopped or run.state.step == run.total_steps
         is_saving = is_end or run.state.step % run.config.train.save_every == 0
         fault = _save(run, is_end) if is_saving else _fault(run)

@@ -66,7 +66,7 @@ def owned_run(config: RunConfig) -> AbstractContextManager:
     """Context in which the run directory belongs to these ranks alone; nothing in it may change before.
 
     Raises:
-        SharedError: on all ranks, naming host and process, if another run is at work in it.
+        SharedError: on all ranks, naming host and process, if another run is using it.
     """
     stack = ExitStack()
     stack.enter_context(writing(config.run_dir))  # the log, for one, writes to it all the time
@@ -79,13 +79,17 @@ def owned_run(config: RunConfig) -> AbstractContextManager:
     return stack
 
 
-def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: Measure | None = None) -> bool:
+def run_training(
+    config: RunConfig, shards: list[Path], resume: bool, stop: StopRequest, measure: Measure | None = None
+) -> bool:
     """Train a run, or continue it where it stopped.
 
     Args:
         config: the whole configuration, which :func:`check` has accepted; within :func:`owned_run`.
         shards: the training shards.
         resume: continue the newest checkpoint of the run directory if it has one.
+        stop: takes the signals over from the first step on, until the caller leaves its context: a request that comes
+            after the last step is for what follows.
         measure: evaluates the model every ``config.eval.every`` steps.
 
     Returns:
@@ -108,7 +112,8 @@ def run_training(config: RunConfig, shards: list[Path], resume: bool, measure: M
     if state.step >= total_steps:  # the run may have been killed after its last checkpoint, before the export
         _export(deepspeed_engine, config, state)
     log = together(lambda: TrainLog(config, total_steps, state))
-    with closing(log), StopRequest(engine.device(), lambda: loader.fault is not None) as stop:
+    stop.heed()
+    with closing(log):
         evaluate = _Evaluation(config, measure)
         loss = create_loss(config.loss, model.outputs)
         run = Trainer(

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Self
@@ -18,7 +18,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
-    """Within this context the first SIGINT, SIGTERM, SIGUSR1 or SIGHUP becomes a flag.
+    """Within this context, or from :meth:`heed` to its end, the first SIGINT, SIGTERM, SIGUSR1 or SIGHUP is a flag.
 
     A second SIGINT interrupts at once, as usual. What is ignored, as ``nohup`` ignores SIGHUP, stays ignored.
 
@@ -29,12 +29,10 @@ class StopRequest:
 
     Args:
         device: of this rank.
-        is_faulty: whether this rank cannot go on for long; counts like a signal.
     """
 
-    def __init__(self, device: torch.device, is_faulty: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._is_faulty = is_faulty
         self.reason: str | None = None
         """The signal that was received, or the process whose end was detected."""
         self._pending: torch.Tensor | None = None
@@ -44,22 +42,29 @@ class StopRequest:
         self._terminals = [number for number in (1, 2) if os.isatty(number)]
 
     def __enter__(self) -> Self:
-        for number in _SIGNALS:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._usual[number] = signal.signal(number, self._note)
+        self.heed()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._usual.items():
             signal.signal(number, handler)
 
-    def agreed(self) -> bool:
+    def heed(self) -> None:
+        """Take the signals over from here on; before, they end the process at once, as nothing is lost yet."""
+        for number in _SIGNALS:
+            if number not in self._usual and signal.getsignal(number) is not signal.SIG_IGN:
+                self._usual[number] = signal.signal(number, self._note)
+
+    def agreed(self, is_faulty: bool = False) -> bool:
         """Whether to stop now: true on all ranks at the same step, once any of them was signalled or is faulty.
 
         With several ranks the answer is that of the exchange begun one step earlier, so that no device waits for it.
+
+        Args:
+            is_faulty: whether this rank cannot go on for long; counts like a signal.
         """
         self._look_for_starter()
-        wanted = self.reason is not None or self._is_faulty()
+        wanted = self.reason is not None or is_faulty
         if world_size() == 1:
             return wanted
         pending, self._pending = self._pending, torch.tensor([float(wanted)], device=self.device)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import helpers_run
 import pytest
+from wds_folder import write_folder
 
 from focalclip.base import ranks
 from focalclip.base.errors import SharedError, UserError
@@ -37,12 +38,12 @@ def rank_main(work, number: int, size: int, port: int, folder: Path, timeout: fl
     os._exit(status)
 
 
-def start(work, size: int, folder: Path, timeout: float = 60) -> list:
+def start(work, size: int, folder: Path, timeout: float = 60, main=rank_main) -> list:
     helpers_run.preload()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [_context.Process(target=rank_main, args=(work, i, size, port, folder, timeout)) for i in range(size)]
+    processes = [_context.Process(target=main, args=(work, i, size, port, folder, timeout)) for i in range(size)]
     for process in processes:
         process.start()
     deadline = time.monotonic() + 60
@@ -97,6 +98,22 @@ def test_the_others_end_when_one_is_killed(work, killed, tmp_path):
     assert (
         said(tmp_path).count(f"error: rank {killed} (process {processes[killed].pid} on {socket.gethostname()})") == 1
     )
+    assert "Traceback" not in said(tmp_path)
+
+
+def main_whose_last_rank_dies(work, number: int, size: int, port: int, folder: Path, timeout: float) -> None:
+    """Between its place in torch's group and its connection to the main rank."""
+    (folder / f"{number}.ready").touch()
+    ranks._JOINING = 2
+    if number == size - 1:
+        ranks.Client = lambda *_, **__: os._exit(9)
+    rank_main(work, number, size, port, folder, timeout)
+
+
+def test_a_rank_that_never_connects_is_not_waited_for(tmp_path):
+    processes = start(int, 3, tmp_path, main=main_whose_last_rank_dies)
+    assert finish(processes, 30) == [1, 1, 9], said(tmp_path)
+    assert said(tmp_path).count("error: rank 2 has not connected within 2 s") == 1
     assert "Traceback" not in said(tmp_path)
 
 
@@ -191,3 +208,28 @@ def in_turns(folder):
     place = folder / "built"
     was_there = ranks.in_turns(lambda: (place.exists(), place.touch())[0])
     assert was_there is (ranks.rank() != 0)
+
+
+def evaluates_after_training(folder):
+    """Of rank 1 the folder of runs, which each looks for where it works, is another."""
+    from focalclip.cli.pretrain import _evaluate
+    from focalclip.config import load_config
+
+    os.chdir(folder / str(ranks.rank()))
+    base = load_config("focalclip_pico")
+    return _evaluate(base.model_copy(update={"eval": base.eval.model_copy(update={"benchmark": str(folder / "t")})}))
+
+
+def test_the_evaluation_after_training_ends_on_all_ranks(tmp_path):
+    from focalclip.config import load_config
+    from focalclip.interop import folder as store
+    from focalclip.models.clip import FocalCLIP
+
+    config = load_config("focalclip_pico")
+    for place in "01":
+        (tmp_path / place / "runs").mkdir(parents=True)
+    store.save(FocalCLIP(config.model), tmp_path / "0" / config.run_dir / "model", {})
+    write_folder(tmp_path / "t/one", [0, 1, 2])
+    assert finish(start(partial(evaluates_after_training, tmp_path), 2, tmp_path), 30)[0] == 1, said(tmp_path)
+    assert said(tmp_path).count("error: rank 1: ") == 1
+    assert "Traceback" not in said(tmp_path)

@@ -34,12 +34,14 @@ def _train_twice(argv: list[str], runs: Path) -> list[tuple[list[float], str]]:
     from focalclip.cli.pretrain import parse, training_shards
     from focalclip.training import engine
     from focalclip.training.run import run_training
+    from focalclip.training.stop import StopRequest
 
     engine.set_up()
     results = []
     for name in ("first", "second"):
         config, resume = parse([*argv, "--name", name])
-        assert run_training(config, training_shards(config), resume)
+        with StopRequest(engine.device()) as stop:
+            assert run_training(config, training_shards(config), resume, stop)
         weights = (runs / name / "model" / "open_clip_model.safetensors").read_bytes()
         results.append((helpers_run.losses(runs / name), hashlib.sha256(weights).hexdigest()))
     return results

@@ -96,7 +96,7 @@ def test_what_was_done_is_said_in_sentences(tmp_path):
         "scored as elsewhere",
         "the data numbers 2 of 3 classes otherwise: joined by name",
         "the data spells 1 of 3 names otherwise: the protocol's are used",
-        "the data's 1 prompts gave way to the protocol's 1",
+        "the protocol's 1 prompts are used instead of the data's 1",
     )
     assert differences("elevater", {"elevater": 1})[0] == "scored as elsewhere"  # the images that it is defined on
     assert differences("wds", {"elevater": 1, "wds": 1})[0] == "scored as elsewhere"

@@ -189,7 +189,7 @@ def test_trap_prompts_of_a_folder_are_not_overwritten_in_silence(tmp_path):
     # CLIP_benchmark 1.5.0 overwrote the folder's prompts with defaults (issue 109); DataComp had to be measured again
     task = Task(id="t", classes=3, names=("red", "green", "blue"), templates=("a {c}.",))
     data = read_task_folder(write_folder(tmp_path / "t", [0], templates=("one {c}", "two {c}")))
-    assert join(task, data).differences == ("the data's 2 prompts gave way to the protocol's 1",)
+    assert join(task, data).differences == ("the protocol's 1 prompts are used instead of the data's 2",)
     assert join(task, data).data.templates == ("a {c}.",)
     own = Task(id="t")
     assert join(own, data).data.templates == ("one {c}", "two {c}")  # a task without prompts has the folder's

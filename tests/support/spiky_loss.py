@@ -13,6 +13,7 @@ from focalclip.losses.contrastive import contrastive_loss
 from focalclip.training import engine
 from focalclip.training.optim import OPTIMIZERS, OptimizerEntry, parameter_groups
 from focalclip.training.run import run_training
+from focalclip.training.stop import StopRequest
 
 calls, spikes, kind = 0, (), ""
 
@@ -51,7 +52,8 @@ def train(argv: list[str], at: Collection[int], what: str = "gradient") -> str:
     config, resume = parse([*argv, "--loss.name", "spiky"])
     engine.set_up()
     try:
-        run_training(config, training_shards(config), resume)
+        with StopRequest(engine.device()) as stop:
+            run_training(config, training_shards(config), resume, stop)
     except Exception as error:  # noqa: BLE001
         return f"{type(error).__name__}: {error}"
     return ""

@@ -10,9 +10,12 @@ import statistics
 import helpers_run
 import pytest
 import torch
+from coloured_tasks import write_pure_wds
 
 import focalclip
-from focalclip.cli.pretrain import main
+from focalclip.base.errors import UserError
+from focalclip.cli.pretrain import check_benchmark, main
+from focalclip.config import load_config
 from focalclip.interop import folder as store
 from focalclip.training import engine
 from focalclip.training.stop import StopRequest
@@ -168,3 +171,19 @@ def test_mistakes_get_one_sentence(args, message, whole_run, shards, tmp_path, c
     assert "Traceback" not in errors
     assert (whole_run / "config.yaml").read_bytes() == config
     assert [path.name for path in whole_run.parent.iterdir()] == ["tiny"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(KeyError("labels"), "a: KeyError: 'labels' (raised at "), (OSError(5, "I/O error", "x.tar"), "a: x.tar: I/O")],
+)
+def test_data_that_fail_in_an_unforeseen_way_are_a_sentence_before_training(error, said, tmp_path, monkeypatch):
+    def fails(*_):
+        raise error
+
+    write_pure_wds(tmp_path / "t/a")
+    monkeypatch.setattr("focalclip.evaluation.opened.open_checked", fails)
+    base = load_config("focalclip_pico")
+    config = base.model_copy(update={"eval": base.eval.model_copy(update={"benchmark": str(tmp_path / "t")})})
+    with pytest.raises(UserError, match=re.escape(f"nothing of it could be measured ({said}")):
+        check_benchmark(config)

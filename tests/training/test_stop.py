@@ -47,7 +47,7 @@ def test_a_run_directory_belongs_to_one_run(ranks, tmp_path, shards):
     for args in (["--seed", "2"], ["--resume"]):
         second = helpers_run.run(tmp_path, shards, *args, ranks=ranks)
         assert second.returncode == 2
-        who = f"error: {run_dir}: process {process.pid} on {socket.gethostname()} is at work in it; "
+        who = f"error: {run_dir}: process {process.pid} on {socket.gethostname()} is using this run directory; "
         assert second.stderr.count(who) == 1
         assert "Traceback" not in second.stderr
     assert (run_dir / "config.yaml").read_bytes() == config
@@ -66,7 +66,7 @@ def test_a_killed_run_frees_its_directory_at_once(tmp_path, shards):
     assert resumed.returncode == 0, resumed.stderr
 
 
-def test_an_owner_on_another_host_is_believed_while_it_gives_signs_of_life(tmp_path, monkeypatch):
+def test_an_owner_on_another_host_is_believed_while_it_still_runs(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "_SILENCE", 3.0)
     record = tmp_path / "run" / ".owner"
     record.parent.mkdir()
@@ -81,7 +81,10 @@ def test_an_owner_on_another_host_is_believed_while_it_gives_signs_of_life(tmp_p
     record.write_text(json.dumps({"host": "elsewhere", "pid": 7}))
     sign = threading.Timer(1.5, os.utime, [record])
     sign.start()
-    with pytest.raises(UserError, match="process 7 on elsewhere is at work in it"), files.owned(record.parent):
+    with (
+        pytest.raises(UserError, match="process 7 on elsewhere is using this run directory"),
+        files.owned(record.parent),
+    ):
         pass
 
 
@@ -186,6 +189,18 @@ def test_a_stop_is_obeyed_during_an_evaluation(ranks, tmp_path, shards):
     while not (run_dir / "checkpoints/step-8").is_dir():
         time.sleep(0.05)
     time.sleep(2.5)
+    os.kill(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.count("SIGTERM received: trained, not evaluated")) == (75, 1), out + err
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_stop_during_the_last_save_is_for_the_evaluation(ranks, tmp_path, shards):
+    write_folder(tmp_path / "tasks/one", [0, 1, 2])
+    args = ["--eval.benchmark", str(tmp_path / "tasks"), "--train.steps", "4", "--train.save-every", "4"]
+    process = helpers_run.start(tmp_path, shards, *args, ranks=ranks)
+    while not list((tmp_path / "runs/tiny").glob("checkpoints/*")):
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out.count("SIGTERM received: trained, not evaluated")) == (75, 1), out + err

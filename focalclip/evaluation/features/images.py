@@ -22,7 +22,15 @@ from tqdm import tqdm
 
 from focalclip.base.errors import UserError, faults_named, unforeseen
 from focalclip.base.machine import num_cores
-from focalclip.base.ranks import gather_objects, is_main, own_share, ranks_on_this_machine, together, world_size
+from focalclip.base.ranks import (
+    gather_objects,
+    is_main,
+    main_only,
+    own_share,
+    ranks_on_this_machine,
+    together,
+    world_size,
+)
 from focalclip.evaluation.data import Entry, decode
 from focalclip.evaluation.features.cache import FeatureCache
 from focalclip.evaluation.features.model import device_and_dtype
@@ -117,10 +125,13 @@ def encode_images(
     """
     start = time.perf_counter()
     blocks = [entries[i : i + batch_size] for i in range(0, len(entries), batch_size)]
-    known = cache.digests(entries) if cache else None
+    known, encoder = together(
+        lambda: faults_named(
+            lambda: (cache.digests(entries) if cache else None, _ImageEncoder(model, resize, upright, cache))
+        )
+    )
     digests = [known and known[i : i + batch_size] for i in range(0, len(entries), batch_size)]
     mine = list(own_share(len(blocks)))
-    encoder = _ImageEncoder(model, resize, upright, cache)
     bar = _bar(sum(len(blocks[i]) for i in mine), label, progress)
     with bar:
         own = together(
@@ -128,8 +139,9 @@ def encode_images(
         )
     by_block = {i: done for share in gather_objects(own) for i, done in share.items()}
     done = [by_block[i] for i in range(len(blocks))]
-    if cache and known is None and is_main():
-        cache.keep_digests(entries, [digest for block in done for digest in block.digests])
+    if cache:
+        hashes = [digest for block in done for digest in block.digests]
+        main_only(lambda: cache.keep_digests(entries, hashes) if known is None else None)
     return _whole(done, entries, time.perf_counter() - start)
 
 

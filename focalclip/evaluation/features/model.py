@@ -171,7 +171,7 @@ def to_precision(model: Any, name: str) -> Any:
         UserError: if the model is not a module.
     """
     if not isinstance(model, nn.Module):
-        raise UserError(f"--precision {name}: {type(model).__name__} is no torch module; set its precision yourself")
+        raise UserError(f"--precision {name}: {type(model).__name__} is not a torch module")
     return model.to(PRECISIONS[name])
 
 

@@ -6,8 +6,10 @@ import os
 import numpy as np
 import pytest
 import torch
+from helpers import run_ranks
 from wds_folder import picture, tiny_model, write_folder, zero_shot
 
+from focalclip.base.errors import UserError
 from focalclip.evaluation.data import read_task_folder
 from focalclip.evaluation.features import cache as feature_cache
 from focalclip.evaluation.features import images as features
@@ -33,6 +35,22 @@ def images(model, data, cache, **options):
         return features.encode_images(
             model, data.entries, cache=opened, progress=False, **({"batch_size": 3} | options)
         )
+
+
+def encodes_where_one_rank_fails_first(folder):
+    model, data = copy.deepcopy(tiny_model()), read_task_folder(folder)
+    if torch.distributed.get_rank() == 1:
+        model.preprocess = {}.pop  # raises KeyError for any picture
+    try:
+        images(model, data, None)
+    except UserError as error:
+        return str(error)
+
+
+def test_a_rank_that_fails_before_the_first_image_ends_all(tmp_path):
+    folder = write_folder(tmp_path / "t", [0, 1, 2, 0, 1, 2, 0])
+    for message in run_ranks(encodes_where_one_rank_fails_first, 2, folder, timeout=20):
+        assert message.startswith("rank 1: KeyError: ")
 
 
 def same(one, two):
