@@ -55,7 +55,7 @@ class StopAfter:
     def __init__(self, state, step):
         self.state, self.step = state, step
 
-    def agreed(self):
+    def agreed(self, *, is_faulty):
         return self.state.step == self.step
 
 
