@@ -43,7 +43,7 @@ LONG, DEEP = "x" * 300, "[" * 100_000
         ("pretrain", ["--data.workers", "100000"], "data.workers: input should be less than or equal to 1024"),
         ("zeroshot", ["--model", LONG], "File name too long"),
         ("zeroshot", ["--model", "export"], "focalclip.json: not the description of an exported model"),
-        ("zeroshot", ["--benchmark", LONG], "File name too long"),
+        ("zeroshot", ["--benchmark", LONG, "--model", "export"], "File name too long"),
         ("zeroshot", ["--output", LONG, "--model", "export"], "File name too long"),
         ("zeroshot", ["--class-prompts", "deep.json", "--model", "export"], "--class-prompts deep.json: not JSON"),
         ("zeroshot", ["--compare", "deep.json", "deep.json"], "deep.json: no zero-shot result can be read"),
