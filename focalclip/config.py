@@ -287,7 +287,7 @@ class DataConfig(Strict):
     """Read ``keywords`` of the JSON; false: leave them out."""
     use_labels: bool = True
     """Read class numbers (``cls``): pairs of one class are positives for each other; false: every pair stands alone."""
-    workers: int = Field(1, ge=0)
+    workers: int = Field(1, ge=0, le=1024)
     """Loader processes per rank; 0 reads in the training process. The samples and their order do not depend on it."""
     window_shards: int = Field(16, ge=1)
     """Samples are shuffled within windows of so many shards (shards are shuffled first)."""
@@ -417,7 +417,7 @@ class EvalConfig(Strict):
 
     benchmark: Annotated[str | None, _AT_HOME] = "demo"
     """Benchmark to run (see ``eval/zeroshot.py --help``); null for none."""
-    data_root: str | None = None
+    data_root: Annotated[str | None, _AT_HOME] = None
     """Folder that holds one folder for each task of a benchmark that is named; null: its data is fetched at need."""
     tasks: list[str] | None = Field(None, min_length=1)
     """Ids of the tasks to run; null for all."""

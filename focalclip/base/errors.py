@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import re
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -21,11 +22,16 @@ EXTRAS = {
 T = TypeVar("T")
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_WRONG_PATHS = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP)  # mistakes of who wrote them
+_NO_MEMORY = re.compile(  # how torch's allocators say it, on the CPU and on a GPU
+    r"can't allocate memory|out of memory|(storage size|numel).*overflow", re.IGNORECASE
+)
 _REMEDIES = {
     **dict.fromkeys(_NO_ROOM, "make room on that disk, or choose another folder"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "raise the limit of open files (ulimit -n)"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a path that you may read and write"),
     errno.ENOMEM: "the machine is out of memory; use fewer processes (data.workers) or a smaller batch",
+    **dict.fromkeys(_WRONG_PATHS, "name another path"),
     errno.EIO: "the disk or its connection fails; check it",
     errno.ESTALE: "the network disk has lost this file; check its connection",
     errno.EFBIG: "the limit of file sizes is too low (ulimit -f)",
@@ -78,7 +84,7 @@ def faults_named(work: Callable[[], T]) -> T:
     except (UserError, OSError):
         raise
     except Exception as error:
-        raise UserError(unforeseen(error)) from error
+        raise memory_error(error) or UserError(unforeseen(error)) from error
 
 
 def is_lack(error: OSError) -> bool:
@@ -86,16 +92,25 @@ def is_lack(error: OSError) -> bool:
     return error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
-def is_known(error: OSError) -> bool:
-    """Whether the error is of a kind that :func:`system_error` has a remedy for."""
-    return error.errno in _REMEDIES
-
-
-def system_error(error: OSError) -> MachineError:
+def system_error(error: OSError) -> UserError:
     """An error of the operating system in one sentence: the path, what happened, and the remedy."""
     path = f"{error.filename}: " if error.filename else ""
-    remedy = _REMEDIES.get(error.errno or 0, "check that this path can be read and written")
-    return MachineError(f"{path}{error.strerror or first_line(error)}; {remedy}")
+    default = "check that this path can be read and written" if path else "check the machine and its connections"
+    remedy = _REMEDIES.get(error.errno or 0, default)
+    kind = UserError if error.errno in _WRONG_PATHS else MachineError
+    return kind(f"{path}{error.strerror or first_line(error)}; {remedy}")
+
+
+def memory_error(error: Exception) -> MachineError | None:
+    """MachineError for memory that the machine lacks, as Python, numpy or torch reports it; None for other errors."""
+    if not isinstance(error, MemoryError) and _NO_MEMORY.search(str(error)) is None:
+        return None
+    text = first_line(error)
+    wanted = re.search(r"tried to allocate [\d.]+ \w+", text, re.IGNORECASE)
+    return MachineError(
+        f"the machine is out of memory ({wanted[0] if wanted else text}); use a smaller model (model.image.image_size, "
+        "model.text.width), a smaller data.batch_size or fewer data.workers"
+    )
 
 
 def require(work: str, extra: str, *modules: str) -> None:

@@ -24,7 +24,7 @@ _SILENCE = 6 * _BEAT  # without one, an owner on another host has ended
 
 # how libraries report that a write failed
 _FAILED_WRITES = re.compile(
-    r"PytorchStreamWriter|inline_container|unexpected pos|I/O error|os error (\d+)|No space left", re.IGNORECASE
+    r"PytorchStreamWriter|inline_container|unexpected pos|os error (\d+)|No space left", re.IGNORECASE
 )
 
 _NO_DIGEST = "0" * 64

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
-from focalclip.base.errors import MachineError, SharedError, UserError, system_error
+from focalclip.base.errors import MachineError, SharedError, UserError, memory_error, system_error
 
 Group = dist.ProcessGroup | None
 
@@ -146,7 +146,11 @@ def together(work: Callable[[], T]) -> T:
     except UserError as error:
         fault = str(error), error.status
     except OSError as error:
-        fault = str(system_error(error)), MachineError.status
+        fault = str(known := system_error(error)), known.status
+    except (MemoryError, RuntimeError) as error:
+        if (lack := memory_error(error)) is None:
+            raise
+        fault = str(lack), lack.status
     for number, other in enumerate(gather_objects(fault)):
         if other:
             message, status = other

@@ -96,7 +96,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give what eval/zeroshot.py --output wrote"
         ) from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: is not JSON; give what eval/zeroshot.py --output wrote") from None
     if not isinstance(result, dict) or not {"protocol", "tasks", "score"} <= result.keys():
         raise UserError(f"{path}: is not a zero-shot result (no protocol, tasks, score); give one of eval/zeroshot.py")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from focalclip.base.errors import UserError, first_line, is_known, missing_module, system_error
+from focalclip.base.errors import UserError, first_line, memory_error, missing_module, system_error
 from focalclip.base.files import home_expanded, user_path, why_not_writable
 from focalclip.cli import COMMANDS
 
@@ -43,10 +43,15 @@ def guarded(command: Callable[[], int]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python still holds of our output
         return 141  # as the shell calls SIGPIPE
     except OSError as error:
-        if not is_known(error):
+        if error.errno is None:
             raise
         _print_error(str(fault := system_error(error)))
         return fault.status
+    except (MemoryError, RuntimeError) as error:
+        if (lack := memory_error(error)) is None:
+            raise
+        _print_error(str(lack))
+        return lack.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -104,6 +109,9 @@ _OTHER_NAMES = {
 class _Parser(argparse.ArgumentParser):
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_args(list(map(_at_home, sys.argv[1:] if args is None else args)), namespace)
+
+    def parse_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_intermixed_args(list(map(_at_home, sys.argv[1:] if args is None else args)), namespace)
 
     def format_help(self) -> str:
         return as_called(super().format_help())

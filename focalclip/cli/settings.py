@@ -117,6 +117,6 @@ def _from_yaml(word: str) -> Any:
     """A number, a truth value, a list; the word itself where it is none, such as a pattern ``{00..03}.tar``."""
     try:
         value = yaml.safe_load(word)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return word
     return word if isinstance(value, dict) or not word.strip() else value

@@ -203,7 +203,7 @@ def _read_class_prompts(path: Path) -> dict[str, list[str]]:
         prompts = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--class-prompts {path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--class-prompts {path}: not JSON ({error})") from None
     well_formed = isinstance(prompts, dict) and all(
         isinstance(own, list) and own and all(isinstance(prompt, str) for prompt in own) for own in prompts.values()

@@ -30,7 +30,7 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 from tqdm import tqdm
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import MachineError, UserError, is_lack, memory_error, system_error
 from focalclip.base.files import cache_dir, whole_file
 from focalclip.data.images import SHARD_IMAGES
 from focalclip.data.reader import NO_LABEL, PictureSet, TarEntry, is_data
@@ -142,9 +142,17 @@ def usable_shards(
 
 
 def _try_index(shard: Path, key_rule: str) -> int | str:
-    """Index a shard: the number of its samples, or what is wrong with it."""
+    """Index a shard: the number of its samples, or what is wrong with it.
+
+    Raises:
+        MachineError: if the machine lacks something; the shard may be sound.
+    """
     try:
         return len(_index(shard, key_rule)["members"])
+    except MachineError:
+        raise
+    except MemoryError as error:
+        raise memory_error(error) or error from None
     except UserError as error:
         return str(error)
 
@@ -344,19 +352,18 @@ def walk_tar(
     except tarfile.TarError as error:
         raise UserError(f"{shard}: not a whole, uncompressed tar ({error}); {_AGAIN}") from None
     except OSError as error:
-        remedy = (
-            "raise the limit of open files (ulimit -n)"
-            if is_open_files_limit(error)
-            else "check the file and its permissions"
-        )
-        raise UserError(f"{shard}: cannot be read ({error.strerror}); {remedy}") from None
+        raise _unreadable(shard, error) from None
+    except MemoryError:
+        raise
     except Exception:  # noqa: BLE001 (damaged headers make tarfile raise errors of any kind)
         raise UserError(f"{shard}: damaged at byte {end} of {size}; {_AGAIN}") from None
 
 
-def is_open_files_limit(error: OSError) -> bool:
-    """Whether a limit of the system on open files is at fault, rather than the file."""
-    return error.errno in (errno.EMFILE, errno.ENFILE)
+def _unreadable(shard: Path, error: OSError) -> UserError:
+    """What a failed read says: MachineError where the machine is at fault, whatever the shard holds."""
+    if is_lack(error):
+        return system_error(OSError(error.errno, error.strerror, str(shard)))
+    return UserError(f"{shard}: cannot be read ({error.strerror}); check the file and its permissions")
 
 
 class _Header(tarfile.TarInfo):
@@ -460,7 +467,7 @@ def _read(place: Path, name: str) -> tuple[list[int], np.ndarray] | None:
             is_whole = name == "head" or np.array_equal(_hash(table), hashes[_TABLES.index(name)])
             return (head.tolist(), table) if is_whole else None
     except Exception as error:  # (damaged files make zipfile and numpy raise errors of any kind)
-        if isinstance(error, OSError) and is_open_files_limit(error):
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and is_lack(error)):
             raise
         return None
 
@@ -478,7 +485,9 @@ def _stored_count(shard: Path, key_rule: str) -> int:
     """Samples according to a valid index; -1 without one."""
     try:
         head = _stored(shard, "head", key_rule)
-    except OSError:
+    except OSError as error:
+        if is_lack(error):
+            raise system_error(error) from None
         return -1
     return -1 if head is None else int(head[-1])
 
@@ -492,7 +501,7 @@ def _index(shard: Path, key_rule: str) -> dict[str, np.ndarray]:
     try:
         stamp = _stamp(shard)
     except OSError as error:
-        raise UserError(f"{shard}: cannot be read ({error.strerror}); check the file and its permissions") from None
+        raise _unreadable(shard, error) from None
     passed_over: dict[str, PassedOver] = {}
     members, keys = scan_shard(shard, key_rule, passed_over)
     names = "\0".join(key.replace("\0", " ") for key in keys).encode(errors="replace")
@@ -514,7 +523,7 @@ def _index(shard: Path, key_rule: str) -> dict[str, np.ndarray]:
             reason = error.strerror
         else:
             return tables
-    raise UserError(
+    raise MachineError(
         f"{shard}: its index can be written neither beside it nor in {place.parent} ({reason}); set FOCALCLIP_CACHE"
     )
 

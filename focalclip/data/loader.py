@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from focalclip.base.errors import MachineError, UserError, first_line, system_error
+from focalclip.base.errors import MachineError, UserError, first_line, memory_error, system_error
 from focalclip.config import DataConfig
 from focalclip.data.index import usable_shards
 from focalclip.data.order import uniform_draws
@@ -281,8 +281,10 @@ class _MicroBatches(Dataset):
             return self._batch(positions.start, len(positions))
         except UserError as error:
             return error
-        except MemoryError:
-            return MachineError("data.workers: the machine is out of memory; use fewer, or a smaller data.batch_size")
+        except (MemoryError, RuntimeError) as error:
+            if (lack := memory_error(error)) is None:
+                raise
+            return lack
 
     def _batch(self, first: int, size: int, check: Callable[[str], object] | None = None) -> Batch:
         draws = uniform_draws(self._seed, first, size)

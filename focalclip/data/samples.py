@@ -10,12 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from focalclip.base.errors import UserError, first_line, is_lack, system_error
+from focalclip.base.errors import MachineError, UserError, first_line, is_lack, system_error
 from focalclip.config import DataConfig
 from focalclip.data.images import decode_array
 from focalclip.data.index import (
     Captions,
-    is_open_files_limit,
     load_key,
     load_members,
     read_captions,
@@ -237,12 +236,10 @@ class ShardReader:
                 return Members(*(_read_at(file, *place) if place[1] >= 0 else None for place in places))
             data = _read_at(file, start, stop - start)
         except OSError as error:
-            if is_open_files_limit(error):
-                raise UserError(
-                    f"data.window_shards={self._keep // 2}: {error.strerror}; lower it, or raise the limit (ulimit -n)"
-                ) from None
             if is_lack(error):
-                raise system_error(error) from None
+                raise MachineError(
+                    f"data.window_shards={self._keep // 2}: {system_error(error)}; or lower it"
+                ) from None
             raise BrokenSampleError(f"cannot be read ({error.strerror})") from None
         return Members(*(data[at - start : at - start + length] if length >= 0 else None for at, length in places))
 

@@ -138,7 +138,7 @@ def _make_shards(source: str) -> str:
 
 
 def _shards_of(source: str) -> str:
-    return f"shards/{Path(source).expanduser().resolve().stem}"
+    return f"shards/{user_path(source).resolve().stem}"
 
 
 def _unreadable_kind(path: Path) -> str | None:
@@ -285,9 +285,7 @@ def _files_passed_over(train: str | list[str]) -> dict[str, PassedOver]:
         return {}
     found: dict[str, PassedOver] = {}
     entries = [train] if isinstance(train, str) else train
-    folders = [
-        Path(name).expanduser() for entry in entries for names in _expand(entry.strip(), "data.train") for name in names
-    ]
+    folders = [user_path(name) for entry in entries for names in _expand(entry.strip(), "data.train") for name in names]
     for folder in filter(Path.is_dir, folders):
         for path in sorted(folder.iterdir()):
             if path.name.startswith(".") or path.name.endswith(".index.npz") or path.suffix == ".tar":

@@ -144,7 +144,7 @@ def _annotations(path: Path, split: str) -> Listed:
         if isinstance(content, list):
             return _records(path, content)
         return _coco(content) if "annotations" in content else _karpathy(path, content, split)
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
             f"{path}: neither Karpathy's caption file nor COCO's ({what}), nor objects with an image and captions;"
@@ -167,7 +167,7 @@ def _json(path: Path) -> Any:
 def _line(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
 
 

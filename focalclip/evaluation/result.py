@@ -197,7 +197,7 @@ class Result:
                 raise ValueError(f"{names[0]!r} is not the name of a task")
             expected = content["n_tasks_expected"]
             values = {f.name: content[f.name] for f in fields(cls) if f.name in content and f.name != "tasks"}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path}: no zero-shot result can be read ({_reason(error)}); evaluate again") from None
         files = {name: predictions_file(path, name) for name in tasks}
         tasks = {name: _with_predictions(task, files[name]) for name, task in tasks.items()}
@@ -245,7 +245,7 @@ def _is_result(path: Path) -> bool:
     """Whether a file in a run's folder is a whole zero-shot result; probes and retrieval write theirs there too."""
     try:
         content = json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     tasks = content.get("tasks") if isinstance(content, dict) else None
     if not isinstance(tasks, dict) or not all("in_score" in task and "interval" in task for task in tasks.values()):

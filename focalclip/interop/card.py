@@ -53,7 +53,7 @@ def _read_result(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(result, dict) and isinstance(result.get("tasks"), dict):
             return result
-    except (json.JSONDecodeError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         pass
     raise UserError(f"{path}: not an evaluation result; remove it or evaluate again with eval/zeroshot.py")
 

@@ -222,7 +222,7 @@ def _read_whole(folder: Path) -> dict[str, Any]:
     remedy = "copy or export the model again"
     try:
         read_sealed_json(folder / OURS)
-    except ValueError:
+    except (ValueError, RecursionError):
         if isinstance(ours.get("format"), int) and ours["format"] > FORMAT:
             raise UserError(
                 f"{folder / OURS}: format {ours['format']} is not {FORMAT}; use the focalclip that wrote it"
@@ -238,6 +238,9 @@ def _read_whole(folder: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error}); export the model again") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not the description of an exported model; export the model again")
+    return content

@@ -218,6 +218,9 @@ def _attention(
     scores = query @ key.transpose(2, 3) * (options.get("scaling") or query.shape[-1] ** -0.5)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    elif getattr(module, "is_causal", False):
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, float("-inf"))
     place = _ATTENTION_PLACE + (getattr(module, "layer_idx", None) or 0)
     weights = draws.dropout(scores.softmax(-1), options["dropout"], place)
     return (weights @ value).transpose(1, 2).contiguous(), weights

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from focalclip.base.errors import SharedError
-from focalclip.base.files import write_text
+from focalclip.base.files import write_text, writing
 from focalclip.base.ranks import gather_objects, is_main
 from focalclip.config import RunConfig
 from focalclip.data.samples import Ignored
@@ -104,8 +104,9 @@ class TrainLog:
         self._started = self._since = time.perf_counter()
         self._first_step, self._images = state.step, 0
         if self._is_main:
-            self._file.close()
-            self._board.close()
+            with writing(self.config.run_dir):
+                self._file.close()
+                self._board.close()
             self._open(state.step)
             self._bar.n = state.step
             self._bar.refresh()
@@ -117,10 +118,11 @@ class TrainLog:
         if self._is_main:
             known = {name: _finite(value) for name, value in values.items()}
             facts = {"step": state.step, "samples": state.samples, "zeroshot": known, "seconds": round(seconds, 3)}
-            self._file.write(json.dumps(facts, allow_nan=False) + "\n")
-            self._file.flush()
-            for name, value in values.items():
-                self._board.add_scalar(f"zeroshot/{name}", value, state.step)
+            with writing(self.config.run_dir):
+                self._file.write(json.dumps(facts, allow_nan=False) + "\n")
+                self._file.flush()
+                for name, value in values.items():
+                    self._board.add_scalar(f"zeroshot/{name}", value, state.step)
             shown = ", ".join(f"{name} {100 * value:.1f}%" for name, value in values.items())
             self.say(f"step {state.step}: zero-shot {shown or 'nothing'} ({seconds:.1f} s)")
 
@@ -135,14 +137,16 @@ class TrainLog:
             self._bar.close()
             for reason, count in self._num_ignored.items():
                 self.say(f"ignored in {count:,} samples: {reason}")
-            self._file.close()
-            self._board.close()
+            with writing(self.config.run_dir):
+                self._file.close()
+                self._board.close()
 
     def _open(self, step: int) -> None:
         """Open the files behind ``step``."""
         _cut_after(self.config.run_dir / "metrics.jsonl", step)
-        self._file = (self.config.run_dir / "metrics.jsonl").open("a")
-        self._board = self._writer(str(self.config.run_dir / "tensorboard"), purge_step=step + 1)
+        with writing(self.config.run_dir):
+            self._file = (self.config.run_dir / "metrics.jsonl").open("a")
+            self._board = self._writer(str(self.config.run_dir / "tensorboard"), purge_step=step + 1)
 
     def _flush(self, state: TrainState, result: StepResult) -> None:
         now = time.perf_counter()
@@ -162,11 +166,12 @@ class TrainLog:
             self._write(values, now)
 
     def _write(self, values: dict[str, Any], now: float) -> None:
-        self._file.write(json.dumps(values, allow_nan=False) + "\n")
-        self._file.flush()
-        for name, value in values.items():
-            if name not in ("step", "samples") and value is not None:
-                self._board.add_scalar(f"train/{name}", value, values["step"])
+        with writing(self.config.run_dir):
+            self._file.write(json.dumps(values, allow_nan=False) + "\n")
+            self._file.flush()
+            for name, value in values.items():
+                if name not in ("step", "samples") and value is not None:
+                    self._board.add_scalar(f"train/{name}", value, values["step"])
         loss = "not finite" if values["loss"] is None else f"{values['loss']:.3f}"
         shown = f"loss {loss}, scale {values['scale'] or math.nan:.1f}"
         shown += f", {values['images_per_second']:.0f} images/s"

@@ -69,7 +69,6 @@ def owned_run(config: RunConfig) -> AbstractContextManager:
         SharedError: on all ranks, naming host and process, if another run is using it.
     """
     stack = ExitStack()
-    stack.enter_context(writing(config.run_dir))  # the log, for one, writes to it all the time
 
     def own() -> None:
         stack.enter_context(owned(config.run_dir))

@@ -1,12 +1,12 @@
 """Training that starts from trained weights: strictly loaded, then compared with their source on one picture."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import user_path
 from focalclip.interop.folder import our_weights
 from focalclip.interop.load import is_weights_file, load, load_image_encoder
 from focalclip.interop.open_clip import OpenClipModel
@@ -26,7 +26,7 @@ def check_source(source: str) -> None:
     Raises:
         UserError: if nothing is there.
     """
-    if ":" not in source and not Path(source).expanduser().exists():
+    if ":" not in source and not user_path(source).exists():
         raise UserError(f"train.init_from {source}: no such file or folder; give {_KINDS}")
 
 

@@ -22,7 +22,7 @@ import pytest
 import webdataset
 from tiny_shards import good_sample, picture, write_shards, write_tar
 
-from focalclip.base.errors import UserError
+from focalclip.base.errors import MachineError, UserError
 from focalclip.data import index
 from focalclip.data.index import (
     IMAGE,
@@ -216,13 +216,15 @@ def test_the_limit_of_open_files_is_not_the_fault_of_a_shard(tmp_path):
     resource.setrlimit(resource.RLIMIT_NOFILE, (used + 10, hard))
     try:
         reader = ShardReader(shards, keep=80)
-        with pytest.raises(
-            UserError, match=r"^data\.window_shards=40: Too many open files; lower it, or raise the limit"
-        ):
+        with pytest.raises(MachineError, match=r"^data\.window_shards=40: .*Too many open files; .*; or lower it"):
             [reader.read(number, 0) for number in range(40)]
         resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
-        with pytest.raises(UserError, match=r"00000\.tar: cannot be read \(Too many open files\); raise the limit"):
+        with pytest.raises(UserError, match=r"00000\.tar: Too many open files; raise the limit"):
             scan_shard(shards[0])
+        for shard in shards:
+            shard.with_name(f"{shard.name}.index.npz").unlink()
+        with pytest.raises(MachineError, match="Too many open files"):  # no shard is bad
+            usable_shards(shards, max_bad=39, jobs=1)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
@@ -574,3 +576,13 @@ def test_progress_bar_for_several_shards_on_a_terminal_alone(tmp_path):
     for _ in range(2):  # to a file, then again with nothing to do
         done = subprocess.run([sys.executable, "-c", INDEX, tmp_path], capture_output=True, text=True, check=True)
         assert done.stderr == ""
+
+
+def test_an_index_that_cannot_be_written_makes_no_bad_shard(tmp_path, monkeypatch):
+    shards = write_shards(tmp_path / "data", [1, 1])
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FOCALCLIP_CACHE", str(tmp_path / "file"))
+    shards[0].with_name(f"{shards[0].name}.index.npz").mkdir()  # stands in the way of the file
+    (shards[0].with_name(f"{shards[0].name}.index.npz") / "x").write_text("")
+    with pytest.raises(MachineError, match="its index can be written neither"):
+        usable_shards(shards, max_bad=1)

@@ -6,6 +6,7 @@ import transformers
 from torch import nn
 
 from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
+from focalclip.interop.transformers import _draw_by_sample
 from focalclip.models.clip import FocalCLIP
 from focalclip.models.draws import Dropout, DropPath, sample_draws, use_sample_draws
 
@@ -137,3 +138,18 @@ def test_attention_without_dropout_is_that_of_transformers(bert):
             means.append(ours(input_ids=tokens, attention_mask=mask).last_hidden_state.detach())
     kept = mask.bool()
     torch.testing.assert_close(torch.stack(means).mean(0)[kept], expected[kept], atol=0.1, rtol=0)
+
+
+def test_attention_with_dropout_is_causal_where_the_encoder_is(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.CLIPTextConfig(vocab_size=8, max_position_embeddings=8, attention_dropout=1e-7, **sizes)
+    encoder = transformers.CLIPTextModel(config)
+    use_sample_draws(encoder)
+    _draw_by_sample(encoder)
+    tokens = torch.tensor([[1, 2, 3, 4], [1, 2, 5, 6]])
+    states = []
+    for mode in (encoder.train(), encoder.eval()):
+        with sample_draws(0, 0, torch.arange(2)):
+            states.append(mode(input_ids=tokens).last_hidden_state)
+    torch.testing.assert_close(states[0][0, :2], states[0][1, :2])
+    torch.testing.assert_close(*states)

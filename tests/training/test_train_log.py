@@ -119,7 +119,7 @@ def test_work_that_fails_for_the_user_or_the_disk_fails_with_one_sentence(run, t
 
     with pytest.raises(SharedError, match=r"^mend it$"):
         run(refuse)
-    with pytest.raises(SharedError, match=r"/file/x: Not a directory; check that this path"):
+    with pytest.raises(SharedError, match=r"/file/x: Not a directory; name another path"):
         run(lambda: (tmp_path.touch(), (tmp_path / "file").touch(), (tmp_path / "file" / "x").mkdir()))
 
 

@@ -197,7 +197,9 @@ def read_plan(folder: Path) -> Plan | None:
         costs = {name: StepCost(**cost) for name, cost in values["costs"].items()}
         base = from_dict(RunConfig, values["base"], str(path))
         return Plan(base, values["seconds"], values["device"], costs, values["failed"])
-    except (json.JSONDecodeError, KeyError, TypeError):
+    except UserError:
+        raise
+    except (ValueError, RecursionError, KeyError, TypeError):
         raise UserError(f"{path}: is not the plan of a comparison; choose another --output") from None
 
 

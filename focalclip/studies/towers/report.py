@@ -106,7 +106,7 @@ def _row(plan: Plan, tower: str, runs: Sequence[Run]) -> TowerRow:
 def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path}: not an evaluation result; remove it and run the comparison again") from None
 
 
