@@ -18,6 +18,8 @@ from focalclip.base import ranks
 from focalclip.base.errors import SharedError, UserError
 from focalclip.cli.command import guarded
 
+pytestmark = pytest.mark.faults
+
 _context = multiprocessing.get_context("forkserver")
 
 

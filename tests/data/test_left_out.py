@@ -2,8 +2,11 @@
 
 import json
 
+import pytest
 from helpers_run import losses, run
 from tiny_shards import good_sample, picture, write_shards, write_tar
+
+pytestmark = pytest.mark.faults
 
 SHORT = ["--train.steps", "2", "--train.save-every", "1", "--data.batch-size", "8", "--optim.warmup-steps", "1"]
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.faults
+
 ARGS = ["--train.save-every", "2", "--train.keep-checkpoints", "2"]
 
 

@@ -14,6 +14,8 @@ from focalclip.base.errors import SharedError
 from focalclip.base.files import file_sha256, read_sealed_json, remove_leftovers, write_sealed_json
 from focalclip.training import checkpoint
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, shards):

@@ -10,6 +10,8 @@ import spiky_loss
 import torch
 from helpers import run_ranks
 
+pytestmark = pytest.mark.faults
+
 STAGES = [(1, 0), (2, 1), *(pytest.param(*case, marks=pytest.mark.long) for case in ((1, 1), (2, 0), (2, 2), (2, 3)))]
 
 

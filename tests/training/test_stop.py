@@ -26,6 +26,8 @@ from focalclip.config import DataConfig
 from focalclip.data.loader import TrainLoader
 from focalclip.training.stop import StopRequest
 
+pytestmark = pytest.mark.faults
+
 LONG = ["--train.steps", "20000", "--train.save-every", "20000"]
 
 
