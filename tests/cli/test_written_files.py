@@ -128,6 +128,7 @@ def modes(folder, umask):
     return {path: oct(mode) for path, mode in found.items() if mode != (0o777 if path.is_dir() else 0o666) & ~umask}
 
 
+@pytest.mark.faults
 def test_everything_that_is_written_obeys_the_umask(home, tmp_path):
     umask = 0o027
     before = os.umask(umask)

@@ -13,6 +13,8 @@ from focalclip.config import DataConfig
 from focalclip.data.index import read_captions, read_pairs
 from focalclip.data.loader import TrainLoader
 
+pytestmark = pytest.mark.faults
+
 BLOCK = 512
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 FIELDS = [
