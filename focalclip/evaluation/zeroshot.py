@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from focalclip.base import __version__
-from focalclip.base.errors import UserError, faults_named, first_line, require, unforeseen
+from focalclip.base.errors import UserError, faults_named, require, system_error, unforeseen
 from focalclip.base.files import user_path
 from focalclip.base.machine import peak_memory, versions
 from focalclip.base.ranks import cache_turn, gather_objects, is_main, main_only, together
@@ -279,7 +279,7 @@ def _agreed(work: Callable[[], T]) -> T:
     except UserError as error:
         fault = error
     except OSError as error:
-        fault = UserError(f"{first_line(error)}; check that the data can be read")
+        fault = system_error(error)
     for other in gather_objects(fault):
         if other is not None:
             raise other

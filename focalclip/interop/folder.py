@@ -216,13 +216,13 @@ def _read_whole(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: naming the file that differs.
     """
-    ours = _read_json(folder / OURS)
-    if ours.get("format") == _UNSEALED:
-        return ours
     remedy = "copy or export the model again"
     try:
-        read_sealed_json(folder / OURS)
-    except (ValueError, RecursionError):
+        ours = read_sealed_json(folder / OURS)
+    except ValueError:
+        ours = _read_json(folder / OURS)
+        if ours.get("format") == _UNSEALED:
+            return ours
         if isinstance(ours.get("format"), int) and ours["format"] > FORMAT:
             raise UserError(
                 f"{folder / OURS}: format {ours['format']} is not {FORMAT}; use the focalclip that wrote it"

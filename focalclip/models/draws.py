@@ -65,7 +65,7 @@ class DropPath(nn.Module):
         if not self.training or self.rate == 0:
             return x
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        return x * (_kept(x, shape, self.rate, self.place) / (1 - self.rate))
+        return _drop(x, shape, self.rate, self.place)
 
     def extra_repr(self) -> str:
         """Shown by ``print(model)``."""
@@ -98,7 +98,12 @@ def dropout(x: Tensor, p: float, place: int) -> Tensor:
         p: probability, below 1.
         place: in the model; two places have different masks.
     """
-    return x * (_kept(x, x.shape, p, place) / (1 - p))
+    return _drop(x, x.shape, p, place)
+
+
+def _drop(x: Tensor, shape: tuple[int, ...], rate: float, place: int) -> Tensor:
+    """Zero parts of ``x``, which broadcast from ``shape``, with probability ``rate``; scale the others."""
+    return x * (_kept(x, shape, rate, place) / (1 - rate))
 
 
 def _kept(x: Tensor, shape: tuple[int, ...], rate: float, place: int) -> Tensor:

@@ -7,9 +7,8 @@ import stat
 from pathlib import Path
 
 import pytest
-import torch
 from coloured_tasks import write_bench, write_class_folders, write_pure
-from wds_folder import tiny_model, write_folder, zero_shot
+from wds_folder import tiny_model, write_folder, write_tiny_run, zero_shot
 
 import focalclip
 from focalclip.base.errors import UserError
@@ -22,13 +21,12 @@ from focalclip.cli.probe import main as probe_main
 from focalclip.cli.report import main as report_main
 from focalclip.cli.retrieval import main as retrieval_main
 from focalclip.cli.zeroshot import main as zeroshot_main
-from focalclip.config import ImageTowerConfig, ModelConfig, RunConfig, TextTowerConfig, load_config
+from focalclip.config import RunConfig, load_config
 from focalclip.evaluation.result import Result, result_files
 from focalclip.evaluation.task import load_benchmark
 from focalclip.interop.card import Trained
 from focalclip.interop.export import FORMATS, export
 from focalclip.interop.load import newest_run
-from focalclip.models.clip import FocalCLIP
 from focalclip.names import split
 from focalclip.reports import write_report
 
@@ -38,15 +36,7 @@ def made(tmp_path_factory):
     """A home with a run in runs/tiny, a task folder and a table of captions."""
     root = tmp_path_factory.mktemp("home")
     write_folder(root / "tasks" / "a", [0, 1, 2, 0, 1, 2, 0])
-    config = ModelConfig(
-        embed_dim=16,
-        image=ImageTowerConfig(name="focalnet_pico", image_size=32),
-        text=TextTowerConfig(context_length=12, width=16, heads=2, layers=1),
-    )
-    torch.manual_seed(0)
-    (root / "runs" / "tiny").mkdir(parents=True)
-    (root / "runs" / "tiny" / "config.yaml").write_text("name: tiny\n")
-    focalclip.save(FocalCLIP(config), root / "runs" / "tiny" / "model")
+    write_tiny_run(root)
     write_pure(root / "pictures" / "red.png", "red")
     write_pure(root / "pictures" / "blue.png", "blue")
     (root / "pictures" / "p.csv").write_text("path,caption\nred.png,a red thing\nred.png, \nblue.png,a blue thing\n")

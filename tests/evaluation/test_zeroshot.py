@@ -15,13 +15,12 @@ import torch
 from open_clip import build_zero_shot_classifier
 from PIL import Image
 from sklearn import metrics as sk
-from wds_folder import picture, png, tiny_model, write_folder, zero_shot
+from wds_folder import picture, png, tiny_model, write_folder, write_tiny_run, zero_shot
 
-import focalclip
 from focalclip.base.errors import UserError
 from focalclip.cli.settings import with_overrides
 from focalclip.cli.zeroshot import main
-from focalclip.config import ImageTowerConfig, ModelConfig, RunConfig, TextTowerConfig
+from focalclip.config import RunConfig
 from focalclip.evaluation import scoring
 from focalclip.evaluation.data import decode, read_task_folder
 from focalclip.evaluation.features.images import encode_images
@@ -29,7 +28,6 @@ from focalclip.evaluation.features.model import to_precision, weights_sha256
 from focalclip.evaluation.features.texts import class_matrix, encode_prompts
 from focalclip.evaluation.metrics import definitions as metrics
 from focalclip.evaluation.task import Benchmark, Task
-from focalclip.models.clip import FocalCLIP
 from focalclip.reports.tables import result_table
 
 NAMES = ("cat", "dog", "ankle boot", "fire engine", "owl", "bus", "tree")
@@ -387,15 +385,7 @@ def workplace(tmp_path_factory):
     root = tmp_path_factory.mktemp("cli")
     write_folder(root / "tasks" / "a", [0, 1, 2, 0, 1])
     write_folder(root / "tasks" / "b", [0, 1, 2, 3, 4, 5, 6], names=NAMES)
-    config = ModelConfig(
-        embed_dim=16,
-        image=ImageTowerConfig(name="focalnet_pico", image_size=32),
-        text=TextTowerConfig(context_length=12, width=16, heads=2, layers=1),
-    )
-    torch.manual_seed(0)
-    (root / "runs" / "tiny").mkdir(parents=True)
-    (root / "runs" / "tiny" / "config.yaml").write_text("name: tiny\n")
-    focalclip.save(FocalCLIP(config), root / "runs" / "tiny" / "model")
+    write_tiny_run(root)
     (root / "list.json").write_text('{"cat": "no list"}')
     return root
 

@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+import focalclip
+from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.zeroshot import ZeroShotOptions, evaluate
+from focalclip.models.clip import FocalCLIP
 
 
 def png(pixels):
@@ -80,6 +83,19 @@ def tiny_model():
     model.preprocess = image_transform((16, 16), is_train=False, mean=(0.5,) * 3, std=(0.25,) * 3)
     model.tokenizer = open_clip.SimpleTokenizer(context_length=16)
     return model.eval()
+
+
+def write_tiny_run(root):
+    """A run in ``root/runs/tiny``: its configuration's name and an exported model with fresh weights."""
+    config = ModelConfig(
+        embed_dim=16,
+        image=ImageTowerConfig(name="focalnet_pico", image_size=32),
+        text=TextTowerConfig(context_length=12, width=16, heads=2, layers=1),
+    )
+    torch.manual_seed(0)
+    (root / "runs" / "tiny").mkdir(parents=True)
+    (root / "runs" / "tiny" / "config.yaml").write_text("name: tiny\n")
+    focalclip.save(FocalCLIP(config), root / "runs" / "tiny" / "model")
 
 
 def zero_shot(model, benchmark, data_root=None, *, opened=None, **options):

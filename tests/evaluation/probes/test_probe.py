@@ -15,12 +15,10 @@ import torch
 from coloured_tasks import coloured, write_task
 from PIL import Image
 from sklearn.linear_model import Ridge
-from wds_folder import picture, png, tiny_model, write_folder
+from wds_folder import picture, png, tiny_model, write_folder, write_tiny_run
 
-import focalclip
 from focalclip.base.errors import UserError
 from focalclip.cli.probe import main
-from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.data import read_task_folder
 from focalclip.evaluation.features.images import encode_images
 from focalclip.evaluation.features.model import weights_sha256
@@ -30,7 +28,6 @@ from focalclip.evaluation.probes.run import probe
 from focalclip.evaluation.probes.table_and_plot import probe_table, write_plot
 from focalclip.evaluation.probes.train import every_other
 from focalclip.evaluation.task import Benchmark, Task, load_benchmark
-from focalclip.models.clip import FocalCLIP
 
 
 def run(folder, shots=(5, "full"), methods=("ridge", "logistic", "language", "knn"), **options):
@@ -251,15 +248,7 @@ def workplace(task, tmp_path_factory):
     """A folder with a run in runs/tiny; the tasks are beside the one of the other tests."""
     root = tmp_path_factory.mktemp("cli")
     write_folder(task.parent / "bare", [0, 1, 2], images=[picture(i) for i in range(3)])
-    config = ModelConfig(
-        embed_dim=16,
-        image=ImageTowerConfig(name="focalnet_pico", image_size=32),
-        text=TextTowerConfig(context_length=12, width=16, heads=2, layers=1),
-    )
-    torch.manual_seed(0)
-    (root / "runs" / "tiny").mkdir(parents=True)
-    (root / "runs" / "tiny" / "config.yaml").write_text("name: tiny\n")
-    focalclip.save(FocalCLIP(config), root / "runs" / "tiny" / "model")
+    write_tiny_run(root)
     return root
 
 

@@ -13,18 +13,15 @@ import references
 import torch
 from helpers import run_ranks
 from test_retrieval_sources import write_wds
-from wds_folder import picture, tiny_model, write_tar
+from wds_folder import picture, tiny_model, write_tar, write_tiny_run
 
-import focalclip
 from focalclip.base.errors import UserError
 from focalclip.cli.retrieval import main
-from focalclip.config import ImageTowerConfig, ModelConfig, TextTowerConfig
 from focalclip.evaluation.data import decode
 from focalclip.evaluation.features.model import weights_sha256
 from focalclip.evaluation.retrieval.pairs import open_pairs
 from focalclip.evaluation.retrieval.result import retrieval_table
 from focalclip.evaluation.retrieval.run import evaluate
-from focalclip.models.clip import FocalCLIP
 
 CAPTIONS = [[f"thing {i}", f"a photo of number {i % 7}"] for i in range(23)]
 
@@ -172,15 +169,7 @@ def workplace(tmp_path_factory):
     """A folder with a run in runs/tiny and a set in pets/."""
     root = tmp_path_factory.mktemp("cli")
     write_wds(root / "pets", CAPTIONS)
-    config = ModelConfig(
-        embed_dim=16,
-        image=ImageTowerConfig(name="focalnet_pico", image_size=32),
-        text=TextTowerConfig(context_length=12, width=16, heads=2, layers=1),
-    )
-    torch.manual_seed(0)
-    (root / "runs" / "tiny").mkdir(parents=True)
-    (root / "runs" / "tiny" / "config.yaml").write_text("name: tiny\n")
-    focalclip.save(FocalCLIP(config), root / "runs" / "tiny" / "model")
+    write_tiny_run(root)
     return root
 
 
