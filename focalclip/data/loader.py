@@ -4,6 +4,7 @@ import errno
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -341,7 +342,10 @@ def _seal(batch: Any) -> "_Sealed | UserError":
 def _outlive_signals(_worker: int) -> None:
     """Ctrl-C, launchers and schedulers signal every process; a worker that died would take the checkpoint with it.
 
-    A worker leaves when its training process closes it or ends; after SIGTERM it stays for a while longer at most.
+    A worker leaves when its training process closes it or ends; after SIGTERM it stays for a while longer at most. What
+    ends in the middle of handing a batch over to a training process that was killed is no fault to be told.
     """
+    usual = sys.excepthook
+    sys.excepthook = lambda kind, *rest: None if issubclass(kind, (ConnectionError, EOFError)) else usual(kind, *rest)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))
