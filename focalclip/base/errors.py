@@ -15,7 +15,9 @@ EXTRAS = {
     "hf": ("transformers",),
     "explain": ("matplotlib",),
     "export": ("huggingface_hub", "onnx", "onnxscript", "transformers"),
-    "shards": ("datasets", "pyarrow"),
+    "shards": ("datasets", "imagehash", "jinja2", "pyarrow", "webdataset"),
+    "remote": ("huggingface_hub", "obstore"),
+    "ray": ("ray",),
 }
 """By extra of ``pyproject.toml``: the modules that it brings (pyarrow with datasets)."""
 

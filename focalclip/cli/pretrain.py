@@ -129,9 +129,9 @@ def parse(argv: list[str]) -> tuple[RunConfig, bool]:
 
 def training_shards(config: RunConfig) -> list[Path]:
     """The training shards; the default corpus, or shards of another source, are built if this is their first use."""
-    from focalclip.data import sources
+    from focalclip.data import prepared
 
-    return sources.training_shards(config.data.train, max_missing=config.data.max_bad_shards)
+    return prepared.training_shards(config.data.train, max_missing=config.data.max_bad_shards)
 
 
 def check_benchmark(config: RunConfig) -> None:

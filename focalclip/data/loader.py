@@ -13,6 +13,7 @@ from itertools import count
 from multiprocessing.connection import wait
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from focalclip.config import DataConfig
 from focalclip.data.index import usable_shards
 from focalclip.data.order import uniform_draws
 from focalclip.data.samples import Ignored, TrainSamples
-from focalclip.data.sources import source_numbers
+from focalclip.data.shards import source_numbers
 from focalclip.data.transforms import augment_batch
 
 _GRACE_SECONDS = 30  # how long a worker outlives SIGTERM, for the training process to save and leave
@@ -86,7 +87,7 @@ class TrainLoader:
     """Training batches of one rank; iterating yields them for ever.
 
     Args:
-        shards: Files of :func:`focalclip.data.sources.training_shards`; a plain list is of one source. Missing indexes
+        shards: Files of :func:`focalclip.data.prepared.training_shards`; a plain list is of one source. Missing indexes
             are built, by every process that finds them missing: let one process build a loader first.
         data: Batch size, workers, window, captions and augmentation.
         image_size: Side of the images in pixels.
@@ -346,6 +347,11 @@ def _outlive_signals(_worker: int) -> None:
     ends in the middle of handing a batch over to a training process that was killed is no fault to be told.
     """
     usual = sys.excepthook
-    sys.excepthook = lambda kind, *rest: None if issubclass(kind, (ConnectionError, EOFError)) else usual(kind, *rest)
+
+    def excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, (ConnectionError, EOFError)):
+            usual(kind, error, trace)
+
+    sys.excepthook = excepthook
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_SECONDS))

@@ -254,6 +254,14 @@ class Request:
     """Only the first so many samples are needed; a reader may return more."""
     field: str = "data.train"
     """The setting that named the source, for messages."""
+    image_column: str | None = None
+    """Column or field of a table that holds the picture (a path or bytes); None: found by its name."""
+    caption_columns: tuple[str, ...] = ()
+    """Columns that hold captions, the main one first; empty: found by their names."""
+    label_column: str | None = None
+    """Column that holds the class, by number or by name; None: found by its name."""
+    templates: tuple[str, ...] = ()
+    """Prompts with ``{c}`` for the names of classes, in the place of the source's own."""
 
 
 @dataclass(frozen=True)

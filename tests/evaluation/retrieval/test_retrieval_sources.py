@@ -7,7 +7,7 @@ from wds_folder import picture, write_folder, write_tar
 
 from focalclip.base.errors import UserError
 from focalclip.data.folders import CLASS_FOLDERS, TASK_FOLDER
-from focalclip.data.sources import SHARDS
+from focalclip.data.shards import SHARDS
 from focalclip.data.tables import CAPTION_FILE, TABLE
 from focalclip.evaluation.retrieval.pairs import open_pairs
 
