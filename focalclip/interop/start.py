@@ -2,7 +2,7 @@
 
 ``train.init_from`` names a whole model, ``model.image.pretrained`` and ``model.text.pretrained`` one tower each. Names
 and shapes do not determine a model (attention heads, activations, pixel statistics), so what was loaded and its source
-both embed one picture or one caption, and the results must agree. Whatever stays at fresh weights is said.
+both embed two pictures or two captions, and the results must agree. Whatever stays at fresh weights is said.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from focalclip.models.weights.convert import read_weights
 
 _KINDS = "a run directory, an exported folder, open_clip:NAME/PRETRAINED, or a file of FocalNet weights"
 
-_CAPTION = "a picture of a cat"
+_CAPTIONS = ["a picture of a cat", "two dogs"]
 
 _TOLERANCE = 1e-3  # of unit vectors; float32 rounding is a hundred times less, a wrong activation a hundred times more
 
@@ -113,8 +113,6 @@ def start_from(model: FocalCLIP, source: str) -> None:
     Raises:
         UserError: if there is nothing at ``source``, or it is another model than the configuration's.
     """
-    picture = Image.new("RGB", (64, 64), (200, 120, 40))
-    images = model.preprocess(picture)[None]
     try:
         if is_weights_file(source):
             _load_image(model, source, "train.init_from")
@@ -131,8 +129,8 @@ def start_from(model: FocalCLIP, source: str) -> None:
         remedy += " and set model.image.feature_norm=none, as the source tells no statistics of a feature_norm"
     load_strictly(model, weights, f"train.init_from: {source}", remedy=remedy)
     where, remedy = f"train.init_from: {source}", "take heads, activations, image_size, mean and std from the source"
-    _compare(model.encode_image, trained.encode_image, images, trained.preprocess(picture)[None], where, remedy)
-    tokens = model.tokenizer([_CAPTION]), trained.tokenizer([_CAPTION])
+    _compare(model.encode_image, trained.encode_image, _images(model), _images(trained), where, remedy)
+    tokens = model.tokenizer(_CAPTIONS), trained.tokenizer(_CAPTIONS)
     _compare(model.encode_text, trained.encode_text, *tokens, where, remedy)
 
 
@@ -198,7 +196,7 @@ def _load_image(model: FocalCLIP, source: str, setting: str = "model.image.pretr
     else:
         load_strictly(trunk, found.weights, where, remedy="name the tower of these weights as model.image.name")
     if found.encode is not None and not fitted:
-        images = model.preprocess(Image.new("RGB", (64, 64), (200, 120, 40)))[None]
+        images = _images(model)
         remedy = "name the tower of these weights as model.image.name, with its options"
         _compare(trunk, found.encode, images, images, where, remedy, is_size_free=True)
     kept = _load_projection(model, found, norm)
@@ -218,7 +216,7 @@ def _image_weights(model: FocalCLIP, source: str) -> TowerWeights | FocalCLIP:
     if not isinstance(trunk, FocalNet):
         return TowerWeights(weights)
     name = model.config.image.name
-    flags = {"normalize_modulator": trunk.config.normalize_modulator} if name in _DISPUTED else {}
+    flags: dict[str, Any] = {"normalize_modulator": trunk.config.normalize_modulator} if name in _DISPUTED else {}
     encoder = load_image_encoder(source, **flags)
     statistics = names.find("focalclip.interop.timm:focalnet_statistics")(name)
     return TowerWeights(weights, encode=encoder.tower, mean=statistics[0], std=statistics[1])
@@ -281,7 +279,7 @@ def _load_text(model: FocalCLIP, source: str) -> str:
     weights |= theirs if kept else ours
     load_strictly(tower, weights, where, remedy="describe the same tower in the section model.text")
     if found.encode is not None and not fitted:
-        tokens = model.tokenizer([_CAPTION]), found.tokenizer([_CAPTION])
+        tokens = model.tokenizer(_CAPTIONS), found.tokenizer(_CAPTIONS)
         remedy = "take name, heads, causal and the rest of model.text from the source"
         with _without(tower, projection):
             _compare(tower, found.encode, *tokens, where, remedy)
@@ -310,6 +308,13 @@ def _text_of(theirs: FocalCLIP) -> TowerWeights:
 def _remove(tower: nn.Module, projection: str) -> None:
     """Take the projection out of a text tower: a parameter, as open_clip has it, or a module."""
     setattr(tower, projection, nn.Identity() if isinstance(getattr(tower, projection), nn.Module) else None)
+
+
+def _images(model: Any) -> Tensor:
+    """Two pictures as the input of a model: one colour, and lines."""
+    lines = Image.linear_gradient("L").resize((64, 64)).rotate(30)
+    pictures = (Image.new("RGB", (64, 64), (200, 120, 40)), lines.convert("RGB"))
+    return torch.stack([model.preprocess(picture) for picture in pictures])
 
 
 @contextmanager
@@ -341,8 +346,9 @@ def _named(setting: str, work: Any) -> Any:
 def _compare(
     ours: Any, theirs: Any, our_input: Tensor, their_input: Tensor, where: str, remedy: str, is_size_free: bool = False
 ) -> None:
-    """Raise UserError unless two encoders agree in direction, by their cosine.
+    """Raise UserError unless two encoders of two inputs agree, by the cosine of one result and of their difference.
 
+    Features of all inputs may have one large part in common, which would hide what differs.
     With ``is_size_free`` theirs may be for another resolution, at which they cannot be compared.
     """
     what = "images" if our_input.is_floating_point() else "captions"
@@ -352,7 +358,8 @@ def _compare(
         if is_size_free:
             return
         raise
-    cosine = torch.cosine_similarity(ours(our_input).float(), expected.float()).item()
+    pairs = [(x[0], x[0] - x[1]) for x in (ours(our_input).double(), expected.double())]
+    cosine = min(torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(*pairs, strict=True))
     if not cosine > 1 - _TOLERANCE:
         raise UserError(
             f"{where}: its embeddings of {what} differ here (cosine {cosine:.4f}), so the section model describes "

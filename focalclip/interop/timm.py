@@ -69,7 +69,7 @@ class TimmTower(nn.Module):
         """Names of parameters from the stem up, as timm groups them for layer-wise decay; a head has one of its own."""
         trunk: Any = self.trunk
         if hasattr(trunk, "group_matcher"):
-            depth_of = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
+            depth_of: Any = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
         else:
             from timm.optim._param_groups import auto_group_layers  # not while timm.models is being imported
 
@@ -254,7 +254,7 @@ def _converted(config: ImageTowerConfig, weights: Mapping[str, Tensor], heads: t
         bare = timm.create_model(name, num_classes=classes, **options).state_dict()
         given |= {key: x for key, x in bare.items() if key.startswith(tuple(f"{head}." for head in heads))}
     source = {"state_dict": given, "num_classes": classes, "label_offset": 0, "custom_load": False, "source": None}
-    trunk = timm.create_model(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=source, **options)
+    trunk: Any = timm.create_model(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=source, **options)
     trunk.reset_classifier(0)
     return trunk.state_dict()
 

@@ -120,11 +120,11 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
     So there are two groups where no tower has settings of its own.
     """
     trained = [part for part in parts(model, config) if not part.is_locked]
-    rates = {name: (part.lr, part.weight_decay) for part in trained for name in part.parameters}
+    rates = {name: part for part in trained for name in part.parameters}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
     for name, parameter in sorted(named, key=lambda item: item[1].ndim <= 1):
-        groups.setdefault((*rates[name], parameter.ndim > 1), []).append(parameter)
+        groups.setdefault((rates[name].lr, rates[name].weight_decay, parameter.ndim <= 1), []).append(parameter)
     return [{"params": found, "lr": lr, "weight_decay": decay} for (lr, decay, _), found in groups.items()]
 
 
@@ -162,7 +162,7 @@ def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
 
 def table(model: nn.Module, config: OptimConfig) -> str:
     """The :func:`parts` as lines: name, tensors, parameters, peak learning rate, weight decay, locked or not."""
-    rows = [("parameters", "tensors", "numbers", "lr", "weight decay", "")]
+    rows: list[tuple[str, ...]] = [("parameters", "tensors", "numbers", "lr", "weight decay", "")]
     for part in parts(model, config):
         numbers = f"{sum(p.numel() for p in part.parameters.values()):,}"
         rates = ("-", "-", "locked") if part.is_locked else (f"{part.lr:.4g}", f"{part.weight_decay:.4g}", "")

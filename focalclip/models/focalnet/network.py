@@ -122,7 +122,7 @@ class FocalNet(nn.Module):
 
         The stem; then one group for each block, which has the downsampling before it; the last has the norm behind it.
         """
-        blocks = [(i, j) for i, stage in enumerate(self.layers) for j in range(len(stage.blocks))]
+        blocks = [(i, j) for i, depth in enumerate(self.config.depths) for j in range(depth)]
         groups: list[list[str]] = [[] for _ in range(1 + len(blocks))]
         for name, _ in self.named_parameters():
             part = name.split(".")

@@ -168,7 +168,7 @@ def load_tower(tower: FocalNet, _: Any, weights: Mapping[str, Tensor], where: st
     Raises:
         UserError: listing what is missing, unexpected or of another shape.
     """
-    if weights.keys() != tower.state_dict().keys():
+    if {name: x.shape for name, x in weights.items()} != {name: x.shape for name, x in tower.state_dict().items()}:
         dialect, theirs = recognise(dict(weights), where)
         ours = to_ours(theirs, dialect, where=where)
         if tower.config.use_post_norm and not dialect.implies_post_norm:
