@@ -171,9 +171,9 @@ def test_a_focalnet_of_transformers_is_an_image_tower(tmp_path):
     with pytest.raises(UserError, match=r"another mean than .* set --model\.image\.mean") as wrong:
         start(tiny(image | {"mean": (0.1, 0.1, 0.1)}))
     assert str(wrong.value).endswith("--model.image.mean 0.485 0.456 0.406")
-    transformers.BitImageProcessor(
-        image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]
-    ).save_pretrained(tmp_path)
+    transformers.BitImageProcessor(image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225]).save_pretrained(
+        tmp_path
+    )
     model = tiny(image)
     start(model)
     encoder = focalclip.load_image_encoder(f"transformers:{tmp_path}")
@@ -183,7 +183,11 @@ def test_a_focalnet_of_transformers_is_an_image_tower(tmp_path):
 @pytest.mark.parametrize(
     ("image", "text", "message"),
     [
-        ({"pretrained": "nowhere"}, {}, r"^model\.image\.pretrained: nowhere: no such file or folder; give one of: run"),
+        (
+            {"pretrained": "nowhere"},
+            {},
+            r"^model\.image\.pretrained: nowhere: no such file or folder; give one of: run",
+        ),
         ({}, {"pretrained": "nowhere"}, r"^model\.text\.pretrained: nowhere: no such file or folder; give one of: run"),
         ({}, {"pretrained": "timm:test_vit"}, r"timm:test_vit: no text towers have this prefix"),
         ({}, {"pretrained": "weights.pth"}, r"a file of weights is for the image tower"),
@@ -219,12 +223,14 @@ def test_weights_of_another_tower_are_one_sentence(image, text, message, exporte
 
 
 def test_a_name_without_published_weights_says_so():
-    with pytest.raises(UserError, match=r"^model\.image\.pretrained: timm:focalnet_pico: timm cannot build it: No pretr"):
+    with pytest.raises(
+        UserError, match=r"^model\.image\.pretrained: timm:focalnet_pico: timm cannot build it: No pretr"
+    ):
         start(tiny({"pretrained": True}))
 
 
 def test_partial_weights_are_refused(vit, tmp_path):
-    folder, theirs = vit
+    _, theirs = vit
     weights = {n: x for n, x in theirs.state_dict().items() if not n.startswith("blocks.1.")}
     save_file(weights, tmp_path / "part.safetensors")
     with pytest.raises(UserError, match=r"\d+ missing: blocks\.1\."):
