@@ -12,7 +12,7 @@ from focalclip.base.errors import UserError
 from focalclip.config import ModelConfig, config_dir, config_names, load_config
 from focalclip.models.draws import use_sample_draws
 from focalclip.models.image import check_image_size, create_image_tower
-from focalclip.models.lock import FeatureCache, lock_towers, without_projection
+from focalclip.models.lock import LockedFeatures, lock_towers, without_projection
 from focalclip.models.norm import GlobalBatchNorm
 from focalclip.models.preprocess import eval_transform
 from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer, lengths_to_the_end, text_entry
@@ -51,7 +51,7 @@ class ProjectedImageTower(nn.Module):
         nn.init.normal_(self.proj.weight, std=width**-0.5)  # CLIP's scale for both projections
         nn.init.zeros_(self.proj.bias)
         self.is_locked = False
-        self.cache: FeatureCache | None = None
+        self.cache: LockedFeatures | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode (B, 3, H, W) to (B, embed_dim)."""
@@ -92,7 +92,7 @@ class FocalCLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), config.init_logit_scale))
         use_sample_draws(self)
         self.locked: list[nn.Module] = []
-        self.text_cache: FeatureCache | None = None
+        self.text_cache: LockedFeatures | None = None
         self._tokenizer: Tokenizer | None = None
 
     def train(self, mode: bool = True) -> Self:

@@ -125,7 +125,7 @@ def without_projection(tower: nn.Module, name: str) -> Iterator[Any]:
         setattr(tower, name, projection)
 
 
-class FeatureCache:
+class LockedFeatures:
     """Features of a locked tower by its input, in a file: what was met before is read instead of computed.
 
     An input is known by its content, so it does not matter how it came about. Once the file is full nothing is added,

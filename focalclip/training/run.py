@@ -33,7 +33,7 @@ from focalclip.interop import folder as store
 from focalclip.interop import start
 from focalclip.models.clip import FocalCLIP, ProjectedImageTower
 from focalclip.models.image import check_patches
-from focalclip.models.lock import FeatureCache, lock_towers
+from focalclip.models.lock import LockedFeatures, lock_towers
 from focalclip.models.text import text_entry
 from focalclip.training import checkpoint, engine, optim
 from focalclip.training.checkpoint import Checkpoint, TrainState
@@ -352,7 +352,7 @@ def _use_caches(config: RunConfig, model: FocalCLIP, loader: TrainLoader, total_
         reason = next((reason for reason, holds in (reasons | own).items() if holds), None)
         if reason is None:
             width = model.visual.trunk.num_features if tower == "image" else _text_width(model)
-            cache = FeatureCache(folder / f"{tower}-{rank()}.bin", width, limit)
+            cache = LockedFeatures(folder / f"{tower}-{rank()}.bin", width, limit)
             if tower == "image":
                 model.visual.cache = cache
             else:

@@ -14,7 +14,7 @@ import focalclip
 from focalclip.base.errors import UserError
 from focalclip.config import ImageTowerConfig, ModelConfig, OptimConfig, TextTowerConfig, TowerOptimConfig
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.lock import FeatureCache, depth_groups, lock_towers
+from focalclip.models.lock import LockedFeatures, depth_groups, lock_towers
 from focalclip.training.optim import create_optimizer, parameter_groups, parts, table
 
 TEXT = {"context_length": 8, "width": 32, "heads": 2, "layers": 2}
@@ -291,7 +291,7 @@ class Counted:
 
 def test_what_a_locked_tower_has_met_is_not_computed_again(tmp_path):
     tower, path = Counted(), tmp_path / "features" / "image-0.bin"
-    cache = FeatureCache(path, 2, limit=3 * (16 + 8 + 4))
+    cache = LockedFeatures(path, 2, limit=3 * (16 + 8 + 4))
 
     def ask(*numbers):
         rows = torch.tensor(numbers).view(-1, 1).repeat(1, 3)
@@ -307,13 +307,13 @@ def test_what_a_locked_tower_has_met_is_not_computed_again(tmp_path):
     assert tower.rows == 5, "what finds no room is computed each time"
     assert (cache.read, cache.computed) == (3, 5)
     path.write_bytes(path.read_bytes()[:-1])  # as a process that was killed leaves it
-    cache = FeatureCache(path, 2, limit=10**6)
+    cache = LockedFeatures(path, 2, limit=10**6)
     ask(1, 2, 3)
     assert tower.rows == 6
     content = bytearray(path.read_bytes())
     content[20] ^= 1
     path.write_bytes(content)
-    cache = FeatureCache(path, 2, limit=10**6)
+    cache = LockedFeatures(path, 2, limit=10**6)
     ask(1, 2, 3)
     assert tower.rows == 7
     assert path.stat().st_size == 3 * 28
@@ -321,7 +321,7 @@ def test_what_a_locked_tower_has_met_is_not_computed_again(tmp_path):
 
 def test_captions_of_batches_of_any_length_are_one_input(tmp_path):
     model = locked(text={"lock": True}).train()
-    model.text_cache = cache = FeatureCache(tmp_path / "text.bin", 32, limit=10**6)
+    model.text_cache = cache = LockedFeatures(tmp_path / "text.bin", 32, limit=10**6)
     short, long = model.tokenizer(["a cat", "dogs"]), model.tokenizer(["a cat", "two dogs in the rain"])
     for tokens, computed in ((short, 2), (long, 3)):
         cache.announce(tokens)
