@@ -16,7 +16,7 @@ from focalclip.base.errors import UserError
 from focalclip.base.strict import Strict, dump_yaml, from_dict, load_yaml
 from focalclip.cli.settings import with_overrides
 from focalclip.config import RunConfig, config_dir, config_names, load_config
-from focalclip.models.clip import create_model
+from focalclip.models.clip import FocalCLIP
 
 ROOT = config_dir()
 
@@ -27,7 +27,7 @@ def test_every_config_loads_dumps_and_builds_on_the_meta_device(name, tmp_path):
     (tmp_path / "again.yaml").write_text(dump_yaml(config))
     assert load_yaml(RunConfig, tmp_path / "again.yaml") == config
     with torch.device("meta"):
-        model = create_model(config.model)
+        model = FocalCLIP(config.model)
     assert model.logit_scale.shape == (1,)
     assert all(p.is_meta for p in model.parameters())
 

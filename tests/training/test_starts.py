@@ -1,13 +1,18 @@
 """Starts from trained towers: every source for either tower, what is fitted, what is said and what is refused."""
 
 import json
+import re
+import shlex
 
+import helpers_run
+import open_clip
 import pytest
 import timm
 import torch
 import transformers
 from random_weights import randomise
 from safetensors.torch import save_file
+from tiny_shards import write_shards
 
 import focalclip
 from focalclip.base.errors import UserError
@@ -264,3 +269,61 @@ def test_a_whole_model_has_what_a_tower_names_too(exported):
         f"image tower: {exported} (train.init_from), which has this tower too: model.image.pretrained is not used"
     )
     assert equal(model, focalclip.load(exported))
+
+
+def test_an_activation_that_differs_is_found(tmp_path):
+    vision = {"image_size": 64, "patch_size": 32, "width": 64, "layers": 2, "head_width": 32, "mlp_ratio": 4.0}
+    config = {"embed_dim": 32, "vision_cfg": vision, "text_cfg": TEXT}
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    pixels = {"mean": mean, "std": std, "interpolation": "bicubic", "resize_mode": "shortest"}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": pixels}))
+    theirs = randomise(open_clip.CLIP(**config))
+    weights = {name: x.contiguous() for name, x in theirs.state_dict().items()}
+    save_file(weights, tmp_path / "open_clip_model.safetensors")
+    source = f"open_clip:local-dir:{tmp_path}"
+    options = {"img_size": 64, "embed_dim": 64, "depth": 2, "num_heads": 2}
+    image = {"image_size": 64, "options": options, "pretrained": source, "mean": mean, "std": std}
+    model = tiny(image | {"name": "timm:vit_base_patch32_clip_224"}, {"pretrained": source})
+    assert [line.rpartition("; ")[2] for line in start(model)] == ["its projection too"] * 2
+    images, tokens = torch.randn(2, 3, 64, 64), model.tokenizer(["a cat", "two dogs"])
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode_image(images), theirs.encode_image(images), rtol=1e-4, atol=1e-4)
+        padded = torch.nn.functional.pad(tokens, (0, 8 - tokens.shape[1]))
+        torch.testing.assert_close(model.encode_text(tokens), theirs.encode_text(padded), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="its embeddings of images differ here"):
+        start(tiny(image | {"name": "timm:vit_base_patch32_clip_quickgelu_224"}))
+    larger = image | {"image_size": 96, "options": options | {"img_size": 96}}
+    model = tiny(larger | {"name": "timm:vit_base_patch32_clip_224"})
+    assert "fitted: pos_embed (5, 64) to (1, 10, 64)" in start(model)[0]
+    from timm.models.vision_transformer import checkpoint_filter_fn
+
+    expected = checkpoint_filter_fn(theirs.state_dict(), model.visual.trunk.trunk)
+    assert torch.equal(model.visual.trunk.trunk.pos_embed, expected["pos_embed"])
+
+
+def test_the_commands_of_the_page_run(tmp_path):
+    """Those of docs/starts.md, on small towers of local files in the place of timm's."""
+    block = re.search(r"```bash\n(.*?)```", (helpers_run.ROOT / "docs" / "starts.md").read_text(), re.DOTALL)[1]
+    commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines() if not line.startswith("#")]
+    write_shards(tmp_path / "shards", [16])
+    (tmp_path / "timm").mkdir()
+    from focalclip.interop.card import Trained
+    from focalclip.interop.timm import write_timm
+
+    write_timm(Trained(trained(), {}), tmp_path / "timm")
+    small = ["--model.image.name", "focalnet_pico", "--model.image.image-size", "32", "--data.batch-size", "8"]
+    small += ["--model.text.width", "32", "--model.text.heads", "2", "--model.text.layers", "1", "--data.workers", "0"]
+    small += ["--train.steps", "2", "--optim.warmup-steps", "0", "--train.precision", "fp32", "--train.log-every", "1"]
+    small += ["--runs-dir", str(tmp_path / "runs")]
+    here = {"shards": str(tmp_path / "shards"), "runs/warm": str(tmp_path / "runs" / "warm")}
+    here |= {"timm:focalnet_tiny_lrf": f"timm:local-dir:{tmp_path / 'timm'}"}
+    here |= {"runs/warm/config.yaml": str(tmp_path / "runs" / "warm" / "config.yaml")}
+    assert len(commands) == 4
+    for words in commands:
+        lit = ["--model.image.pretrained", here["timm:focalnet_tiny_lrf"]] if "lit_tiny_lrf" in words else []
+        done = [here.get(word, word) for word in words] + small + lit
+        process = helpers_run.Forked(done, tmp_path, 0)
+        out, err = process.communicate(120)
+        assert process.returncode == 0, err
+        assert "weights    image tower: " in out
+        assert "parameters" in out
