@@ -1,6 +1,7 @@
 """Assembly of one run, from configuration to exported model: its directory, its parts, and their order."""
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +26,9 @@ from focalclip.base.ranks import (
     world_size,
 )
 from focalclip.base.strict import dump_yaml
-from focalclip.config import RunConfig
+from focalclip.config import RunConfig, SourceConfig, source_of
 from focalclip.data.loader import Dealing, TrainLoader
+from focalclip.data.mixing import read_segments
 from focalclip.data.shards import left_out
 from focalclip.interop import folder as store
 from focalclip.interop import start
@@ -114,6 +116,8 @@ def run_training(
     if state.step >= total_steps:  # the run may have been killed after its last checkpoint, before the export
         _export(deepspeed_engine, config, state)
     log = together(lambda: TrainLog(config, total_steps, state))
+    if loader.mixture.changes:
+        log.say(f"step {state.step}: data.train: {'; '.join(loader.mixture.changes)}")
     stop.heed()
     with closing(log):
         evaluate = _Evaluation(config, measure)
@@ -263,26 +267,37 @@ def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, stat
         image_size=config.model.image.image_size,
         tokenize=model.tokenizer,
         seed=config.seed,
-        dealing=Dealing(rank(), world_size(), config.train.accumulation, state.samples),
+        dealing=Dealing(
+            rank(), world_size(), config.train.accumulation, state.samples, tuple(read_segments(state.mixture))
+        ),
     )
-    fingerprint = _fingerprint(loader.usable.shards, loader.counts.tolist(), loader.sources)
-    if state.data not in ("", fingerprint):
+    segments = loader.mixture.segments
+    if segments and state.data and not state.mixture:
+        raise UserError(
+            f"data.train: {config.run_dir} began without weights, so its sources have no places of their own to go on "
+            "from; leave out the weights, or choose another --name"
+        )
+    fingerprint = _fingerprint(
+        loader, [entry.rules for entry in config.data.entries if isinstance(entry, SourceConfig)]
+    )
+    if not segments and state.data not in ("", fingerprint):
         raise UserError(
             f"data.train: other shards than {config.run_dir} began with (of those that can be used, the names, numbers "
-            "of samples or division into sources differ); give the same ones, or choose another --name"
+            "of samples, own settings or division into sources differ); give the same ones, or choose another --name"
         )
-    state.data = fingerprint
+    state.data, state.mixture = fingerprint, [segment.to_json() for segment in segments]
     return loader
 
 
-def _fingerprint(shards: Sequence[Path], counts: Sequence[int], sources: Sequence[int]) -> str:
-    """What decides the order of samples, and their classes where there are several sources.
+def _fingerprint(loader: TrainLoader, rules: Sequence[dict[str, Any]]) -> str:
+    """What decides the order of samples, their classes where there are several sources, and the sources' own settings.
 
     It is made of the shards' names, sizes and sources in their order, wherever the shards lie.
     """
-    lines = [f"{shard.name} {count}" for shard, count in zip(shards, counts, strict=True)]
-    if any(sources):
-        lines = [f"{line} {source}" for line, source in zip(lines, sources, strict=True)]
+    lines = [f"{shard.name} {count}" for shard, count in zip(loader.usable.shards, loader.counts.tolist(), strict=True)]
+    if any(loader.sources):
+        lines = [f"{line} {source}" for line, source in zip(lines, loader.sources, strict=True)]
+    lines += [json.dumps(rules, sort_keys=True)] if any(rules) else []
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -310,15 +325,19 @@ def _introduction(
     }
     image, batch = config.model.image, config.data.batch_size
     epochs = total_steps * batch / loader.num_samples
-    sources = max(loader.sources, default=0) + 1
-    of_sources = f" of {sources} sources, each with classes of its own (data.shared_labels)" if sources > 1 else ""
+    names = [source_of(entry) for entry in config.data.entries]
+    sources, classes = loader.mixture, {"source": "classes of each source", "number": "classes by number"}
+    several = len(set(loader.sources)) > 1 or len(sources.names) > 1
+    of_sources = f", {classes.get(config.data.label_space, 'classes by name')} (data.label_space)" if several else ""
+    table = sources.table(total_steps * batch) if len(sources.names) > 1 or sources.segments else []
     lines = [
         f"run        {config.run_dir}" + (f", continued from step {state.step}" if state.step else ""),
         *[f"weights    {line}" for line in begins],
         f"model      {image.name} {millions['visual']:.2f} M + {config.model.text.name} text {millions['text']:.2f} M "
         f"parameters, {image.image_size} px",
         f"data       {loader.num_samples:,} pairs{of_sources}; {total_steps:,} steps x {batch} = {epochs:.1f} epochs",
-        *[f"left out   {line}" for line in left_out(config.data.train, loader.usable, config.data.key_rule)],
+        *[f"source     {line}" for line in table],
+        *[f"left out   {line}" for line in left_out(names, loader.usable, config.data.key_rule)],
         f"engine     {world_size()} x {engine.device().type}, ZeRO {config.train.zero_stage}, "
         f"{config.train.precision}, accumulation {config.train.accumulation}",
     ]
