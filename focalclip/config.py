@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import home_expanded, is_plain_name, user_path
@@ -40,7 +40,7 @@ _AT_HOME = AfterValidator(_at_home)
 
 
 # Names of settings in open_clip and timm, and of our sections where one of their settings is meant, for "did you mean".
-# What has the same name there and here, such as batch_size and lr, is found without them.
+# What has the same name there and in one section here, such as batch_size, is found without them.
 _OTHER_NAMES = {
     "data": "data.train",
     "train_data": "data.train",
@@ -55,10 +55,20 @@ _OTHER_NAMES = {
     "optim": "optim.name",
     "optimizer": "optim.name",
     "sched": "optim.schedule",
+    "lr": "optim.lr",
+    "weight_decay": "optim.weight_decay",
     "lr_scheduler": "optim.schedule",
     "learning_rate": "optim.lr",
     "warmup": "optim.warmup_steps",
     "warmup_epochs": "optim.warmup_steps",
+    "layer_decay": "optim.image.layer_decay",
+    "lock_image": "model.image.lock",
+    "lock_image_unlocked_groups": "model.image.unlocked_groups",
+    "lock_text": "model.text.lock",
+    "lock_text_unlocked_layers": "model.text.unlocked_groups",
+    "pretrained_image": "model.image.pretrained",
+    "pretrained_image_path": "model.image.pretrained",
+    "pretrained_text_path": "model.text.pretrained",
     "wd": "optim.weight_decay",
     "beta1": "optim.betas",
     "beta2": "optim.betas",
@@ -100,7 +110,30 @@ _OTHER_NAMES = {
 }
 
 
-class ImageTowerConfig(Strict):
+class _Tower(Strict):
+    """The checks of settings that both towers have."""
+
+    @field_validator("pretrained", mode="before", check_fields=False)
+    @classmethod
+    def _source(cls, value: Any) -> Any:
+        """True and false may come as words from the command line; false means null."""
+        value = {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+        if value is not None and not isinstance(value, bool | str):
+            raise ValueError("name trained weights, such as timm:NAME or runs/NAME; or true, or null")
+        return None if value is False else _at_home(value) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _locked(self) -> Self:
+        settings: Any = self
+        if settings.unlocked_groups and not settings.lock:
+            raise ValueError(
+                f"unlocked_groups={settings.unlocked_groups} would be ignored without lock, as every group is trained; "
+                "set lock=true, or unlocked_groups=0"
+            )
+        return self
+
+
+class ImageTowerConfig(_Tower):
     """The image tower and the preprocessing that its weights belong to."""
 
     name: str = "focalnet_pico"
@@ -131,6 +164,14 @@ class ImageTowerConfig(Strict):
     """Evaluation resize, by open_clip's names: shorter side then centre crop; squash; longer side then pad."""
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     """Interpolation of the resize."""
+    pretrained: bool | str | None = None
+    """Trained weights of the tower to start from: ``timm:NAME``, a file of timm's or of FocalNet weights, one half of
+    ``open_clip:NAME/PRETRAINED`` or of a ``transformers:`` model, a run directory or an exported folder; true: those
+    that are published under the tower's name; null: fresh ones."""
+    lock: bool = False
+    """Train the projection to the shared width and not the tower (LiT); see docs/starts.md."""
+    unlocked_groups: int = Field(0, ge=0)
+    """Last groups of a locked tower that are trained all the same: blocks, and the stem as the first group of all."""
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
@@ -168,7 +209,7 @@ class ImageTowerConfig(Strict):
         return is_default and entry is not None and entry.in_timm
 
 
-class TextTowerConfig(Strict):
+class TextTowerConfig(_Tower):
     """The text tower: open_clip's transformer with CLIP's BPE, or a Hugging Face encoder with its tokenizer."""
 
     name: str = "open_clip"
@@ -183,8 +224,14 @@ class TextTowerConfig(Strict):
     """Blocks (open_clip only)."""
     causal: bool = True
     """Causal attention as in CLIP; false: every token sees the whole caption (open_clip only)."""
-    pretrained: bool = False
-    """Start from the encoder's published weights (transformers only)."""
+    pretrained: bool | str | None = None
+    """Trained weights of the tower to start from: one half of ``open_clip:NAME/PRETRAINED``, a ``transformers:``
+    encoder, a run directory or an exported folder; true: those that are published under the encoder's name; null: fresh
+    ones."""
+    lock: bool = False
+    """Train the projection to the shared width and not the tower (LiT); see docs/starts.md."""
+    unlocked_groups: int = Field(0, ge=0)
+    """Last groups of a locked tower that are trained all the same: blocks, and the embeddings as the first group."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -319,6 +366,18 @@ class LossConfig(Strict):
     """Keyword arguments of its function, such as ``{smoothing: 0.1}``."""
 
 
+class TowerOptimConfig(Strict):
+    """What differs for one tower, its projection included, from the settings of ``optim``."""
+
+    lr: float | None = Field(None, gt=0)
+    """Peak learning rate; it follows the same schedule. null: ``optim.lr``."""
+    weight_decay: float | None = Field(None, ge=0)
+    """Decoupled weight decay; null: ``optim.weight_decay``."""
+    layer_decay: float | None = Field(None, gt=0, le=1)
+    """Each group of the tower, from the projection down to the stem, has this fraction of the learning rate of the one
+    above it; null: all have the same."""
+
+
 class OptimConfig(Strict):
     """Optimiser and learning-rate schedule; no weight decay on biases, norms and other 1-D tensors."""
 
@@ -344,6 +403,8 @@ class OptimConfig(Strict):
     """Decoupled weight decay."""
     clip_grad_norm: float = Field(1.0, ge=0)
     """Global gradient norm above which gradients are scaled down; 0 switches it off."""
+    image: TowerOptimConfig = TowerOptimConfig()
+    text: TowerOptimConfig = TowerOptimConfig()
 
     @model_validator(mode="after")
     def _decay_rates(self) -> Self:
@@ -385,8 +446,9 @@ class TrainConfig(Strict):
     epochs: float | None = Field(None, gt=0, le=1_000_000)
     """Passes over the data, in the place of ``steps``."""
     init_from: Annotated[str | None, _AT_HOME] = None
-    """Trained weights to start from: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED``, or a file of
-    FocalNet weights for the image tower alone; null: fresh ones. The section ``model`` describes the same model."""
+    """Trained weights of both towers to start from: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED``,
+    or a file of FocalNet weights for the image tower alone; null: fresh ones. The section ``model`` describes the same
+    model. (``model.image.pretrained`` and ``model.text.pretrained`` take one tower each.)"""
     accumulation: int = Field(1, ge=1)
     """Micro-batches per step. Each has its own negatives: this saves memory, it does not enlarge the contrast."""
     precision: Literal["fp32", "amp_bf16", "bf16", "fp16"] = "fp32"

@@ -33,6 +33,9 @@ class ImageTowerEntry:
         to_timm: ``function(weights)``; its state dict as that of the tower that timm builds by the name (once focalclip
             is imported). None: timm has no such tower, and neither has open_clip.
         from_timm: the reverse of ``to_timm``.
+        load: ``function(tower, config, weights, where)`` with the tower, its
+            :class:`~focalclip.config.ImageTowerConfig` and the weights by another library's names; fits them to the
+            tower, loads them strictly, and returns what was fitted. None: by the tower's own names alone.
     """
 
     build: str
@@ -41,6 +44,7 @@ class ImageTowerEntry:
     variants: str | None = None
     to_timm: str | None = None
     from_timm: str | None = None
+    load: str | None = None
 
     @property
     def in_timm(self) -> bool:
@@ -62,6 +66,8 @@ class TextTowerEntry:
             that an exported folder can stand behind the prefix. None if they read no files.
         open_clip: ``function(config)``; how open_clip builds it, as a ``text_cfg`` without ``context_length``. None if
             open_clip cannot.
+        projection: the attribute that holds its linear projection; None: it cannot be locked or pretrained.
+        fit: ``function(tower, weights)``; fits the positions of ``weights``, in place, to those of the tower.
     """
 
     build: str
@@ -70,6 +76,8 @@ class TextTowerEntry:
     clip_tokens: bool = False
     write_files: str | None = None
     open_clip: str | None = None
+    projection: str | None = None
+    fit: str | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,10 @@ class Source:
         encoder: ``function(rest)``; a trained image tower as :class:`~focalclip.interop.encoder.ImageEncoder`.
         image_tower: how its image towers are built for training.
         text_tower: how its text towers are built for training.
+        image_weights: ``function(rest)``; what a trained image tower is loaded from, as
+            :class:`~focalclip.interop.encoder.TowerWeights`.
+        text_weights: ``function(rest, config)``; the same of a text tower, for one of this
+            :class:`~focalclip.config.TextTowerConfig`.
     """
 
     example: str
@@ -89,6 +101,8 @@ class Source:
     encoder: str | None = None
     image_tower: ImageTowerEntry | None = None
     text_tower: TextTowerEntry | None = None
+    image_weights: str | None = None
+    text_weights: str | None = None
 
 
 SOURCES: dict[str, Source] = {
@@ -96,6 +110,8 @@ SOURCES: dict[str, Source] = {
         "open_clip:NAME/PRETRAINED",
         model="focalclip.interop.open_clip:OpenClipModel",
         encoder="focalclip.interop.open_clip:open_clip_encoder",
+        image_weights="focalclip.interop.open_clip:image_weights",
+        text_weights="focalclip.interop.open_clip:text_weights",
     ),
     TIMM: Source(
         "timm:NAME",
@@ -106,7 +122,9 @@ SOURCES: dict[str, Source] = {
             settings=("drop_path", "init"),
             to_timm="focalclip.interop.timm:timm_trunk",
             from_timm="focalclip.interop.timm:timm_tower",
+            load="focalclip.interop.timm:load_tower",
         ),
+        image_weights="focalclip.interop.timm:image_weights",
     ),
     TRANSFORMERS: Source(
         "transformers:NAME_OR_FOLDER",
@@ -118,7 +136,10 @@ SOURCES: dict[str, Source] = {
             ignores=("width", "heads", "layers", "causal"),
             write_files="focalclip.interop.transformers:write_text_files",
             open_clip="focalclip.interop.transformers:open_clip_text_config",
+            projection="proj",
         ),
+        image_weights="focalclip.interop.transformers:image_weights",
+        text_weights="focalclip.interop.transformers:text_weights",
     ),
 }
 
@@ -131,15 +152,17 @@ IMAGE_TOWERS: dict[str, ImageTowerEntry] = {
         variants="focalclip.models.focalnet.variants:FOCALNETS",
         to_timm="focalclip.models.weights:to_timm",
         from_timm="focalclip.models.weights:state_dict_from_timm",
+        load="focalclip.models.weights.convert:load_tower",
     ),
 }
 TEXT_TOWERS: dict[str, TextTowerEntry] = {
     "open_clip": TextTowerEntry(
         "focalclip.interop.open_clip:create_text_transformer",
         "focalclip.interop.open_clip:ByteLevelTokenizer",
-        ignores=("pretrained",),
         clip_tokens=True,
         open_clip="focalclip.interop.open_clip:text_config",
+        projection="text_projection",
+        fit="focalclip.interop.open_clip:fit_text_positions",
     ),
 }
 
@@ -170,8 +193,12 @@ def forms(kind: str) -> list[str]:
 
 
 def sources(kind: str) -> str:
-    """What may name a trained model (``model``) or a frozen image tower (``encoder``), for messages and help."""
-    others = {"model": ["package.module:function"], "encoder": ["a file of FocalNet weights"]}[kind]
+    """What may name a trained model, an ``encoder``, ``image_weights`` or ``text_weights``, for messages and help."""
+    others = {
+        "model": ["package.module:function"],
+        "encoder": ["a file of FocalNet weights"],
+        "image_weights": ["a file of FocalNet or timm weights"],
+    }.get(kind, [])
     return ", ".join(["run directory", "exported folder", *forms(kind), *others])
 
 

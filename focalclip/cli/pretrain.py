@@ -60,10 +60,9 @@ def _run(argv: list[str]) -> int:
     config, resume = parse(argv)
     if not resume:
         _warn_of_demo_settings(argv, config)
-    if config.train.init_from and not resume:
-        from focalclip.training.start import check_source
+        from focalclip.interop.start import check_sources
 
-        check_source(config.train.init_from)
+        check_sources(config)
     if config.eval.benchmark:
         require(f"eval.benchmark={config.eval.benchmark}", "eval", "scipy", "jinja2")
     from focalclip.base.ranks import joined

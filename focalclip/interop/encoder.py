@@ -1,8 +1,9 @@
 """The image tower alone, frozen or to be trained further, for use inside other people's work."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Self
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from PIL import Image
@@ -11,6 +12,28 @@ from torch import Tensor, fx, nn
 from focalclip.base.errors import UserError
 
 Preprocess = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class TowerWeights:
+    """The weights of one trained tower, and what tells whether another tower with them is the same.
+
+    Attributes:
+        weights: by the names of the library that they come from. Those of a text tower include its projection.
+        projection: weight (D, C) and bias (D,) or None of the linear map behind an image tower's C pooled features;
+            None: there is none.
+        encode: from the tower's input to its features before the projection, (B, C); None: not known.
+        tokenizer: of a text tower.
+        mean: of the pixels that the tower was trained on; None: not known.
+        std: the same.
+    """
+
+    weights: Mapping[str, Tensor]
+    projection: tuple[Tensor, Tensor | None] | None = None
+    encode: Callable[[Tensor], Tensor] | None = None
+    tokenizer: Any = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
 
 
 @fx.wrap

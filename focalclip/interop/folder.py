@@ -18,6 +18,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from focalclip import names
@@ -27,7 +28,7 @@ from focalclip.base.strict import from_dict
 from focalclip.config import ModelConfig, TextTowerConfig
 from focalclip.interop.register import needs_focalclip
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.norm import GlobalBatchNorm, fold_into
+from focalclip.models.norm import GlobalBatchNorm, fold_into, unfold_from
 from focalclip.models.text import text_entry
 from focalclip.models.weights import load_strictly
 
@@ -40,6 +41,10 @@ _UNSEALED = 1  # the format before, without hashes
 TOWER_WEIGHTS = "model.safetensors"  # of an image tower alone, as timm and transformers name it
 
 _TRUNK = "visual.trunk."
+
+_FEATURE_NORM = "feature_norm"
+
+_NO_START = {"pretrained": None, "lock": False, "unlocked_groups": 0}
 
 
 def save(model: FocalCLIP, folder: str | Path, provenance: dict[str, Any] | None = None) -> Path:
@@ -74,6 +79,9 @@ def write_files(model: FocalCLIP, folder: Path, provenance: dict[str, Any] | Non
         names.find(write_text_files)(model, folder)
     files = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
     ours = {"format": FORMAT, "model": config.model_dump(mode="json"), "provenance": provenance or {}, "files": files}
+    norm: Any = model.visual.norm
+    if isinstance(norm, GlobalBatchNorm):  # what was folded, for a run that starts from here
+        ours[_FEATURE_NORM] = {"mean": norm.running_mean.tolist(), "var": norm.running_var.tolist()}
     write_sealed_json(folder / OURS, ours)
 
 
@@ -92,8 +100,13 @@ def write_weights(weights: dict[str, Tensor], path: Path) -> None:
     save_file(plain, path, metadata={"format": "pt"})
 
 
-def read(folder: str | Path) -> FocalCLIP:
+def read(folder: str | Path, *, unfold: bool = False) -> FocalCLIP:
     """Load an exported folder strictly, in evaluation mode on the CPU.
+
+    Args:
+        folder: of :func:`save`.
+        unfold: with the normalisation of features that the model was trained with, where it was and the folder tells
+            its statistics, in front of the projection instead of folded into it.
 
     Raises:
         UserError: if a file is missing or damaged, or if the weights are not exactly those of the configuration.
@@ -116,7 +129,22 @@ def read(folder: str | Path) -> FocalCLIP:
         raise UserError(f"{folder / WEIGHTS}: cannot be read ({error}); copy or export it again") from None
     remedy = "use the folder as it was exported"
     load_strictly(model, our_weights(weights, model), str(folder / WEIGHTS), remedy=remedy)
+    if unfold and _FEATURE_NORM in ours:
+        _unfold(model, ours[_FEATURE_NORM])
     return model.eval()
+
+
+def _unfold(model: FocalCLIP, statistics: dict[str, list[float]]) -> None:
+    """Put the normalisation of features back in front of the projection."""
+    visual: Any = model.visual
+    visual.norm = norm = GlobalBatchNorm(visual.proj.in_features)
+    norm.running_mean, norm.running_var = (torch.tensor(statistics[name]) for name in ("mean", "var"))
+    weight, bias = unfold_from(visual.proj.weight, visual.proj.bias, norm)
+    with torch.no_grad():
+        visual.proj.weight.copy_(weight)
+        visual.proj.bias.copy_(bias)
+    image = model.config.image.model_copy(update={"feature_norm": "batch"})
+    model.config = model.config.model_copy(update={"image": image})
 
 
 def provenance(folder: str | Path) -> dict[str, Any]:
@@ -127,9 +155,9 @@ def provenance(folder: str | Path) -> dict[str, Any]:
 def exported_config(config: ModelConfig) -> ModelConfig:
     """The configuration of what is written: no normalisation (folded), nothing that only matters in training."""
     image = config.image.model_copy(
-        update={"feature_norm": "none", "drop_path": 0.0, "activation_checkpointing": False}
+        update={"feature_norm": "none", "drop_path": 0.0, "activation_checkpointing": False} | _NO_START
     )
-    text = config.text.model_copy(update={"pretrained": False})
+    text = config.text.model_copy(update=_NO_START)
     if text_entry(text).write_files and Path(names.split(text.name)[1]).is_dir():
         text = _at(text, ".")  # its files are in the exported folder
     return config.model_copy(update={"image": image, "text": text})

@@ -58,7 +58,7 @@ def load(source: str | Path, device: Device = None) -> Any:
     if _FUNCTION.fullmatch(name) and not Path(name).exists():
         model = _load_function(name)
         return model.to(device).eval() if isinstance(model, torch.nn.Module) else model
-    read = store.read(_exported_folder(name, "model")).to(device)
+    read = store.read(exported_folder(name, "model")).to(device)
     if text_entry(read.config.text).write_files:
         _ = read.tokenizer  # whose files may be missing, which is better known now
     return read
@@ -126,7 +126,7 @@ def _encoder(name: str, flags: dict[str, Any]) -> ImageEncoder:
         return names.find(library.encoder)(rest)
     if is_weights_file(name):
         return _file_encoder(name, flags)
-    model = store.read(_exported_folder(name, "encoder"))
+    model = store.read(exported_folder(name, "encoder"))
     return ImageEncoder(model.visual.trunk, partial(eval_transform, model.config.image))
 
 
@@ -138,8 +138,16 @@ def _file_encoder(path: str, flags: dict[str, Any]) -> ImageEncoder:
     return ImageEncoder(tower, partial(names.find("focalclip.interop.timm:timm_preprocess"), variant))
 
 
-def _exported_folder(source: str, kind: str) -> Path:
-    """``source`` itself, or the ``model`` folder of the run directory that it is."""
+def exported_folder(source: str, kind: str) -> Path:
+    """``source`` itself, or the ``model`` folder of the run directory that it is.
+
+    Args:
+        source: a path.
+        kind: what is wanted of it, for messages: see :func:`focalclip.names.sources`.
+
+    Raises:
+        UserError: if it is no folder, or a run without a model.
+    """
     folder = Path(source)
     if not folder.is_dir():
         raise UserError(f"{source}: no such folder; give one of: {names.sources(kind)}")

@@ -19,7 +19,7 @@ from focalclip.config import TextTowerConfig
 from focalclip.data.images import to_rgb
 from focalclip.interop import folder as store
 from focalclip.interop.card import Trained
-from focalclip.interop.encoder import ForeignTower, ImageEncoder
+from focalclip.interop.encoder import ForeignTower, ImageEncoder, TowerWeights
 from focalclip.interop.register import needs_focalclip
 from focalclip.models.text import first_tokens, lengths_to_the_end
 from focalclip.names import OPEN_CLIP, split
@@ -256,6 +256,62 @@ def open_clip_encoder(name: str) -> ImageEncoder:
     tower = OpenClipTower(visual, name)
     tower.measure(torch.zeros(1, *config.input_size))
     return ImageEncoder(tower, partial(_from_any_picture, image_transform_v2(config, is_train=False)))
+
+
+def image_weights(name: str) -> TowerWeights:
+    """The image half of a trained model: timm's names where its tower is of timm, else OpenAI's under ``visual.``.
+
+    Raises:
+        UserError: if open_clip has no such weights, or cannot load them.
+    """
+    from open_clip.transform import PreprocessCfg
+
+    visual: Any = _create(_at_home(name))[0].float().eval().visual
+    config = PreprocessCfg(**visual.preprocess_cfg)
+    weights = visual.state_dict()
+    projection = None
+    if hasattr(visual, "trunk"):
+        if isinstance(linear := getattr(visual.head, "proj", None), nn.Linear):
+            projection = linear.weight, linear.bias
+        weights = {key.removeprefix("trunk."): x for key, x in weights.items() if key.startswith("trunk.")}
+    else:
+        if isinstance(getattr(visual, "proj", None), nn.Parameter):
+            projection = visual.proj.T.contiguous(), None
+        weights = {f"visual.{key}": x for key, x in weights.items()}
+    return TowerWeights(weights, projection, OpenClipTower(visual, name), mean=config.mean, std=config.std)
+
+
+def text_weights(name: str, _: TextTowerConfig) -> TowerWeights:
+    """The text half of a trained model, by the names of open_clip's text tower.
+
+    Raises:
+        UserError: if open_clip has no such weights, or cannot load them.
+    """
+    model = OpenClipModel(name).float().eval()
+    text, other = model._text, ("visual.", "logit_", "text_decoder.", "transformer.pooler.")
+    weights = {key: x for key, x in text.state_dict().items() if not key.startswith(other)}
+    if hasattr(text, "text_projection"):
+        text.text_projection = None
+    elif hasattr(text, "proj"):  # of an encoder of transformers
+        text.proj = nn.Identity()
+    return TowerWeights(weights, encode=model.encode_text, tokenizer=model.tokenizer)
+
+
+def fit_text_positions(tower: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """Fit positions to the context length of ``tower``, in place, by open_clip's own function.
+
+    Returns:
+        What was fitted.
+    """
+    from open_clip.model import resize_text_pos_embed
+
+    key = "positional_embedding"
+    before = weights.get(key)
+    if before is None or before.shape[-1] != tower.state_dict()[key].shape[-1]:
+        return []  # another architecture, of which the names are told when it is loaded
+    resize_text_pos_embed(weights, tower)
+    after = weights[key]
+    return [] if after.shape == before.shape else [f"{key} {tuple(before.shape)} to {tuple(after.shape)}"]
 
 
 def _from_any_picture(preprocess: Any) -> Any:

@@ -5,6 +5,7 @@ express. With a first stage of stride 4, a picture of 32 pixels leaves the last 
 Their widths are those of ``focalnet_pico``, and their depths give as many parameters.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +19,7 @@ from timm.layers import GroupNorm1
 from timm.models import convnext, metaformer
 from timm.models import focalnet as timm_focalnet
 from timm.models._builder import build_model_with_cfg
+from timm.models._manipulate import group_parameters
 from timm.models._registry import generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ from focalclip.base.errors import UserError, first_line
 from focalclip.config import ImageTowerConfig
 from focalclip.data.images import to_rgb
 from focalclip.interop.card import Trained
-from focalclip.interop.encoder import ImageEncoder, Preprocess
+from focalclip.interop.encoder import ImageEncoder, Preprocess, TowerWeights
 from focalclip.interop.folder import TOWER_WEIGHTS, write_weights
 from focalclip.interop.register import ADDED, needs_focalclip
 from focalclip.models.focalnet import FocalNet, FocalNetConfig
@@ -62,6 +64,20 @@ class TimmTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Pooled features (B, num_features) of normalised images (B, 3, H, W)."""
         return self.trunk(images)
+
+    def depth_groups(self) -> list[list[str]]:
+        """Names of parameters from the stem up, as timm groups them for layer-wise decay; a head has one of its own."""
+        trunk: Any = self.trunk
+        if hasattr(trunk, "group_matcher"):
+            depth_of: Any = group_parameters(trunk, trunk.group_matcher(coarse=False), reverse=True)
+        else:
+            from timm.optim._param_groups import auto_group_layers  # not while timm.models is being imported
+
+            depth_of = auto_group_layers(trunk)
+        groups: list[list[str]] = [[] for _ in range(1 + max(depth_of.values()))]
+        for name, depth in depth_of.items():
+            groups[depth].append(f"trunk.{name}")
+        return groups
 
     def feature_maps(self, images: Tensor) -> list[Tensor]:
         """One (B, C_i, H_i, W_i) map for each of ``strides``."""
@@ -163,6 +179,84 @@ def timm_preprocess(name: str) -> Preprocess:
     published: Any = timm.get_pretrained_cfg(name)
     options: Any = timm.data.resolve_data_config(pretrained_cfg=published.to_dict())
     return Compose([to_rgb, timm.data.create_transform(**options)])
+
+
+def image_weights(name: str) -> TowerWeights:
+    """The weights that timm publishes under a name, at the resolution that they were trained at, with their head.
+
+    Raises:
+        UserError: if timm does not know the name, or its weights cannot be had.
+    """
+    trunk = _create_in_timm(name, pretrained=True).eval()
+    weights = dict(trunk.state_dict())
+    trunk.reset_classifier(0)
+    return TowerWeights(weights, encode=trunk, mean=trunk.pretrained_cfg["mean"], std=trunk.pretrained_cfg["std"])
+
+
+def focalnet_statistics(variant: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
+    """Mean and deviation of the pixels that a variant's published weights were trained on; None where none are."""
+    published = timm.get_pretrained_cfg(variant) if variant and timm.is_model(variant) else None
+    return (published.mean, published.std) if published and published.has_weights else (None, None)
+
+
+def load_tower(tower: "TimmTower", config: ImageTowerConfig, weights: Mapping[str, Tensor], where: str) -> list[str]:
+    """Load weights of timm, or of another code base whose names timm converts, into a tower that is built.
+
+    timm's own function for the weights of this architecture renames them and fits positions to the resolution.
+
+    Args:
+        tower: as the configuration builds it.
+        config: its name and options.
+        weights: at any resolution, with a classification head or without.
+        where: source of the weights, for messages.
+
+    Returns:
+        What was fitted, such as ``pos_embed (1, 197, 192) to (1, 65, 192)``.
+
+    Raises:
+        UserError: listing what is missing, unexpected or of another shape.
+    """
+    weights = timm_trunk(weights)
+    own = tower.trunk.state_dict()
+    heads = tower.trunk.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    headless = {name: x for name, x in weights.items() if not name.startswith(tuple(f"{head}." for head in heads))}
+    remedy = "name the tower of these weights as model.image.name"
+    if {n: x.shape for n, x in headless.items()} != {n: x.shape for n, x in own.items()}:
+        try:
+            headless = _converted(config, weights, heads)
+        except Exception as error:  # noqa: BLE001 - timm's functions fail in any way on what they do not know
+            load_strictly(tower.trunk, headless, where, remedy=remedy)
+            raise UserError(f"{where}: timm cannot fit it to {config.name}: {first_line(error)}") from None
+    load_strictly(tower.trunk, headless, where, remedy=remedy)
+    before = {name: weights.get(name, weights.get(_CLIP_NAMES.get(name, ""))) for name in own}
+    return [
+        f"{name} {tuple(x.shape)} to {tuple(own[name].shape)}"
+        for name, x in before.items()
+        if x is not None and x.numel() != own[name].numel()
+    ]
+
+
+_CLIP_NAMES = {"pos_embed": "visual.positional_embedding"}
+
+
+def _converted(config: ImageTowerConfig, weights: Mapping[str, Tensor], heads: tuple[str, ...]) -> dict[str, Tensor]:
+    """The weights as ``timm.create_model`` loads them for a tower of this name and options, without a head."""
+    name = split(config.name)[1]
+    options: Any = {key: tuple(value) if isinstance(value, list) else value for key, value in config.options.items()}
+    given = dict(copy.deepcopy(dict(weights)))
+    if heads and f"{heads[0]}.weight" in given:
+        classes = len(given[f"{heads[0]}.weight"])
+    elif "visual.proj" in given:  # CLIP's projection becomes timm's head
+        classes = given["visual.proj"].shape[1]
+    else:  # some of timm's functions tell old names from new ones by the head
+        classes = 1 if heads else 0
+        bare = timm.create_model(name, num_classes=classes, **options).state_dict()
+        given |= {key: x for key, x in bare.items() if key.startswith(tuple(f"{head}." for head in heads))}
+    source = {"state_dict": given, "num_classes": classes, "label_offset": 0, "custom_load": False, "source": None}
+    trunk: Any = timm.create_model(name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=source, **options)
+    trunk.reset_classifier(0)
+    return trunk.state_dict()
 
 
 def modulation_parts(modulation: Any, x: Tensor) -> ModulationParts:

@@ -25,7 +25,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from focalclip.base.errors import UserError, first_line
 from focalclip.config import ImageTowerConfig, TextTowerConfig
 from focalclip.data.images import to_rgb
-from focalclip.interop.encoder import ForeignTower, ImageEncoder
+from focalclip.interop.encoder import ForeignTower, ImageEncoder, TowerWeights
 from focalclip.interop.folder import TOWER_WEIGHTS, write_weights
 from focalclip.interop.register import MODEL_TYPE
 from focalclip.models import draws
@@ -79,11 +79,8 @@ class HuggingFaceTextTower(nn.Module):
         source = split(config.name)[1]
         self.config = _load_text(source, transformers.AutoConfig.from_pretrained)
         _check_fits(self.config, config)
-        if config.pretrained:
-            encoder = _load_text(source, transformers.AutoModel.from_pretrained)
-        else:
-            encoder = transformers.AutoModel.from_config(self.config)
-        encoder = encoder.float()  # transformers keeps the dtype of the checkpoint, which may be of 16 bits
+        encoder = transformers.AutoModel.from_config(self.config)
+        encoder = encoder.float()  # transformers takes the dtype of the configuration, which may be of 16 bits
         self.transformer = encoder.get_encoder() if self.config.is_encoder_decoder else encoder
         self.transformer.pooler = None  # BERT's pooler would stay without a gradient under mean pooling
         _draw_by_sample(self.transformer)
@@ -443,6 +440,52 @@ def transformers_encoder(source: str) -> ImageEncoder:
         images = torch.zeros(1, channels, *((size, size) if isinstance(size, int) else size))
     tower.measure(images)
     return ImageEncoder(tower, preprocess)
+
+
+def image_weights(source: str) -> TowerWeights | FocalCLIP:
+    """The weights of a FocalNet of transformers, by our names; of an export of ours the whole model.
+
+    Raises:
+        UserError: if it is another kind of model, is not whole, or cannot be had.
+    """
+    config = _load_source(source, transformers.AutoConfig.from_pretrained)
+    if config.model_type == MODEL_TYPE:
+        return load_transformers(source)
+    if config.model_type != "focalnet":
+        raise UserError(
+            f"{TRANSFORMERS}{source}: a {config.model_type}, and only FocalNets of transformers have the names of a "
+            "tower here; give timm: or open_clip: weights of the same tower"
+        )
+    processor = _load_source(source, transformers.AutoImageProcessor.from_pretrained)
+    tower = _focalnet(source, config)
+    statistics = [tuple(getattr(processor, name)) for name in ("image_mean", "image_std")]
+    return TowerWeights(tower.state_dict(), encode=tower, mean=statistics[0], std=statistics[1])
+
+
+def text_weights(source: str, config: TextTowerConfig) -> TowerWeights | FocalCLIP:
+    """The weights of a text encoder, by the names of a :class:`HuggingFaceTextTower` and without a projection.
+
+    Of an export of ours the whole model. The tokenizer has the context length of ``config``.
+
+    Raises:
+        UserError: if it is no text encoder, is not whole, or cannot be had.
+    """
+    theirs = _load_source(source, transformers.AutoConfig.from_pretrained)
+    if theirs.model_type == MODEL_TYPE:
+        return load_transformers(source)
+    if theirs.model_type in _TWO_TOWERS:
+        raise UserError(
+            f"{TRANSFORMERS}{source}: a {theirs.model_type}, whose text tower has other names than the ones here; give "
+            "open_clip: weights of the same model"
+        )
+    named = TextTowerConfig(name=f"{TRANSFORMERS}{source}", context_length=config.context_length)
+    tower: Any = HuggingFaceTextTower(named, 8)
+    trained = _trained(source, transformers.AutoModel)
+    encoder = trained.get_encoder() if theirs.is_encoder_decoder else trained
+    encoder.pooler = None
+    load_strictly(tower.transformer, encoder.state_dict(), named.name)
+    tower.proj = nn.Identity()
+    return TowerWeights(tower.state_dict(), encode=tower.eval(), tokenizer=create_tokenizer(named))
 
 
 def _focalnet(source: str, theirs: Any) -> FocalNet:

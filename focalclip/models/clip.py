@@ -1,7 +1,7 @@
 """The two-tower model: an image tower, a text tower, and the scale of their cosines."""
 
 import fnmatch
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from focalclip.base.errors import UserError
 from focalclip.config import ModelConfig, config_dir, config_names, load_config
 from focalclip.models.draws import use_sample_draws
 from focalclip.models.image import check_image_size, create_image_tower
+from focalclip.models.lock import lock_towers
 from focalclip.models.norm import GlobalBatchNorm
 from focalclip.models.preprocess import eval_transform
 from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer, lengths_to_the_end, text_entry
@@ -49,10 +50,18 @@ class ProjectedImageTower(nn.Module):
         self.proj = nn.Linear(width, config.embed_dim)
         nn.init.normal_(self.proj.weight, std=width**-0.5)  # CLIP's scale for both projections
         nn.init.zeros_(self.proj.bias)
+        self.is_locked = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode (B, 3, H, W) to (B, embed_dim)."""
-        return self.proj(self.norm(self.trunk(images)))
+        return self.proj(self.norm(self.features(images)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Pooled features (B, C) of the tower; of one that is locked as a whole nothing is kept for gradients."""
+        if not self.is_locked:
+            return self.trunk(images)
+        with torch.no_grad():
+            return self.trunk(images)
 
 
 class FocalCLIP(nn.Module):
@@ -64,6 +73,7 @@ class FocalCLIP(nn.Module):
         logit_scale: parameter of shape [1] (DeepSpeed refuses 0-dim parameters): logarithm of the scale of the cosines,
             as in open_clip.
         config: the :class:`~focalclip.config.ModelConfig` that built it.
+        locked: modules that stay in evaluation mode, see :func:`~focalclip.models.lock.lock_towers`.
         outputs: names of what :meth:`forward` returns.
     """
 
@@ -78,7 +88,15 @@ class FocalCLIP(nn.Module):
             self.text.set_grad_checkpointing(True)  # pyrefly: ignore[not-callable]
         self.logit_scale = nn.Parameter(torch.full((1,), config.init_logit_scale))
         use_sample_draws(self)
+        self.locked: list[nn.Module] = []
         self._tokenizer: Tokenizer | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        """As of any module; what is locked stays in evaluation mode."""
+        super().train(mode)
+        for module in self.locked:
+            module.eval()
+        return self
 
     def forward(self, images: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """Everything that a loss may need, by name.
@@ -150,13 +168,18 @@ def create_model(model: str | ModelConfig) -> FocalCLIP:
     """Build a two-tower model with fresh weights.
 
     Args:
-        model: name of a file in ``configs/`` without its ending, or a configuration.
+        model: name of a file in ``configs/`` without its ending, or a configuration. What ``pretrained`` names in it is
+            loaded, and what it locks is locked.
 
     Raises:
-        UserError: if there is no such name.
+        UserError: if there is no such name, or the weights do not fit.
     """
     if isinstance(model, ModelConfig):
-        return FocalCLIP(model)
+        built = FocalCLIP(model)
+        if model.image.pretrained is not None or model.text.pretrained is not None:
+            names.find("focalclip.interop.start:load_pretrained")(built)
+        lock_towers(built)
+        return built
     if model not in _two_towers():
         raise UserError(f"create_model: {model!r} is not a two-tower model; use one of {', '.join(_two_towers())}")
     return FocalCLIP(load_config(config_dir() / f"{model}.yaml").model)

@@ -54,6 +54,12 @@ class GlobalBatchNorm(nn.Module):
 
 
 @torch.no_grad()
+def unfold_from(weight: Tensor, bias: Tensor, norm: GlobalBatchNorm) -> tuple[Tensor, Tensor]:
+    """The reverse of :func:`fold_into`: weight (D, C) and bias (D,) of the projection behind ``norm``."""
+    return weight * torch.sqrt(norm.running_var + norm.eps), bias + weight @ norm.running_mean
+
+
+@torch.no_grad()
 def fold_into(norm: GlobalBatchNorm, projection: nn.Linear) -> tuple[Tensor, Tensor]:
     """Weight (D, C) and bias (D,) of the one linear layer that equals evaluation-mode ``norm`` then ``projection``."""
     scale = torch.rsqrt(norm.running_var + norm.eps)

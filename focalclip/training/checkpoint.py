@@ -32,6 +32,8 @@ from focalclip.training.engine import data_only
 
 MANIFEST, BUFFERS = "manifest.json", "buffers.pt"
 
+_MODULE = "mp_rank_00_model_states.pt"  # DeepSpeed's name for the whole model's weights, at ZeRO 0 to 2
+
 
 @dataclass
 class TrainState:
@@ -128,12 +130,24 @@ def load(engine: Any, saved: Checkpoint, path: Path) -> None:
             loaded, _ = engine.load_checkpoint(str(path.parent), tag=path.name)
             # DeepSpeed's universal form has parameters only: running statistics would be reset without an error.
             buffers = torch.load(saved.path / BUFFERS, weights_only=True)
+            if path != saved.path:
+                _load_locked(engine.module, saved.path)
     except (RuntimeError, OSError, EOFError, KeyError, AssertionError, pickle.UnpicklingError) as error:
         raise UserError(f"{path}: cannot be loaded ({first_line(error)}); {remedy}") from None
     if loaded is None:
         raise UserError(f"{path}: DeepSpeed found no checkpoint in it; {remedy}")
     for name, buffer in engine.module.named_buffers():
         buffer.copy_(buffers[name])
+
+
+@torch.no_grad()
+def _load_locked(module: Any, path: Path) -> None:
+    """Load the parameters that are not trained; DeepSpeed's universal form has those of the optimiser alone."""
+    locked = {name: parameter for name, parameter in module.named_parameters() if not parameter.requires_grad}
+    if locked:
+        weights = torch.load(path / _MODULE, weights_only=True, mmap=True, map_location="cpu")["module"]
+        for name, parameter in locked.items():
+            parameter.copy_(weights[name])
 
 
 def _read(path: Path) -> Checkpoint:

@@ -1,7 +1,8 @@
 """Optimisers, parameter groups and learning-rate schedules, and the tables that look them up by name.
 
 An optimiser is a function ``(model, config, *, options...) -> torch.optim.Optimizer``. It forms its own parameter
-groups (see :func:`parameter_groups`), because some optimisers treat matrices, embeddings and vectors differently. A
+groups (see :func:`parameter_groups`), because some optimisers treat matrices, embeddings and vectors differently. The
+learning rate of each is that of its tower. A
 schedule is a function ``(progress, floor, *, options...) -> float``: the learning rate over the peak after the warm-up,
 at ``progress`` from 0 to 1, where ``floor`` is ``min_lr`` over the peak. ``optim.options`` and
 ``optim.schedule_options`` set their keyword-only parameters. docs/extending.md adds one of each as complete examples.
@@ -17,7 +18,9 @@ from torch import nn
 
 from focalclip.base.errors import UserError
 from focalclip.base.strict import nearest, options_of
-from focalclip.config import OptimConfig
+from focalclip.config import OptimConfig, TowerOptimConfig
+from focalclip.models.clip import FocalCLIP
+from focalclip.models.lock import TOWERS, depth_groups
 from focalclip.names import find
 
 
@@ -60,25 +63,116 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optim
         UserError: as :func:`check` does.
     """
     build, options = _optimizer(config)
-    return build(model, config, **options)
+    optimizer = build(model, config, **options)
+    for group in optimizer.param_groups:  # one that takes all parameters takes those of locked towers too
+        group["params"] = [p for p in group["params"] if p.requires_grad]
+    _check_rates(optimizer, model, config)
+    return optimizer
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups: matrices and kernels decay; biases, norms, layer scales and the logit scale (all 1-D) do not.
+@dataclass(frozen=True)
+class Part:
+    """Parameters that are trained alike.
 
-    The groups of the FocalNet authors' and of open_clip's training code.
+    Attributes:
+        name: such as ``image``, ``image group 3`` or ``text projection``.
+        parameters: by name, whole.
+        lr: peak learning rate; 0 where they are locked.
+        weight_decay: of them.
+        is_locked: whether they stay as they are.
     """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    lr: float
+    weight_decay: float
+    is_locked: bool = False
+
+
+def parts(model: nn.Module, config: OptimConfig) -> list[Part]:
+    """All parameters of ``model`` by what they are trained with: tower, depth, and whether they decay.
+
+    Matrices and kernels decay; biases, norms, layer scales and the logit scale (all 1-D) do not, as in the FocalNet
+    authors' and in open_clip's training code. With ``layer_decay`` d, the groups 0 to L - 1 of a tower (see
+    :func:`~focalclip.models.lock.depth_groups`) have the rate of its projection, ``lr``, times d^(L - i): timm's
+    ``param_groups_layer_decay`` where the projection is the head.
+    """
+    places = _places(model)
+    found: dict[tuple[Any, ...], dict[str, nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        tower, depth, below = places.get(name, ("", None, 0))
+        own = getattr(config, tower) if tower else TowerOptimConfig()
+        label = name if not tower else f"{tower} projection" if depth is None else tower
+        lr = config.lr if own.lr is None else own.lr
+        if not parameter.requires_grad:
+            found.setdefault((label, 0.0, 0.0, True), {})[name] = parameter
+            continue
+        if own.layer_decay is not None and depth is not None:
+            label, lr = f"{tower} group {depth}", lr * own.layer_decay ** (below - depth)
+        decay = config.weight_decay if own.weight_decay is None else own.weight_decay
+        found.setdefault((label, lr, decay if parameter.ndim > 1 else 0.0, False), {})[name] = parameter
+    return [Part(label, parameters, *rest) for (label, *rest), parameters in found.items()]
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict]:
+    """The trained :func:`parts`, those that decay first; parts with the same ``lr`` and ``weight_decay`` are one group.
+
+    So there are two groups where no tower has settings of its own.
+    """
+    trained = [part for part in parts(model, config) if not part.is_locked]
+    rates = {name: part for part in trained for name in part.parameters}
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in sorted(named, key=lambda item: item[1].ndim <= 1):
+        groups.setdefault((rates[name].lr, rates[name].weight_decay, parameter.ndim <= 1), []).append(parameter)
+    return [{"params": found, "lr": lr, "weight_decay": decay} for (lr, decay, _), found in groups.items()]
+
+
+def _places(model: Any) -> dict[str, tuple[str, int | None, int]]:
+    """Tower of each parameter, its depth (None: behind the groups), and how many groups the tower has."""
+    if not isinstance(model, FocalCLIP):
+        return {}
+    places: dict[str, tuple[str, int | None, int]] = {}
+    for tower, prefix in TOWERS.items():
+        groups = depth_groups(model, tower)
+        whole = prefix.split(".")[0] + "."  # with the projection
+        places |= {name: (tower, None, 0) for name, _ in model.named_parameters() if name.startswith(whole)}
+        places |= {f"{prefix}{name}": (tower, i, len(groups)) for i, group in enumerate(groups) for name in group}
+    return places
+
+
+def _check_rates(optimizer: torch.optim.Optimizer, model: nn.Module, config: OptimConfig) -> None:
+    """Raise UserError unless each tower has the learning rate that its section says."""
+    found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for part in parts(model, config):
+        if not part.is_locked and any(found.get(id(p)) != part.lr for p in part.parameters.values()):
+            if config.image == config.text == TowerOptimConfig():
+                return  # an optimiser may have rates of its own for some matrices
+            raise UserError(
+                f"optim.name={config.name}: it does not train {part.name} at lr={part.lr:g}, as optim.image and "
+                "optim.text say; leave them out, or choose another optimiser"
+            )
 
 
 def adamw(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """AdamW in one fused kernel (as quick as DeepSpeed's own on a CPU, and nothing to compile)."""
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config)
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+
+def table(model: nn.Module, config: OptimConfig) -> str:
+    """The :func:`parts` as lines: name, tensors, parameters, peak learning rate, weight decay, locked or not."""
+    rows: list[tuple[str, ...]] = [("parameters", "tensors", "numbers", "lr", "weight decay", "")]
+    for part in parts(model, config):
+        numbers = f"{sum(p.numel() for p in part.parameters.values()):,}"
+        rates = ("-", "-", "locked") if part.is_locked else (f"{part.lr:.4g}", f"{part.weight_decay:.4g}", "")
+        rows.append((part.name, str(len(part.parameters)), numbers, *rates))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for name, *numbers, note in rows:
+        cells = [name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True))]
+        lines.append("  ".join([*cells, note]).rstrip())
+    return "\n".join(lines)
 
 
 def create_schedule(config: OptimConfig, total_steps: int) -> Callable[[int], float]:

@@ -1,6 +1,7 @@
 """Assembly of one run, from configuration to exported model: its directory, its parts, and their order."""
 
 import hashlib
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -28,15 +29,16 @@ from focalclip.config import RunConfig
 from focalclip.data.loader import Dealing, TrainLoader
 from focalclip.data.shards import left_out
 from focalclip.interop import folder as store
+from focalclip.interop import start
 from focalclip.models.clip import FocalCLIP, ProjectedImageTower
 from focalclip.models.image import check_patches
+from focalclip.models.lock import lock_towers
 from focalclip.models.text import text_entry
 from focalclip.training import checkpoint, engine, optim
 from focalclip.training.checkpoint import Checkpoint, TrainState
 from focalclip.training.log import TrainLog
 from focalclip.training.loop import Trainer, train
 from focalclip.training.resume import check_zero_stage, clean_up, find_checkpoints, loadable
-from focalclip.training.start import start_from
 from focalclip.training.step import create_loss
 from focalclip.training.stop import StopRequest
 
@@ -99,7 +101,8 @@ def run_training(
     """
     saved = _find_checkpoint(config, resume)
     state = saved.state if saved else TrainState()
-    model = in_turns(lambda: _create_model(config, is_fresh=saved is None))
+    model, begins = in_turns(lambda: _create_model(config, is_fresh=saved is None))
+    table = optim.table(model, config.optim)
     loader = in_turns(lambda: _create_loader(config, shards, model, state))
     if len(set(gather_objects(state.data))) > 1:
         raise SharedError("data.train: the shards differ between ranks; name files that all nodes share")
@@ -107,7 +110,7 @@ def run_training(
     deepspeed_engine = _create_engine(config, model, total_steps, saved)
     main_only(lambda: _write_config(config, is_fresh=saved is None))
     if is_main():
-        print(_introduction(config, model, loader, state, total_steps), flush=True)
+        print(_introduction(config, model, loader, state, total_steps, begins), table, sep="\n", flush=True)
     if state.step >= total_steps:  # the run may have been killed after its last checkpoint, before the export
         _export(deepspeed_engine, config, state)
     log = together(lambda: TrainLog(config, total_steps, state))
@@ -218,13 +221,25 @@ def _export(deepspeed_engine: Any, config: RunConfig, state: TrainState) -> None
         main_only(lambda: store.save(deepspeed_engine.module, config.run_dir / "model", provenance))
 
 
-def _create_model(config: RunConfig, *, is_fresh: bool) -> FocalCLIP:
-    """The model, with equal initial weights on every rank; a resumed run loads its checkpoint later."""
+def _create_model(config: RunConfig, *, is_fresh: bool) -> tuple[FocalCLIP, list[str]]:
+    """The model, with equal initial weights on every rank, and where they are from; a resumed run loads its own later.
+
+    A feature_norm that came with ``train.init_from`` is locked with the image tower: its statistics belong to it.
+    """
     torch.manual_seed(config.seed)
     model = FocalCLIP(config.model)
-    if is_fresh and config.train.init_from is not None:
-        start_from(model.eval(), config.train.init_from)
-    return model.train()
+    begins = start.start(model.eval(), config.train.init_from) if is_fresh else []
+    lock_towers(model, with_feature_norm=config.train.init_from is not None)
+    for tower, settings in (("image", config.model.image), ("text", config.model.text)):
+        if settings.lock and settings.pretrained is None and config.train.init_from is None and is_main():
+            print(
+                f"model.{tower}.lock: the weights that are locked are random; name trained ones in "
+                f"model.{tower}.pretrained or train.init_from",
+                file=sys.stderr,
+            )
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("model.image.lock, model.text.lock: nothing is left to train")
+    return model.train(), begins
 
 
 def _create_engine(config: RunConfig, model: FocalCLIP, total_steps: int, saved: Checkpoint | None) -> Any:
@@ -286,19 +301,20 @@ def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
     return steps
 
 
-def _introduction(config: RunConfig, model: FocalCLIP, loader: TrainLoader, state: TrainState, total_steps: int) -> str:
+def _introduction(
+    config: RunConfig, model: FocalCLIP, loader: TrainLoader, state: TrainState, total_steps: int, begins: list[str]
+) -> str:
     """The derived numbers of the run, printed once."""
     millions = {
         name: sum(engine.num_elements(p) for p in tower.parameters()) / 1e6 for name, tower in model.named_children()
     }
     image, batch = config.model.image, config.data.batch_size
     epochs = total_steps * batch / loader.num_samples
-    initial = config.train.init_from
     sources = max(loader.sources, default=0) + 1
     of_sources = f" of {sources} sources, each with classes of its own (data.shared_labels)" if sources > 1 else ""
     lines = [
         f"run        {config.run_dir}" + (f", continued from step {state.step}" if state.step else ""),
-        *([f"weights    {initial} at the start"] if initial else []),
+        *[f"weights    {line}" for line in begins],
         f"model      {image.name} {millions['visual']:.2f} M + {config.model.text.name} text {millions['text']:.2f} M "
         f"parameters, {image.image_size} px",
         f"data       {loader.num_samples:,} pairs{of_sources}; {total_steps:,} steps x {batch} = {epochs:.1f} epochs",

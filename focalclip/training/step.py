@@ -94,6 +94,9 @@ class Stepper:
             SharedError: if no loss scale is left at which fp16 holds the gradient.
         """
         lr = self._engine.get_lr()[0]
+        first = self._engine.lr_scheduler.base_lrs[0]
+        if first != self._config.optim.lr:  # the first group is a tower's with a rate of its own
+            lr = lr / first * self._config.optim.lr
         before = [x.clone() for x in self._statistics]
         losses, scale, faults, ignored = [], None, [], []
         seed_step(self._config.seed, step)

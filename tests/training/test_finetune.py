@@ -19,8 +19,8 @@ from focalclip.data.samples import ShardReader
 from focalclip.data.sources import open_source
 from focalclip.data.write import write_pictures
 from focalclip.evaluation.data import decode, read_task_folder
+from focalclip.interop.start import start_from
 from focalclip.models.clip import FocalCLIP
-from focalclip.training.start import start_from
 
 NAMES, TEMPLATES = ("red", "green", "blue"), ("{c}", "something {c}")
 
@@ -112,9 +112,9 @@ def test_image_tower_alone_starts_from_a_file_of_focalnet_weights(tmp_path):
             r"train\.init_from: timm:focalnet_tiny_lrf: an image tower without a text tower",
         ),
         (
-            "EXPORTED",
+            "open_clip:local-dir:EXPORTED",
             {"feature_norm": "batch"},
-            r"not the weights of this FocalCLIP \(2 missing: visual\.norm.*the section model",
+            r"not the weights of this FocalCLIP \(2 missing: visual\.norm.*set model\.image\.feature_norm=none",
         ),
         (
             "EXPORTED",
@@ -126,7 +126,7 @@ def test_image_tower_alone_starts_from_a_file_of_focalnet_weights(tmp_path):
     ],
 )
 def test_a_wrong_source_is_one_clear_sentence(source, model, message, exported):
-    name = str(exported) if source == "EXPORTED" else source
+    name = source.replace("EXPORTED", str(exported))
     with pytest.raises(UserError, match=message) as raised:
         start_from(tiny(**model), name)
     assert "\n" not in str(raised.value)
@@ -139,7 +139,7 @@ def test_fine_tuning_fits_the_task_and_resumes_without_its_source(task, tmp_path
     args += ["--optim.lr", "0.0003", "--train.save-every", "8", "--train.keep-checkpoints", "3"]
     result = helpers_run.run(tmp_path, tmp_path / "shards", *args)
     assert result.returncode == 0, result.stderr
-    assert f"weights    {source} at the start" in result.stdout
+    assert f"weights    image tower: {source} (train.init_from)" in result.stdout
     run_dir = tmp_path / "runs" / "tiny"
     whole = helpers_run.losses(run_dir)
 

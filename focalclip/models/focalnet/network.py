@@ -117,6 +117,22 @@ class FocalNet(nn.Module):
                 maps.append((self.norms[str(i)](x) if self.norms else x).permute(0, 3, 1, 2))
         return maps
 
+    def depth_groups(self) -> list[list[str]]:
+        """Names of parameters from the stem up, as timm groups them for layer-wise decay.
+
+        The stem; then one group for each block, which has the downsampling before it; the last has the norm behind it.
+        """
+        blocks = [(i, j) for i, depth in enumerate(self.config.depths) for j in range(depth)]
+        groups: list[list[str]] = [[] for _ in range(1 + len(blocks))]
+        for name, _ in self.named_parameters():
+            part = name.split(".")
+            if part[0] == "layers":
+                place = (int(part[1]), 0 if part[2] == "downsample" else int(part[3]))
+                groups[1 + blocks.index(place)].append(name)
+            else:
+                groups[0 if part[0] == "stem" else -1].append(name)
+        return groups
+
     def _embed(self, images: Tensor) -> Tensor:
         """The stem's output (B, H, W, C)."""
         if not self.config.use_overlap and not self.norms:

@@ -157,6 +157,27 @@ def load_strictly(
     module.load_state_dict(weights, assign=any(x.is_meta for x in own.values()))
 
 
+def load_tower(tower: FocalNet, _: Any, weights: Mapping[str, Tensor], where: str) -> list[str]:
+    """Load weights in the names of any dialect, or in ours, into a FocalNet that is built; a head is left out.
+
+    What weights do not imply (post-norm in the authors' names, the normalised modulator) is as the tower has it.
+
+    Returns:
+        What was fitted to the tower: nothing, as a FocalNet has no positions.
+
+    Raises:
+        UserError: listing what is missing, unexpected or of another shape.
+    """
+    if {name: x.shape for name, x in weights.items()} != {name: x.shape for name, x in tower.state_dict().items()}:
+        dialect, theirs = recognise(dict(weights), where)
+        ours = to_ours(theirs, dialect, where=where)
+        if tower.config.use_post_norm and not dialect.implies_post_norm:
+            ours = as_post_norm(ours)
+        weights = {name: x for name, x in ours.items() if not name.startswith(_HEAD)}
+    load_strictly(tower, weights, where, remedy="name the network of these weights as model.image.name")
+    return []
+
+
 def state_dict_from_timm(weights: Mapping[str, Tensor]) -> Weights:
     """State dict of timm's ``focalnet`` as a state dict of ours.
 
