@@ -135,9 +135,9 @@ def _warn_of_demo_settings(argv: list[str], config: RunConfig) -> None:
     if is_chosen or config.data.train == "emoji" or os.environ.get("RANK", "0") != "0":
         return
     print(
-        f"warning: data.train is no longer the default corpus, but the configuration is: {DEFAULT_CONFIG} trains a small "
-        f"model at {config.model.image.image_size} px with the demo's augmentation (rotated, inverted and recoloured "
-        "pictures); for photographs use --config focalclip_tiny_lrf, which trains at 224 px",
+        f"warning: data.train is no longer the default corpus, but the configuration is: {DEFAULT_CONFIG} trains a "
+        f"small model at {config.model.image.image_size} px with the demo's augmentation (rotated, inverted and "
+        "recoloured pictures); for photographs use --config focalclip_tiny_lrf, which trains at 224 px",
         file=sys.stderr,
     )
 
