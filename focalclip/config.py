@@ -307,6 +307,12 @@ class AugmentConfig(Strict):
     recolour: float = Field(0.0, ge=0, le=1)
     """Probability of permuting and scaling the colour channels."""
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether a picture is made into the same pixels each time: whole, and without any chance."""
+        chances = (self.flip, self.grey, self.invert)
+        return self.scale[0] == 1 and self.rotate == self.recolour == 0 and all(chance in (0, 1) for chance in chances)
+
     @model_validator(mode="after")
     def _ranges(self) -> Self:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -548,6 +554,9 @@ class TrainConfig(Strict):
     """Trained weights of both towers to start from: a run directory, an exported folder, ``open_clip:NAME/PRETRAINED``,
     or a file of FocalNet weights for the image tower alone; null: fresh ones. The section ``model`` describes the same
     model. (``model.image.pretrained`` and ``model.text.pretrained`` take one tower each.)"""
+    feature_cache_gb: float = Field(1.0, ge=0)
+    """Disk in the run directory, for each rank, for features of locked towers: what a tower has met is not computed
+    again. Used where inputs come again: captions, and pictures that ``data.augment`` leaves as they are. 0: none."""
     accumulation: int = Field(1, ge=1)
     """Micro-batches per step. Each has its own negatives: this saves memory, it does not enlarge the contrast."""
     precision: Literal["fp32", "amp_bf16", "bf16", "fp16"] = "fp32"
