@@ -32,12 +32,10 @@ _RESERVED_OPTIONS |= {"pretrained", "num_classes", "in_channels", "in_chans", "d
 
 
 def _at_home(path: Any) -> Any:
-    """Paths with ``~`` replaced by the home directory, also in lists and in records of sources."""
+    """Paths with ``~`` replaced by the home directory, also in a list; what is no path stays."""
     if isinstance(path, list):
         return [_at_home(one) for one in path]
-    if isinstance(path, Strict):
-        return path.model_copy(update={"source": home_expanded(path.source)})
-    return path and home_expanded(path)
+    return home_expanded(path) if isinstance(path, str) else path
 
 
 _AT_HOME = AfterValidator(_at_home)
@@ -325,7 +323,7 @@ class AugmentConfig(Strict):
 class SourceConfig(Strict):
     """One source of several, in ``data.train``; what is null is as in ``data``."""
 
-    source: str
+    source: Annotated[str, _AT_HOME]
     """Anything that ``data.train`` takes alone."""
     weight: float | None = Field(None, ge=0)
     """Its part of all samples, in any unit: 2 and 1 are two thirds and one third. All sources have one, or none: then
