@@ -3,20 +3,25 @@
 import json
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import cache_dir, locked
+from focalclip.config import SourceConfig, source_of
 from focalclip.data.reader import PictureSet, Request
 from focalclip.data.shards import TrainShards, names_shards, resolve_shards
-from focalclip.data.sources import find_reader, make_shards_command, reader_of, shards_folder
+from focalclip.data.sources import make_shards_command, reader_of
 from focalclip.data.write import STATE, Output, source_digest, write_pictures
 
 _UNFINISHED = ".unfinished"
 
 
 def training_shards(
-    train: str | list[str], field: str = "data.train", max_missing: int = 0, max_faults: int = 1000
+    train: str | Sequence[str | SourceConfig],
+    field: str = "data.train",
+    max_missing: int = 0,
+    max_faults: int = 1000,
 ) -> TrainShards:
     """The shards to train on: the default corpus, the shards named, or any other source written as shards once.
 
@@ -24,22 +29,26 @@ def training_shards(
     the size or time of change of a picture's file is no longer the same. Several processes may ask at once; one writes.
 
     Args:
-        train: ``emoji``, or what :func:`resolve_shards` or :func:`open_source` takes.
+        train: One or more sources, each ``emoji``, or what :func:`resolve_shards` or :func:`open_source` takes.
         field: Name of the setting, for messages.
         max_missing: So many of the shards named may be missing.
         max_faults: So many pictures of another source may be damaged; they are left out and named beside its shards.
 
     Raises:
-        UserError: if the source cannot be read, or the cache folder cannot be written.
+        UserError: if a source cannot be read, or the cache folder cannot be written.
     """
+    entries = [train] if isinstance(train, str) else [source_of(entry) for entry in train]
+    return resolve_shards([_as_shards(entry.strip(), field, max_faults) for entry in entries], field, max_missing)
+
+
+def _as_shards(train: str, field: str, max_faults: int) -> str:
+    """A source as what names its shards, which are written if they are not there."""
     if train == "emoji":
         from focalclip.data.corpus.emoji import ensure_corpus
 
-        return resolve_shards(str(ensure_corpus().train))
-    if isinstance(train, list):
-        _refuse_other_sources(train, field)
-    if not isinstance(train, str) or not train.strip() or names_shards(train):
-        return resolve_shards(train, field, max_missing)
+        return str(ensure_corpus().train)
+    if not train or names_shards(train):
+        return train
     reader = reader_of(train, field)
     try:
         pictures = reader.open(train, Request(field=field))
@@ -56,7 +65,7 @@ def training_shards(
                 _write(train, pictures, folder, max_faults)
     except OSError as error:
         raise UserError(f"{field}: {folder} cannot be written ({error.strerror}); set FOCALCLIP_CACHE") from None
-    return resolve_shards(str(folder), field)
+    return str(folder)
 
 
 def _write(train: str, pictures: PictureSet, folder: Path, max_faults: int) -> None:
@@ -93,19 +102,3 @@ def _remove_older(pictures: PictureSet, folder: Path) -> list[str]:
             lines.append(f"{source} was written before, with other content or options, in {old} ({size:.2f} GB); "
                          "remove that folder when no run reads it")  # fmt: skip
     return lines
-
-
-def _refuse_other_sources(entries: list[str], field: str) -> None:
-    """Check that a list names shards alone.
-
-    Raises:
-        UserError: naming the entry and how to write it as shards.
-    """
-    for entry in map(str.strip, entries):
-        if entry == "emoji":
-            raise UserError(f"{field}: emoji, the default corpus, stands alone, not in a list")
-        if entry and not names_shards(entry) and (reader := find_reader(entry)) is not None:
-            raise UserError(
-                f"{field}: {entry} is {reader.what}, and a list holds shards alone; run: "
-                f"{make_shards_command(entry)}   and name {shards_folder(entry)} in its place"
-            )

@@ -10,6 +10,7 @@ from wds_folder import write_folder
 
 from focalclip.base.errors import UserError
 from focalclip.cli.make_shards import main as make_shards
+from focalclip.config import SourceConfig
 from focalclip.data import write
 from focalclip.data.folders import CLASS_FOLDERS, TASK_FOLDER
 from focalclip.data.index import index_shards, read_captions
@@ -225,11 +226,6 @@ def _parquet(tmp_path):
     return "pairs.parquet", "a parquet file", "pairs.csv shards/pairs"
 
 
-def _list_with_a_table(tmp_path):
-    table(tmp_path)
-    return ["table/pairs.csv"], "a table of paths and captions", "table/pairs.csv shards/pairs   and name shards/pairs"
-
-
 def _images_elsewhere(tmp_path):
     (tmp_path / "pairs.csv").write_text("path,caption\na.png,a cat\n")
     return "pairs.csv", "images are not there", "pairs.csv shards/pairs"
@@ -241,9 +237,7 @@ def _other_split(tmp_path):
     return "k.json", "no image of the split 'train'", "k.json shards/k"
 
 
-@pytest.mark.parametrize(
-    "make", [_folder_of_pictures, _saved_dataset, _parquet, _list_with_a_table, _images_elsewhere, _other_split]
-)
+@pytest.mark.parametrize("make", [_folder_of_pictures, _saved_dataset, _parquet, _images_elsewhere, _other_split])
 def test_what_training_cannot_read_leads_to_make_shards(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source, kind, arguments = make(tmp_path)
@@ -254,6 +248,11 @@ def test_what_training_cannot_read_leads_to_make_shards(make, tmp_path, monkeypa
     assert f": python scripts/make_shards.py {arguments}" in str(error.value)
 
 
-def test_the_default_corpus_stands_alone():
-    with pytest.raises(UserError, match=r"data\.train: emoji, the default corpus, stands alone, not in a list"):
-        training_shards(["emoji", "a.tar"])
+def test_a_list_takes_any_kind_of_source(tmp_path, own_cache):
+    shards = write_shards(tmp_path / "shards", [2, 1])
+    both = training_shards([SourceConfig(source=str(table(tmp_path))), f"{shards[0]}::{shards[1]}"])
+    assert both[0].is_relative_to(own_cache / "sources")
+    assert both[1:] == shards
+    assert (both.sources, both.entries) == ((0, 1, 2), (0, 1, 1))
+    with pytest.raises(UserError, match=r"data\.train nowhere: no such file or folder"):
+        training_shards([str(shards[0]), "nowhere"])

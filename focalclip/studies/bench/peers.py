@@ -23,6 +23,8 @@ from focalclip.base.files import cache_dir
 
 CLIP_BENCHMARK = "1.6.2"
 
+IMG2DATASET = "1.47.0"  # its pins (pyarrow, webdataset) are not ours
+
 RECALLS = (1, 5, 10)
 
 # CLIP_benchmark imports requests without declaring it, and turns arrays of one element into floats, which numpy 2.4
@@ -64,17 +66,32 @@ def install_clip_benchmark() -> Path:
     Raises:
         UserError: if uv is missing or cannot install it.
     """
-    requirements = [*_ITS_OWN, *(f"{name}=={_public_version(name)}" for name in SHARED)]
+    return _environment(
+        "clip_benchmark", CLIP_BENCHMARK, [*_ITS_OWN, *(f"{name}=={_public_version(name)}" for name in SHARED)]
+    )
+
+
+def install_img2dataset() -> Path:
+    """Make img2dataset's environment in the cache, unless it is there; returns its command.
+
+    Raises:
+        UserError: if uv is missing or cannot install it.
+    """
+    python = _environment("img2dataset", IMG2DATASET, [f"img2dataset=={IMG2DATASET}"])
+    return python.with_name("img2dataset")
+
+
+def _environment(peer: str, its_version: str, requirements: Sequence[str]) -> Path:
     name = hashlib.sha256("\n".join([sys.executable, *requirements]).encode()).hexdigest()[:12]
-    folder = cache_dir() / "peers" / f"clip_benchmark-{CLIP_BENCHMARK}-{name}"
+    folder = cache_dir() / "peers" / f"{peer}-{its_version}-{name}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     complete = folder / "requirements.txt"
     if complete.is_file():
         return python
     uv = shutil.which("uv")
     if uv is None:
-        raise UserError("uv is not installed, which makes an environment for clip_benchmark; run: pip install uv")
-    print(f"installing clip_benchmark {CLIP_BENCHMARK} into {folder}", file=sys.stderr)
+        raise UserError(f"uv is not installed, which makes an environment for {peer}; run: pip install uv")
+    print(f"installing {peer} {its_version} into {folder}", file=sys.stderr)
     _output([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], "uv venv")
     _output([uv, "pip", "install", "--quiet", "--python", str(python), *requirements], "uv pip install")
     complete.write_text("\n".join(requirements) + "\n")
