@@ -146,7 +146,8 @@ def training_shards(config: RunConfig) -> list[Path]:
     """The training shards; the default corpus, or shards of another source, are built if this is their first use."""
     from focalclip.data import prepared
 
-    return prepared.training_shards(config.data.train, max_missing=config.data.max_bad_shards)
+    data = config.data
+    return prepared.training_shards(data.train, max_missing=data.max_bad_shards, max_faults=data.max_faults)
 
 
 def check_benchmark(config: RunConfig) -> None:

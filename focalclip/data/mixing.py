@@ -1,12 +1,12 @@
 """Several sources in exact proportions: which source stands at a position, and how far it has come there.
 
 A segment of the run has fixed weights. They are taken as whole numbers of samples per period (0.5, 0.3, 0.2: five,
-three and two of ten), and one period is dealt out by Tijdeman's solution of the chairman assignment problem (Discrete
-Mathematics 32, 1980). With k sources of weights w_i, the samples of source i among the first n of a segment then differ
-from w_i n by at most 1 - 1 / (2k - 2), so by less than one sample; any window of n consecutive samples, as the
-difference of two beginnings, by at most 2 - 1 / (k - 1): less than one with two sources, less than two with more. Less
-than one in every window is impossible for most weights of three or more sources (such an order is balanced; for three
-sources of different weights there is none but for 4 : 2 : 1).
+three and two of ten), and one period is dealt out so that, with k sources of weights w_i, the samples of source i among
+the first n of a segment differ from w_i n by at most 1 - 1 / (2k - 2), so by less than one sample: Tijdeman's bound for
+the chairman assignment problem (Discrete Mathematics 32, 1980), which is the best that holds for all weights. In any
+window of n consecutive samples the difference is at most one where there is such an order, as a search finds; for many
+weights of three or more sources (12 : 5 : 3) there is none, and Tijdeman's own order bounds it by 2 - 1 / (k - 1). With
+two sources it is always at most one.
 
 The source at a position and its place in that source's own order follow from the position by a table of one period, so
 position 10^9 costs what position 0 does. Each source is permuted by itself, with a seed made of what it holds: weights
@@ -18,7 +18,7 @@ import bisect
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -34,6 +34,11 @@ from focalclip.data.store import stamps as stamps_of
 
 LARGEST_PERIOD = 1 << 16
 """Samples per period at most: weights that would need more are rounded to the nearest that do not."""
+
+LARGEST_SEARCHED = 1 << 12
+"""Samples per period at most for which an order within one sample in every window is looked for."""
+
+_TRIES = 16  # steps of that search per place of the period
 
 
 def shares_of(weights: Sequence[float]) -> tuple[int, ...]:
@@ -73,21 +78,73 @@ def deal(shares: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     Returns:
         int64 (period,) and int64 (period,).
     """
-    period = sum(shares)
-    active = [(number, share) for number, share in enumerate(shares) if share]
-    slack = max(2 * len(active) - 2, 1)  # deviations are at most 1 - 1 / slack
-    counts = dict.fromkeys(range(len(shares)), 0)
-    sources, places = np.zeros(period, np.int64), np.zeros(period, np.int64)
-    for place in range(period):
-        chosen, soonest = active[0][0], math.inf
-        for number, share in active:
-            lag = share * (place + 1) - counts[number] * period  # in samples times the period
+    numbers = np.flatnonzero(shares)
+    active = tuple(share for share in shares if share)
+    sources = numbers[_within_one(active) or _tijdeman(active)]
+    places = np.zeros(len(sources), np.int64)
+    for number, share in zip(numbers, active, strict=True):
+        places[sources == number] = np.arange(share)
+    return sources, places
+
+
+def _tijdeman(shares: tuple[int, ...]) -> list[int]:
+    """The source at each place of a period, by the algorithm of his theorem."""
+    period, slack = sum(shares), max(2 * len(shares) - 2, 1)  # deviations are at most 1 - 1 / slack
+    order, counts = [], [0] * len(shares)
+    for place in range(1, period + 1):
+        chosen, soonest = 0, math.inf
+        for number, share in enumerate(shares):
+            lag = share * place - counts[number] * period  # in samples times the period
             deadline = ((slack - 1) * period - slack * lag) / share  # fractions this small differ as floats, too
             if slack * lag >= period and deadline < soonest:
                 chosen, soonest = number, deadline
-        sources[place], places[place] = chosen, counts[chosen]
+        order.append(chosen)
         counts[chosen] += 1
-    return sources, places
+    return order
+
+
+_Deviations = tuple[tuple[int, int, int], ...]  # of each source: now, least and largest so far, in 1/period
+
+
+def _within_one(shares: tuple[int, ...]) -> list[int] | None:
+    """A period in which every window is within one sample of the shares, and every beginning within Tijdeman's bound.
+
+    Found by a search in depth, which meets a few states per place: nearly every place is forced.
+
+    Returns:
+        The source at each place; None where there is no such order, or the period is too long to look for it.
+    """
+    period, slack = sum(shares), max(2 * len(shares) - 2, 1)
+
+    def after(state: _Deviations) -> Iterator[tuple[int, _Deviations]]:
+        """The sources that may come next, the most urgent first, and where each leads."""
+        for chosen in sorted(range(len(shares)), key=lambda number: (state[number][0] + period) / shares[number]):
+            new = []
+            for number, (now, least, largest) in enumerate(state):
+                now += (period if number == chosen else 0) - shares[number]
+                new.append((now, min(least, now), max(largest, now)))
+            if all(high - low <= period and abs(now) * slack <= period * (slack - 1) for now, low, high in new):
+                yield chosen, tuple(new)
+
+    if period > LARGEST_SEARCHED or len(shares) == 1:
+        return None
+    start = tuple((0, 0, 0) for _ in shares)
+    order, path, dead = [], [(start, after(start))], set()
+    for _ in range(_TRIES * period):
+        if len(order) == period:
+            return order
+        state, options = path[-1]
+        chosen, reached = next(((chosen, new) for chosen, new in options if new not in dead), (-1, start))
+        if chosen >= 0:
+            order.append(chosen)
+            path.append((reached, after(reached)))
+        elif not order:
+            return None
+        else:
+            dead.add(state)
+            path.pop()
+            order.pop()
+    return None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Shards by path, folder and pattern: what a user names, expanded to files, and what beside them is not read."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +11,11 @@ from focalclip.data.index import PassedOver, UsableShards, members_passed_over, 
 from focalclip.data.reader import PictureSet, Reader, Request, data_in
 
 LEFT_OUT = "left-out.txt"
-"""Beside shards that were written into the cache: what of the source is not in them."""
+"""Beside shards that were made of another source: what of it is not in them, in one line for each reason; and behind an
+empty line the name of every picture."""
+
+OVERVIEW = "index.html"
+"""The page beside shards that shows what is in them."""
 
 
 class TrainShards(list[Path]):
@@ -118,7 +123,8 @@ def left_out(train: Sequence[str], usable: UsableShards, key_rule: str) -> list[
     """
     total = len(usable.shards) + len(usable.bad)
     notes = dict.fromkeys(shard.with_name(LEFT_OUT) for shard in usable.shards)
-    written = [line for note in notes if note.is_file() for line in note.read_text().splitlines()]
+    found_notes = [note.read_text().splitlines() for note in notes if note.is_file()]
+    written = [line for lines in found_notes for line in itertools.takewhile(bool, lines)]
     bad = [f"{len(usable.bad)} of {total} shards: {'; '.join(usable.bad)}"] if usable.bad else []
     lines = written + bad
     found = {"file": _files_passed_over(train), "member": members_passed_over(usable.shards, key_rule)}
@@ -135,7 +141,7 @@ def _files_passed_over(train: Sequence[str]) -> dict[str, PassedOver]:
     folders = [user_path(name) for entry in entries for names in _expand(entry, "data.train") for name in names]
     for folder in filter(Path.is_dir, folders):
         for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or path.name.endswith(".index.npz") or path.suffix == ".tar":
+            if path.name.startswith(".") or path.name.endswith((".index.npz", ".tar", LEFT_OUT, OVERVIEW)):
                 continue
             suffixes = path.suffixes[-2:] if ".tar" in path.suffixes[-2:] else path.suffixes[-1:]
             reason = f"the extension {''.join(suffixes)}" if suffixes else "no extension"
