@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 from tiny_shards import picture
 
+from focalclip import cli
 from focalclip.base.errors import UserError
 from focalclip.cli.make_shards import main as make_shards
 from focalclip.data import write
@@ -535,3 +536,43 @@ def test_a_histogram_has_round_and_equal_bins():
     assert len(bars) <= 25
     assert sum(bar["count"] for bar in bars) == 8
     assert bars[-1] == {"name": "1000-1049", "count": 5, "percent": 100}
+
+
+# The document
+
+
+def commands(title):
+    """Commands of a section of docs/data.md."""
+    document = (Path(__file__).parents[2] / "docs/data.md").read_text()
+    section = document.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```bash\n(.*?)```", section, re.DOTALL)
+    return [line for block in blocks for line in block.splitlines()]
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """What the commands of the document name."""
+    monkeypatch.chdir(tmp_path)
+    table(
+        tmp_path,
+        [encoded(smooth((500, 400), i)) for i in range(6)],
+        [f"a photo of {i}" for i in range(6)],
+        "photos.csv",
+    )
+    for i in range(6):
+        folder = tmp_path / "birds" / ("wren" if i % 2 else "finch")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{i}.png").write_bytes(picture(i))
+
+
+def test_the_commands_of_the_document_run(example, tmp_path):
+    lines = commands("Writing shards")
+    assert len(lines) == 8
+    for line in lines:
+        name, *words = line.split()
+        assert name == "focalclip"
+        if "ray" not in words:  # has a test of its own
+            assert cli.main(words) == 0
+    sizes = {path.name: len(samples(path)) for path in (tmp_path / "shards").iterdir()}
+    assert sizes == {"photos": 6, "small": 6, "clean": 6, "birds": 4, "again": 6, "parts": 6}
+    assert samples(tmp_path / "shards/again") == samples(tmp_path / "shards/photos")

@@ -92,8 +92,11 @@ def _environment(peer: str, its_version: str, requirements: Sequence[str]) -> Pa
     if uv is None:
         raise UserError(f"uv is not installed, which makes an environment for {peer}; run: pip install uv")
     print(f"installing {peer} {its_version} into {folder}", file=sys.stderr)
-    _output([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], "uv venv")
-    _output([uv, "pip", "install", "--quiet", "--python", str(python), *requirements], "uv pip install")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # from there: in a checkout, uv would hold the peer to the versions of our pyproject.toml
+    here = folder.parent
+    _output([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], "uv venv", here)
+    _output([uv, "pip", "install", "--quiet", "--python", str(python), *requirements], "uv pip install", here)
     complete.write_text("\n".join(requirements) + "\n")
     return python
 
@@ -183,15 +186,15 @@ def _public_version(name: str) -> str:
         raise UserError(f"the package {name} is not installed; run: {install_command('all')}") from None
 
 
-def _output(command: list[str], what: str) -> str:
-    """What a command prints on stdout.
+def _output(command: list[str], what: str, folder: Path | None = None) -> str:
+    """What a command that is run in ``folder`` prints on stdout.
 
     Raises:
         UserError: if it fails, with the last line that it printed.
     """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("PYTHONPATH", None)  # ours is not for its environment
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
     if done.returncode:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise UserError(f"{what} failed with status {done.returncode}: {lines[-1].strip() if lines else 'no message'}")

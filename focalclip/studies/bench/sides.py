@@ -138,7 +138,8 @@ def datasets_shards(folder: str, output: str, side: int | None, quality: int) ->
     """``datasets``' way from a folder of pictures to files that can be trained on: imagefolder, map, Parquet."""
     import io
 
-    from datasets import Image, load_dataset  # noqa: TID251 (a peer)
+    from datasets import load_dataset  # noqa: TID251 (a peer)
+    from datasets.table import embed_table_storage  # noqa: TID251
 
     data: Any = load_dataset("imagefolder", data_dir=folder, split="train", cache_dir=f"{output}/cache")
 
@@ -152,7 +153,10 @@ def datasets_shards(folder: str, output: str, side: int | None, quality: int) ->
 
     if side:
         data = data.map(partial(resized, shorter=side), features=data.features)
-    data.cast_column("image", Image(decode=False)).to_parquet(f"{output}/0.parquet")
+    # as push_to_hub does it: to_parquet alone would write paths in the place of bytes
+    data.with_format("arrow").map(embed_table_storage, batched=True, batch_size=100, keep_in_memory=True).to_parquet(
+        f"{output}/0.parquet"
+    )
     return {"images": len(data)}
 
 
