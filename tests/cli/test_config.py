@@ -354,7 +354,7 @@ def test_sources_with_settings_of_their_own(words):
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ([{"source": "a", "wieght": 1}], "x: data.train.0.wieght is not a setting; did you mean weight?"),
+        ([{"source": "a", "waight": 1}], "x: data.train.0.waight is not a setting; did you mean weight?"),
         ([{"source": "a", "augment": {"flp": 1}}], "x: data.train.0.augment.flp is not a setting; did you mean flip?"),
         (
             [{"source": "a", "weight": -1}],
