@@ -30,13 +30,15 @@ import numpy as np
 from focalclip.base.errors import UserError
 from focalclip.config import DataConfig, SourceConfig, source_of
 from focalclip.data.order import SampleOrder
-from focalclip.data.store import stamps as stamps_of
+from focalclip.data.store import read_ranges
 
 LARGEST_PERIOD = 1 << 16
 """Samples per period at most: weights that would need more are rounded to the nearest that do not."""
 
 LARGEST_SEARCHED = 1 << 12
 """Samples per period at most for which an order within one sample in every window is looked for."""
+
+_FIRST_BYTES = 1 << 16  # of a source's first shard, in its identity: shards of several sources have equal names
 
 _TRIES = 16  # steps of that search per place of the period
 
@@ -201,17 +203,17 @@ def read_segments(values: Sequence[dict[str, Any]]) -> list[Segment]:
     return [Segment(value["start"], tuple(SourceShare(**part) for part in value["parts"])) for value in values]
 
 
-def identities(sources: Sequence[tuple[str, Sequence[tuple[Path, int]]]]) -> list[str]:
-    """What each source holds, in a hash: names and numbers of samples of its shards, and the size of the first.
+def identities(sources: Sequence[tuple[bytes, Sequence[tuple[Path, int]]]]) -> list[str]:
+    """What each source holds, in a hash: names and numbers of samples of its shards, and the first bytes of the first.
 
     It is the same wherever the shards lie. Of sources that are equal in all of it, the second has a hash of its own.
 
     Args:
-        sources: Of each source the size, and file and samples of each shard.
+        sources: Of each source the first bytes, and file and samples of each shard.
     """
     found, seen = [], Counter()
-    for size, shards in sources:
-        lines = [size, *[f"{shard.name} {count}" for shard, count in shards]]
+    for first, shards in sources:
+        lines = [hashlib.sha256(first).hexdigest(), *[f"{shard.name} {count}" for shard, count in shards]]
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
         seen[digest] += 1
         found.append(digest if seen[digest] == 1 else f"{digest}-{seen[digest]}")
@@ -362,9 +364,8 @@ def mixture(
         if past:
             raise UserError("data.train: the run mixes its sources by weights; give them, or choose another --name")
         return Mixture(SampleOrder(counts, seed, data.window_shards), names, totals, names, [], [])
-    stamps = stamps_of([shards[own[0]][0] for own in numbers if len(own)])
-    sizes = iter([stamp.size if stamp else 0 for stamp in stamps])
-    ids = identities([(f"{next(sizes)}" if len(own) else "", [shards[i][:2] for i in own]) for own in numbers])
+    firsts = [_first_bytes(shards[own[0]][0]) if len(own) else b"" for own in numbers]
+    ids = identities([(first, [shards[i][:2] for i in own]) for first, own in zip(firsts, numbers, strict=True)])
     shares = shares_of(weights)
     for name, total, share in zip(names, totals, shares, strict=True):
         if share * data.batch_size > total * sum(shares):
@@ -378,3 +379,10 @@ def mixture(
     orders = [SampleOrder(counts[own], seed, data.window_shards, identity)
               for own, identity in zip(numbers, ids, strict=True)]  # fmt: skip
     return Mixture(MixedOrder(numbers, orders, ids, segments), names, totals, ids, segments, changes)
+
+
+def _first_bytes(shard: Path) -> bytes:
+    try:
+        return read_ranges(shard, [(0, _FIRST_BYTES)])[0]
+    except OSError as error:
+        raise UserError(f"data.train: {shard} cannot be read ({error.strerror or error}); try again") from None

@@ -162,6 +162,18 @@ def test_a_source_keeps_its_order_beside_any_others():
     assert [(shard - 3, sample) for shard, sample in found if shard > 2] == [two["a"].locate(p) for p in range(20)]
 
 
+def test_order_is_the_one_that_earlier_runs_used():
+    """These literals must never change: a resumed run would silently see other samples."""
+    periods = ["".join("abc"[i] for i in deal(shares)[0]) for shares in ((5, 3, 2), (12, 5, 3))]
+    assert periods == ["abacabacba", "abaacabaabacaabacaba"]  # by the search, and by Tijdeman's algorithm
+    own = orders({"a": [5, 3], "b": [4, 4, 2], "c": [6]}, seed=42)
+    numbers = [np.arange(2), np.arange(2, 5), np.array([5])]
+    parts = (share("a", 5), share("b", 3), share("c", 2))
+    mixed = MixedOrder(numbers, list(own.values()), IDS, [Segment(0, parts)])
+    found = [mixed.locate(p) for p in (0, 1, 2, 3, 11, 1200, 10**9)]
+    assert found == [(0, 1), (3, 3), (0, 4), (5, 1), (3, 0), (1, 2), (0, 3)]
+
+
 def test_a_later_segment_does_not_touch_what_came_before():
     first = [Segment(0, (share("a", 1), share("b", 1)))]
     later, changes = continued(first, (share("a", 3), share("b", 1)), 11)
@@ -195,8 +207,8 @@ def test_sources_may_join_and_rest_but_not_vanish_or_change_their_rules():
 
 def test_identity_is_what_a_source_holds():
     one, other = [(Path("x/0.tar"), 3)], [(Path("y/0.tar"), 3)]
-    assert identities([("9", one)]) == identities([("9", other)])
-    assert len(set(identities([("9", one), ("8", other), ("9", other), ("9", [(Path("0.tar"), 4)])]))) == 4
+    assert identities([(b"9", one)]) == identities([(b"9", other)])
+    assert len(set(identities([(b"9", one), (b"8", other), (b"9", other), (b"9", [(Path("0.tar"), 4)])]))) == 4
 
 
 def check_nothing_lost(total: int, counts: dict[str, list[int]]) -> None:
@@ -327,6 +339,19 @@ def test_weights_decide_what_a_batch_holds_and_a_broken_sample_is_replaced_from_
     for batch in batches:
         assert Counter((batch.ids // 8).tolist()) == {0: 3, 1: 2, 2: 1}
     assert sum(len(batch.faults) for batch in batches) == 2
+
+
+def test_sources_of_one_size_have_orders_of_their_own_which_another_source_leaves_alone(tmp_path):
+    a, b, c = (classes(tmp_path, name, [""] * (8 + i // 2)) for i, name in enumerate("abc"))
+
+    def orders_in(batches: list) -> dict[str, list[int]]:
+        texts = [bytes(row).rstrip(b"\0").decode() for batch in batches for row in batch.tokens.tolist()]
+        return {name: [int(text[2:]) for text in texts if text[0] == name] for name in "abc"}
+
+    two = orders_in(load([{"source": a, "weight": 1}, {"source": b, "weight": 1}], 8))
+    three = orders_in(load([{"source": s, "weight": w} for s, w in ((c, 1), (b, 4), (a, 1))], 24))
+    assert two["a"] != two["b"]
+    assert (three["a"], three["b"][:24]) == (two["a"], two["b"])
 
 
 def test_mistakes_are_one_sentence(tmp_path):

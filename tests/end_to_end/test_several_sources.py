@@ -1,6 +1,5 @@
 """The configuration of docs/data.md, "Several sources", runs as it stands there."""
 
-import json
 import re
 import subprocess
 import sys
@@ -21,20 +20,17 @@ SHORT += ["--model.embed-dim", "16", "--model.text.width", "16", "--model.text.h
 
 
 def write_sources(folder: Path) -> None:
-    """A table, shards with captions, and class data, under the names of the example."""
+    """A table, shards with captions, and class folders, under the names of the example."""
     rows = ["path,caption"]
     for i in range(12):
         (folder / f"{i}.png").write_bytes(picture(i))
         rows.append(f"{i}.png,photo {i}")
     (folder / "photos.csv").write_text("\n".join(rows))
-    for name in ("shards/web", "birds"):
-        (folder / name).mkdir(parents=True)
+    (folder / "shards/web").mkdir(parents=True)
     write_tar(folder / "shards/web/0.tar", [member for i in range(8) for member in good_sample(i)])
-    birds = []
-    for i, name in enumerate(["robin", "wren", "Robin", "owl", "owl", "wren"]):
-        record = json.dumps({"class_names": [name]}).encode()
-        birds += [(f"{i}.png", picture(i)), (f"{i}.json", record), (f"{i}.cls", b"%d" % i)]
-    write_tar(folder / "birds/0.tar", birds)
+    for i, name in enumerate(["robin", "wren", "robin", "owl", "owl", "wren"]):
+        (folder / "birds" / name).mkdir(parents=True, exist_ok=True)
+        (folder / "birds" / name / f"{i}.png").write_bytes(picture(i))
 
 
 def test_the_example_configuration_runs(tmp_path):
