@@ -109,6 +109,10 @@ def _run(args: argparse.Namespace) -> int:
     from focalclip.data.write import write_pictures
 
     rules, output = _rules(args), _output(args)
+    if "://" in args.output:
+        raise UserError(
+            f"OUT {args.output}: shards are written to a folder of this machine; name one, and copy it then"
+        )
     folder = output_folder(args.output, "OUT")
     root = user_path(args.image_root) if args.image_root else None
     pictures = open_source(args.source, Request(args.split, root, field="SOURCE"))
@@ -124,8 +128,8 @@ def _run(args: argparse.Namespace) -> int:
     print(f"{part}{_summary(pictures, written)}, in {folder}")
     for line in written.remarks:
         print(f"left out {line}")
-    for remark in [*pictures.remarks, *filter(None, [page])]:
-        print(remark)
+    if page:
+        print(page)
     return 0
 
 

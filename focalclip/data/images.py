@@ -130,12 +130,6 @@ def to_rgb(picture: Image.Image, *, upright: bool = True) -> Image.Image:
     return rgb
 
 
-def image_format(data: bytes) -> str | None:
-    """Pillow's name of the format of a picture that can be decoded."""
-    with _open(data) as image:
-        return image.format
-
-
 class PictureHead(NamedTuple):
     """What the first bytes of a picture say."""
 

@@ -72,7 +72,7 @@ def _write(train: str, pictures: PictureSet, folder: Path, max_faults: int) -> N
     """Write shards under another name, where a later process goes on if this one is killed, and rename them."""
     for line in _remove_older(pictures, folder):
         print(line, file=sys.stderr)
-    print("; ".join([f"Writing {train} as shards in {folder} (once)", *pictures.remarks]), file=sys.stderr)
+    print(f"Writing {train} as shards in {folder} (once)", file=sys.stderr)
     unfinished = folder.with_suffix(_UNFINISHED)
     written = write_pictures(pictures, unfinished, output=Output(max_faults=max_faults, limit="data.max_faults"))
     unfinished.rename(folder)

@@ -172,6 +172,9 @@ class Written:
     """Shards that an earlier attempt had finished."""
     faults: list[str] = field(default_factory=list)
     """Pictures that are damaged or cannot be read."""
+    blank_captions: int = 0
+    rows: list[str] = field(default_factory=list)
+    """What belongs to no picture."""
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Add the record of one stretch of the source."""
@@ -192,11 +195,15 @@ class Written:
     def remarks(self) -> list[str]:
         """What was left out, in one line for each reason, the most frequent first."""
         ordered = sorted(self.left_out.items(), key=lambda item: -len(item[1]))
-        lines = [
-            f"{len(names):,} picture{'s' * (len(names) > 1)}: {reason}, the first being {names[0]}"
-            for reason, names in ordered
-        ]
-        return lines + ([f"{self.dropped_captions:,} captions of other lengths"] if self.dropped_captions else [])
+        lines = [f"{_many(len(names), 'picture')}: {reason}, the first being {names[0]}" for reason, names in ordered]
+        rows = f"{_many(len(self.rows), 'row')}: of no picture, the first being {self.rows[0]}" if self.rows else ""
+        others = {"of other lengths": self.dropped_captions, "without a word": self.blank_captions}
+        captions = [f"{_many(count, 'caption')} {which}" for which, count in others.items() if count]
+        return [*lines, *filter(None, [rows]), *captions]
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 class _Block(NamedTuple):
@@ -261,7 +268,7 @@ def write_pictures(
         stack.callback(_remove_halves, folder, names)  # what killed processes leave, of this attempt and the last
         _remove_halves(folder, names)
         resumed = _write_missing(source, folder)
-        write_json(folder / STATE / "without-text.json", source.without_text())
+        write_json(folder / STATE / "rest.json", source.rest())
         everything = read_summary(folder)[1]
         write_text(folder / LEFT_OUT, _left_out_text(everything))
     written = everything if parts == 1 else _summary(source, folder)
@@ -282,9 +289,9 @@ def _write_missing(source: "_Source", folder: Path) -> int:
     faults = Written()
     for record in done.values():
         faults.add(record)
-    blocks = (source.block(block, folder, copies) for block in missing)
-    with _progress("writing shards", source, missing) as bar:
-        for record in _run(_write_block, blocks, len(missing), source, bar):
+    work = _Work(_write_block, lambda block: source.block(block, folder, copies), missing)
+    with _progress("writing shards", source, missing) as bar, contextlib.closing(_run(work, source, bar)) as records:
+        for record in records:
             faults.add(record)
             _check_faults(source, faults.faults)
     return len(done)
@@ -325,15 +332,16 @@ class _Source:
     def _fitting(self, captions: Sequence[str]) -> Sequence[str]:
         return captions if self.pictures.captions is None else self.rules.kept_captions(captions)
 
-    def without_text(self) -> list[tuple[str, str]]:
-        """Reason and name of each chosen picture that has no text."""
+    def rest(self) -> dict[str, Any]:
+        """What no stretch holds: pictures without a text, by reason and name; rows of no picture; blank captions."""
         found, written = [], set(self.numbers.tolist())
         for i in self.chosen:
             if i not in written:
                 reason = f"no caption of {self.rules.caption_rule}" if self.captions[i] else NO_TEXT
                 fault = self.pictures.faults.get(i)
                 found.append((reason, self.pictures.entries[i].name + (f" ({fault})" if fault else "")))
-        return found
+        blank = sum(self.pictures.blank.values())
+        return {"left_out": found, "rows": list(self.pictures.left_out), "blank_captions": blank}
 
     def blocks(self, everything: bool = False) -> range:
         """Numbers of the stretches that this part writes, or of all."""
@@ -388,7 +396,7 @@ class _Source:
             rules["quality"] = self.rules.quality
         if self.rules.duplicates is not None and self.output.part[1] > 1:
             rules["parts"] = self.output.part[1]
-        if isinstance(self.chosen, list):
+        if not isinstance(self.chosen, range):
             rules["pictures"] = len(self.chosen)
         return {
             "version": _VERSION,
@@ -439,7 +447,7 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     try:
         before = json.loads(place.read_bytes())
     except FileNotFoundError:
-        if any(folder.glob("*.tar")):
+        if any(folder.glob("*.tar")) and not place.is_file():  # else another part has just begun
             raise UserError(f"{folder}: holds shards already; name another folder, or remove them") from None
         write_json(place, identity)
         return
@@ -507,7 +515,9 @@ def read_summary(folder: Path) -> tuple[dict[str, Any], Written]:
     written = Written()
     state = folder / STATE
     identity = json.loads((state / "source.json").read_bytes())
-    for reason, name in json.loads((state / "without-text.json").read_bytes()):
+    rest = json.loads((state / "rest.json").read_bytes())
+    written.rows, written.blank_captions = rest["rows"], rest["blank_captions"]
+    for reason, name in rest["left_out"]:
         written.left_out.setdefault(reason, []).append(name)
     for path in sorted(state.glob("*.tar.json")):
         written.add(json.loads(path.read_bytes()))
@@ -517,16 +527,17 @@ def read_summary(folder: Path) -> tuple[dict[str, Any], Written]:
 def _left_out_text(written: Written) -> str:
     """The lines for the introduction of a run, an empty line, and the name of every picture with the reason."""
     names = [f"{name}: {reason}" for reason, names in written.left_out.items() for name in names]
-    return "".join(f"{line}\n" for line in [*written.remarks, "", *names]) if names or written.remarks else ""
+    lines = [*written.remarks, "", *names, *written.rows] if written.remarks else []
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _copies(source: _Source, folder: Path) -> dict[int, str]:
     """Pictures of this part that look like an earlier one, by running number, and the name of that one."""
     own = source.blocks()
     missing = [block for block in own if not _hashes_of(folder / source.name(block)).is_file()]
-    blocks = (source.block(block, folder, {}) for block in missing)
-    with _progress("hashing pictures", source, missing) as bar:
-        for _ in _run(_hash_block, blocks, len(missing), source, bar):
+    work = _Work(_hash_block, lambda block: source.block(block, folder, {}), missing)
+    with _progress("hashing pictures", source, missing) as bar, contextlib.closing(_run(work, source, bar)) as done:
+        for _ in done:
             pass
     hashes = [value for block in own for value in json.loads(_hashes_of(folder / source.name(block)).read_bytes())]
     first = own.start * source.output.samples_per_shard
@@ -614,43 +625,67 @@ def _hash_block(block: _Block, advance: Advance) -> None:
     advance(len(block.entries) - _REPORTED * ((len(block.entries) - 1) // _REPORTED))
 
 
-def _run(
-    do: Callable[[_Block, Advance], Any], blocks: Iterator[_Block], count: int, source: _Source, bar: tqdm
-) -> Generator[Any]:
-    """The result of ``do`` for each block, in the order in which they end."""
-    output = source.output
+class _Work(NamedTuple):
+    """What is done with which stretches of a source."""
+
+    do: Callable[[_Block, Advance], Any]
+    block: Callable[[int], _Block]
+    numbers: Sequence[int]
+
+
+def _run(work: _Work, source: _Source, bar: tqdm) -> Generator[Any]:
+    """The result for each block, in the order in which they end."""
     for module in ("torch",) * (source.rules.resize is not None):
         importlib.import_module(module)  # once, not in each process
+    output = source.output
     if output.engine == "ray":
-        return _run_with_ray(do, blocks, output.jobs, bar)
-    jobs = min(output.jobs or len(os.sched_getaffinity(0)), count)
+        return _run_with_ray(work, output.jobs, bar)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    jobs = min(output.jobs or cores, len(work.numbers))
     if jobs > 1 and not multiprocessing.current_process().daemon:
-        return _run_in_processes(do, blocks, jobs, bar)
-    return _run_here(do, blocks, bar)
+        return _run_in_processes(work, jobs, bar)
+    return _run_here(work, bar)
 
 
-def _run_here(do: Callable[[_Block, Advance], Any], blocks: Iterator[_Block], bar: tqdm) -> Generator[Any]:
-    for block in blocks:
-        yield do(block, bar.update)
+def _run_here(work: _Work, bar: tqdm) -> Generator[Any]:
+    with _one_thread():
+        for number in work.numbers:
+            yield work.do(work.block(number), bar.update)
 
 
-def _run_in_processes(
-    do: Callable[[_Block, Advance], Any], blocks: Iterator[_Block], jobs: int, bar: tqdm
-) -> Generator[Any]:
-    # a script without the guard of __main__ could not be started anew
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """A picture is too small for several threads of torch, if that is in use at all."""
+    if (torch := sys.modules.get("torch")) is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _run_in_processes(work: _Work, jobs: int, bar: tqdm) -> Generator[Any]:
+    # A script without the guard of __main__ could not be started anew. A forked process has the source already; others
+    # are sent each stretch of it.
+    can_fork = sys.platform == "linux"
+    context = multiprocessing.get_context("fork" if can_fork else None)
+    block = work.block if can_fork else None
+    numbers = iter(work.numbers)
     connections: list[Connection] = []
     processes: list[multiprocessing.process.BaseProcess] = []
     try:
-        for block in itertools.islice(blocks, jobs):
+        for number in itertools.islice(numbers, jobs):
             ours, theirs = context.Pipe()
-            inherited = [*connections, ours] if sys.platform == "linux" else []
-            process = context.Process(target=_serve, args=(do, theirs, inherited), daemon=True)
+            inherited = [*connections, ours] if can_fork else []
+            process = context.Process(target=_serve, args=(work.do, block, theirs, inherited), daemon=True)
             process.start()
             theirs.close()
             connections.append(ours)
             processes.append(process)
-            ours.send(block)
+            ours.send(number if can_fork else work.block(number))
         while connections:
             for ready in cast(list[Connection], wait(connections)):
                 try:
@@ -665,12 +700,11 @@ def _run_in_processes(
                     continue
                 if isinstance(message, BaseException):
                     raise message
-                block = next(blocks, None)
-                if block is None:
+                if (number := next(numbers, None)) is None:
                     ready.close()
                     connections.remove(ready)
                 else:
-                    ready.send(block)
+                    ready.send(number if can_fork else work.block(number))
                 yield message[0]
     finally:
         for connection in connections:
@@ -680,54 +714,59 @@ def _run_in_processes(
             process.join()
 
 
-def _serve(do: Callable[[_Block, Advance], Any], connection: Connection, inherited: list[Connection]) -> None:
-    """The body of a process: does the blocks that it is sent until the other side closes, or is killed."""
+def _serve(
+    do: Callable[[_Block, Advance], Any],
+    block: Callable[[int], _Block] | None,
+    connection: Connection,
+    inherited: list[Connection],
+) -> None:
+    """The body of a process: does the stretches that it is sent until the other side closes, or is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one ends the others
     for other in inherited:
         other.close()
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
-    with contextlib.suppress(EOFError, ConnectionError):
+    with contextlib.suppress(EOFError, ConnectionError), _one_thread():
         while True:
-            block = connection.recv()
+            message = connection.recv()
             try:
-                message = (do(block, connection.send),)
+                result = (do(block(message) if block else message, connection.send),)
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001 (the main process raises it)
-                message = error
-            connection.send(message)
+                result = error
+            connection.send(result)
 
 
-def _run_with_ray(
-    do: Callable[[_Block, Advance], Any], blocks: Iterator[_Block], jobs: int | None, bar: tqdm
-) -> Generator[Any]:
+def _run_with_ray(work: _Work, jobs: int | None, bar: tqdm) -> Generator[Any]:
     """On the cluster that ``RAY_ADDRESS`` names or this machine belongs to; without one Ray starts one here."""
     import ray
 
-    if not ray.is_initialized():
-        ray.init(
-            log_to_driver=False, logging_level=logging.WARNING, num_cpus=None if os.environ.get("RAY_ADDRESS") else jobs
-        )
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        cores = None if os.environ.get("RAY_ADDRESS") else jobs
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, num_cpus=cores, include_dashboard=False)
     task = ray.remote(num_cpus=1)(_do_elsewhere)
     most = jobs or max(1, int(ray.cluster_resources().get("CPU", 1)))
+    numbers = iter(work.numbers)
     running: dict[Any, int] = {}
-    while True:
-        for block in itertools.islice(blocks, most - len(running)):
-            running[task.remote(do, block, str(Path.cwd()))] = len(block.entries)
-        if not running:
-            return
-        (ready,), _ = ray.wait(list(running), num_returns=1)
-        bar.update(running.pop(ready))
-        try:
+    try:
+        while True:
+            for block in map(work.block, itertools.islice(numbers, most - len(running))):
+                running[task.remote(work.do, block, str(Path.cwd()))] = len(block.entries)
+            if not running:
+                return
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            bar.update(running.pop(ready))
             yield ray.get(ready)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            raise cause if isinstance(cause, (UserError, OSError)) else error from None
-        except ray.exceptions.RayError as error:
-            raise MachineError(
-                f"Ray: {first_line(error)}; repeat the command: it goes on behind what is finished"
-            ) from None
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        raise cause if isinstance(cause, (UserError, OSError)) else error from None
+    except ray.exceptions.RayError as error:
+        raise MachineError(
+            f"Ray: {first_line(error)}; repeat the command: it goes on behind what is finished"
+        ) from None
+    finally:
+        if is_ours:
+            ray.shutdown()
 
 
 def _do_elsewhere(do: Callable[[_Block, Advance], Any], block: _Block, folder: str) -> Any:

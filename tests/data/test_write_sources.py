@@ -169,6 +169,18 @@ def test_a_killed_process_leaves_whole_shards_and_the_same_command_goes_on(tmp_p
     assert {path: path.stat().st_mtime_ns for path in out.glob("*.tar")} == stamps
 
 
+def test_an_interrupted_command_ends_its_processes_and_leaves_no_halves(tmp_path):
+    source, out = table(tmp_path / "in", MIXED * 3), tmp_path / "out"
+    words = [str(source), str(out), "--samples-per-shard", "20", "--jobs", "2"]
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *words], stderr=subprocess.PIPE)
+    wait_for(lambda: list(out.glob(".make-shards/*.tar.json")))
+    process.send_signal(signal.SIGINT)
+    assert "interrupted" in process.communicate(timeout=60)[1].decode()
+    assert process.returncode == 130
+    assert not children_writing(out)
+    assert not list(out.rglob("*.tmp"))
+
+
 def wait_for(condition):
     end = time.monotonic() + 60
     while not condition():
@@ -292,6 +304,18 @@ def test_captions_of_other_lengths_are_dropped_and_pictures_without_any_left_out
     assert result.remarks == ["2 captions of other lengths"]
     with pytest.raises(UserError, match="no picture with a caption of 50 to any number of words or a label"):
         write_pictures(pictures, tmp_path / "none", rules=Rules(min_words=50))
+
+
+def test_rows_of_no_picture_and_blank_captions_are_counted_and_listed(tmp_path, capsys):
+    source = table(tmp_path / "in", [picture(0), picture(1)])
+    source.write_text(source.read_text() + "000.img,\n,a caption of nothing\n001.img,one,too many\n")
+    run_make_shards(source, tmp_path / "out")
+    said = capsys.readouterr().out
+    assert "left out 2 rows: of no picture, the first being row ['', 'a caption of nothing'] names no image" in said
+    assert "left out 1 caption without a word" in said
+    counts, _, names = (tmp_path / "out" / LEFT_OUT).read_text().partition("\n\n")
+    assert len(counts.splitlines()) == 2
+    assert "row ['001.img', 'one', 'too many'] does not give 2 columns" in names
 
 
 def test_prompts_of_classes_are_not_measured_and_the_json_names_the_classes(tmp_path):
@@ -481,6 +505,11 @@ def test_a_full_or_read_only_disk_is_one_sentence_and_later_the_command_goes_on(
     assert not list((tmp_path / "out").rglob("*.tmp"))
     run_make_shards(source, tmp_path / "out", *words)
     assert tars(tmp_path / "out") == tars(tmp_path / "whole")
+
+
+def test_a_remote_folder_is_one_sentence(tmp_path, capsys):
+    assert make_shards([str(table(tmp_path, [picture(0)])), "s3://bucket/shards"]) == 2
+    assert "OUT s3://bucket/shards: shards are written to a folder of this machine" in capsys.readouterr().err
 
 
 # The page
