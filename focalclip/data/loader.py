@@ -119,17 +119,18 @@ class TrainLoader:
         """The shards that are trained on, and what is wrong with the others."""
         self.counts = counts = self.usable.counts
         """Samples per usable shard, int64."""
-        self.num_samples = int(counts.sum())
-        """Samples per epoch."""
-        if data.batch_size > self.num_samples:
-            raise UserError(
-                f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train; "
-                "a batch would hold samples twice; use a smaller one"
-            )
         source_of = dict(zip(shards, source_numbers(shards), strict=True))
         self.sources = [0 if data.shared_labels else source_of[shard] for shard in self.usable.shards]
         """Number of the source that gives each usable shard's class numbers their meaning."""
         samples = TrainSamples(self.usable.shards, counts, data, image_size, seed, self.sources)
+        self.num_samples = samples.order.num_samples
+        """Samples per epoch: all but those that ``data.val`` holds out."""
+        if data.batch_size > self.num_samples:
+            without = f" without data.val={data.val_fraction:g}" if data.val_fraction else ""
+            raise UserError(
+                f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train"
+                f"{without}; a batch would hold samples twice; use a smaller one"
+            )
         self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
         self._workers = data.workers
         self._ahead = 2 * dealing.accumulation

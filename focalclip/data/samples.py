@@ -20,7 +20,7 @@ from focalclip.data.index import (
     read_captions,
     read_label,
 )
-from focalclip.data.order import Draw, SampleOrder
+from focalclip.data.order import Draw, HeldOut, SampleOrder
 from focalclip.data.reader import NO_LABEL
 from focalclip.data.transforms import min_decoded_side, random_resized_crop
 
@@ -119,7 +119,9 @@ class TrainSamples:
         seed: int,
         sources: Sequence[int],
     ):
-        self.order = SampleOrder(counts, seed, data.window_shards)
+        names = [shard.name for shard in shards]
+        held_out = HeldOut(names, data.val_fraction) if data.val_fraction else None
+        self.order = SampleOrder(counts, seed, data.window_shards, held_out)
         self._reader = ShardReader(shards, 2 * data.window_shards, data.key_rule)
         self._first = np.cumsum(counts) - counts  # number within the data of each shard's first sample
         self._sources = sources
