@@ -93,25 +93,37 @@ class SampleOrder:
         counts: Samples per shard, int64 (shards,).
         seed: Seed of all permutations.
         window_shards: Shards per window.
+        identity: Of one of several sources that are permuted separately; None where there is one order.
         held_out: Samples that come in no epoch; None: there are none.
     """
 
-    def __init__(self, counts: np.ndarray, seed: int, window_shards: int, held_out: HeldOut | None = None):
+    num_windows = 1
+    """Windows that are in use at a time."""
+
+    def __init__(
+        self,
+        counts: np.ndarray,
+        seed: int,
+        window_shards: int,
+        identity: str | None = None,
+        held_out: HeldOut | None = None,
+    ):
         self._all, self._held_out = counts, held_out
         if held_out is not None:
             kept = [int(count) - int(held_out.mask(i, count).sum()) for i, count in enumerate(counts)]
             counts = np.array(kept, dtype=np.int64)
+        self.counts = counts
+        """Samples per shard that are not held out, int64 (shards,)."""
         self.num_samples = int(counts.sum())
         """Samples per epoch."""
-        self._counts = counts
-        self._seed = seed
+        self._seed = (seed,) if identity is None else (seed, int.from_bytes(identity.encode()))
         self._window_shards = window_shards
         self._epoch = -1
         self._windows: dict[tuple[int, int], np.ndarray] = {}
 
-    def locate(self, position: int) -> tuple[int, int]:
-        """Shard number and sample number within it, at a position counted over all epochs."""
-        epoch, place = divmod(position, self.num_samples)
+    def locate(self, position: int, behind: int = 0) -> tuple[int, int]:
+        """Shard number and sample number within it, at a position counted over all epochs, or so many behind it."""
+        epoch, place = divmod(position + behind, self.num_samples)
         if epoch != self._epoch:
             self._enter_epoch(epoch)
         window = bisect.bisect_right(self._window_starts, place) - 1
@@ -120,8 +132,8 @@ class SampleOrder:
 
     def _enter_epoch(self, epoch: int) -> None:
         """Permute the shards, cut them into windows and lay these end to end."""
-        self._shards = _permutation(len(self._counts), _SHARDS, self._seed, epoch)
-        ends = np.cumsum(self._counts[self._shards])
+        self._shards = _permutation(len(self.counts), _SHARDS, *self._seed, epoch)
+        ends = np.cumsum(self.counts[self._shards])
         self._window_starts = [0, *ends[self._window_shards - 1 : -1 : self._window_shards].tolist()]
         self._epoch = epoch
 
@@ -132,7 +144,7 @@ class SampleOrder:
             table = np.concatenate([self._samples_of(shard) for shard in shards])
             while len(self._windows) >= _KEPT_WINDOWS:
                 del self._windows[next(iter(self._windows))]
-            self._windows[epoch, window] = table[_permutation(len(table), _SAMPLES, self._seed, epoch, window)]
+            self._windows[epoch, window] = table[_permutation(len(table), _SAMPLES, *self._seed, epoch, window)]
         return self._windows[epoch, window]
 
     def _samples_of(self, shard: int) -> np.ndarray:

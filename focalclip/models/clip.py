@@ -12,7 +12,7 @@ from focalclip.base.errors import UserError
 from focalclip.config import ModelConfig, config_dir, config_names, load_config
 from focalclip.models.draws import use_sample_draws
 from focalclip.models.image import check_image_size, create_image_tower
-from focalclip.models.lock import lock_towers
+from focalclip.models.lock import LockedFeatures, lock_towers, without_projection
 from focalclip.models.norm import GlobalBatchNorm
 from focalclip.models.preprocess import eval_transform
 from focalclip.models.text import Tokenizer, create_text_tower, create_tokenizer, lengths_to_the_end, text_entry
@@ -51,6 +51,7 @@ class ProjectedImageTower(nn.Module):
         nn.init.normal_(self.proj.weight, std=width**-0.5)  # CLIP's scale for both projections
         nn.init.zeros_(self.proj.bias)
         self.is_locked = False
+        self.cache: LockedFeatures | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode (B, 3, H, W) to (B, embed_dim)."""
@@ -60,6 +61,8 @@ class ProjectedImageTower(nn.Module):
         """Pooled features (B, C) of the tower; of one that is locked as a whole nothing is kept for gradients."""
         if not self.is_locked:
             return self.trunk(images)
+        if self.cache is not None and self.training:
+            return self.cache(self.trunk, images).to(self.proj.weight.dtype)
         with torch.no_grad():
             return self.trunk(images)
 
@@ -89,6 +92,7 @@ class FocalCLIP(nn.Module):
         self.logit_scale = nn.Parameter(torch.full((1,), config.init_logit_scale))
         use_sample_draws(self)
         self.locked: list[nn.Module] = []
+        self.text_cache: LockedFeatures | None = None
         self._tokenizer: Tokenizer | None = None
 
     def train(self, mode: bool = True) -> Self:
@@ -130,8 +134,17 @@ class FocalCLIP(nn.Module):
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
         """Embed tokens (B, L) as (B, D); unit vectors are float32 in every precision."""
-        embeds = self.text(tokens)
+        embeds = self.text(tokens) if self.text_cache is None or not self.training else self._cached_text(tokens)
         return F.normalize(embeds.float(), dim=-1) if normalize else embeds
+
+    def _cached_text(self, tokens: Tensor) -> Tensor:
+        """Embeddings (B, D) of a text tower that is locked up to its projection."""
+        assert self.text_cache is not None
+        with without_projection(self.text, text_entry(self.config.text).projection or "") as projection:
+            features = self.text_cache(self.text, tokens)
+        if isinstance(projection, nn.Module):
+            return projection(features.to(next(projection.parameters()).dtype))
+        return features.to(projection.dtype) @ projection
 
     def text_lengths(self, tokens: Tensor) -> Tensor | None:
         """Number of leading tokens of each row (B, L) that its embedding depends on: (B,); None where all count.

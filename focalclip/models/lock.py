@@ -6,9 +6,17 @@ linear projection behind it is trained (Zhai et al. 2022, "LiT", https://arxiv.o
 for a tower of timm).
 """
 
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from focalclip.base.errors import UserError
 from focalclip.models.norm import GlobalBatchNorm
@@ -96,3 +104,100 @@ def _lock(model: Any, tower: str, unlocked: int) -> list[nn.Module]:
         elif next(part.parameters(recurse=False), None) is not None and not own & locked:
             is_below = False
     return fixed
+
+
+@contextmanager
+def without_projection(tower: nn.Module, name: str) -> Iterator[Any]:
+    """Context in which a text tower ends before its projection: a parameter, as open_clip has it, or a module.
+
+    Args:
+        tower: the text tower.
+        name: of the attribute that holds the projection.
+
+    Yields:
+        The projection.
+    """
+    projection = getattr(tower, name)
+    setattr(tower, name, nn.Identity() if isinstance(projection, nn.Module) else None)
+    try:
+        yield projection
+    finally:
+        setattr(tower, name, projection)
+
+
+class LockedFeatures:
+    """Features of a locked tower by its input, in a file: what was met before is read instead of computed.
+
+    An input is known by its content, so it does not matter how it came about. Once the file is full nothing is added,
+    as inputs that come round in turn would push each other out. The file outlasts the process: a run that is continued
+    reads what it would have read, since features computed in another batch may differ in their last bits.
+
+    Args:
+        path: the file; records that are there are used.
+        width: C of the features.
+        limit: of the file, in bytes.
+
+    Attributes:
+        read: rows that were read so far.
+        computed: rows that were computed.
+    """
+
+    def __init__(self, path: Path, width: int, limit: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._width, self._limit = width, limit
+        self._record = _KEY_BYTES + 4 * width + _CHECK_BYTES
+        self._keys: list[bytes] = []
+        self.read = self.computed = 0
+        size = os.fstat(self._file).st_size
+        size -= size % self._record  # of a process that was killed
+        os.ftruncate(self._file, size)
+        self._end = size
+        keys = (os.pread(self._file, _KEY_BYTES, place) for place in range(0, size, self._record))
+        self._places = {key: number * self._record for number, key in enumerate(keys)}
+
+    def announce(self, rows: Tensor) -> None:
+        """Tell the content of the next inputs, (b, ...) on the CPU; each row is hashed.
+
+        Zeros at the end do not count: they are where captions are padded to the longest one of a batch.
+        """
+        self._keys = [blake2b(row.tobytes().rstrip(b"\0"), digest_size=_KEY_BYTES).digest() for row in rows.numpy()]
+
+    def __call__(self, compute: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor:
+        """Features (b, C), float32, of the inputs (b, ...) that were announced; ``compute`` makes those of new ones."""
+        features = {key: row for key in set(self._keys) if (row := self._known(key)) is not None}
+        missing = {key: i for i, key in reversed(list(enumerate(self._keys))) if key not in features}
+        if missing:
+            numbers = sorted(missing.values())
+            with torch.no_grad():
+                new = compute(inputs[torch.tensor(numbers, device=inputs.device)]).float().cpu().numpy()
+            for number, row in zip(numbers, new, strict=True):
+                features[self._keys[number]] = row
+                self._add(self._keys[number], row)
+        self.read, self.computed = self.read + len(self._keys) - len(missing), self.computed + len(missing)
+        return torch.from_numpy(np.stack([features[key] for key in self._keys])).to(inputs.device)
+
+    def _known(self, key: bytes) -> np.ndarray | None:
+        """The features on record; None where there are none, or the record is damaged."""
+        if key not in self._places:
+            return None
+        record = os.pread(self._file, self._record, self._places[key])
+        if zlib.crc32(record[:-_CHECK_BYTES]).to_bytes(_CHECK_BYTES, "little") != record[-_CHECK_BYTES:]:
+            return None
+        return np.frombuffer(record, np.float32, self._width, _KEY_BYTES)
+
+    def _add(self, key: bytes, row: np.ndarray) -> None:
+        place = self._places.get(key, self._end)
+        if place + self._record > self._limit or not np.isfinite(row).all():
+            return
+        content = key + row.tobytes()
+        try:
+            os.pwrite(self._file, content + zlib.crc32(content).to_bytes(_CHECK_BYTES, "little"), place)
+        except OSError:  # the disk is full: what is there is enough
+            self._limit = 0
+            return
+        self._places[key] = place
+        self._end = max(self._end, place + self._record)
+
+
+_KEY_BYTES, _CHECK_BYTES = 16, 4

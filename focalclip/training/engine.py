@@ -108,6 +108,11 @@ def num_elements(parameter: nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
+def shape(parameter: nn.Parameter) -> tuple[int, ...]:
+    """Shape of the whole parameter, also where ZeRO 3 has sharded it."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
 def full_weights(engine: Any) -> AbstractContextManager:
     """Context in which every rank sees whole parameters, which ZeRO 3 shards."""
     import deepspeed

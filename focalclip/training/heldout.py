@@ -37,8 +37,7 @@ from focalclip.data.index import (
 from focalclip.data.loader import TrainLoader
 from focalclip.data.order import HeldOut, hash_words
 from focalclip.data.prepared import training_shards
-from focalclip.data.reader import NO_LABEL
-from focalclip.data.samples import label_of
+from focalclip.data.samples import Members, class_of, texts_of
 from focalclip.data.shards import source_numbers
 from focalclip.evaluation.features.model import evaluating
 from focalclip.evaluation.retrieval.pairs import PairData
@@ -50,6 +49,8 @@ from focalclip.training.engine import device
 from focalclip.training.step import create_loss
 
 _ENCODED_AT_ONCE = 256  # pictures, and captions, per forward pass
+
+_TEXTS = (TEXT, JSON, LABEL)  # in the order of Members
 
 _OUTPUTS = ("image", "text", "scale")  # what a loss can be computed from
 
@@ -164,106 +165,91 @@ def open_held_out(config: DataConfig, shards: Sequence[Any], loader: TrainLoader
 
 
 def _open(config: DataConfig, shards: Sequence[Any], loader: TrainLoader) -> HeldOutPairs:
+    held, source = None, str(config.val)
     if config.val_fraction:
-        usable, numbers = loader.usable.shards, loader.sources
-        source = f"{config.val_fraction:g} of data.train by hash, never trained on"
-        counts = loader.counts
+        usable, counts, rules = loader.usable.shards, loader.counts, config.of_entries()
+        settings = list(zip(loader.sources, [rules[entry] for entry in loader.entries], strict=True))
         held = HeldOut([shard.name for shard in usable], config.val_fraction)
+        source = f"{config.val_fraction:g} of data.train by hash, never trained on"
     else:
-        found = usable_shards(shards, config.key_rule, 0)
-        usable, counts = found.shards, found.counts
-        numbers = [0] * len(usable) if config.shared_labels else source_numbers(shards)
-        source = f"{config.val}"
-        held = None
+        usable, counts, _ = usable_shards(shards, config.key_rule, 0)
+        settings = [(number, config) for number, _ in source_numbers(shards)]
     chosen, words = [], []
-    for i, count in enumerate(counts):
-        own = hash_words(usable[i].name, int(count))
-        places = np.arange(count) if held is None else np.flatnonzero(held.mask(i, int(count)))
+    for i, count in enumerate(counts.tolist()):
+        places = np.arange(count) if held is None else np.flatnonzero(held.mask(i, count))
         chosen.append(np.stack([np.full(len(places), i), places], axis=1))
-        words.append(own[places])
+        words.append(hash_words(usable[i].name, count)[places])
     samples, order = np.concatenate(chosen), np.concatenate(words)
     total = len(samples)
     if config.val_max is not None and total > config.val_max:
         kept = np.sort(np.argsort(order, kind="stable")[: config.val_max])
         samples, order = samples[kept], order[kept]
-    pairs = _read(config, usable, samples, numbers)
-    if len(pairs.entries) < 2:
-        without = f" ({'; '.join(pairs.faults)})" if pairs.faults else ""
-        what = (
-            f"{config.val:g} holds out {total} of {counts.sum():,} pairs" if held else f"{config.val} has {total} pairs"
-        )
+    data, labels, places = _read(config, usable, samples, settings)
+    if len(places) < 2:
+        without = f" ({'; '.join(data.faults)})" if data.faults else ""
+        what = f"{config.val:g} holds out {total} of {counts.sum():,} pairs" if held else f"{source} has {total} pairs"
         raise UserError(
-            f"data.val: {what}, of which {len(pairs.entries)} can be measured{without}; two or more are needed: "
+            f"data.val: {what}, of which {len(places)} can be measured{without}; two or more are needed: "
             f"{'give a larger fraction' if held else 'name more data'}"
         )
-    return HeldOutPairs(pairs.data, pairs.labels, order[pairs.places], total, source)
+    return HeldOutPairs(data, labels, order[places], total, source)
 
 
-class _Pairs(NamedTuple):
-    data: PairData
-    labels: np.ndarray
-    places: list[int]
-    """Which of the samples are pairs."""
+def _read(
+    config: DataConfig, shards: Sequence[Any], samples: np.ndarray, settings: Sequence[tuple[int, DataConfig]]
+) -> tuple[PairData, np.ndarray, list[int]]:
+    """The captions and class numbers of samples, int64 (n, 2) of shard and number within it, in order.
 
-    @property
-    def entries(self) -> Sequence[Any]:
-        return self.data.entries
+    Args:
+        config: the section ``data``.
+        shards: indexed shards.
+        samples: see above.
+        settings: the number of each shard's source, and the settings of its entry.
 
-    @property
-    def faults(self) -> tuple[str, ...]:
-        return self.data.faults
-
-
-def _read(config: DataConfig, shards: Sequence[Any], samples: np.ndarray, sources: Sequence[int]) -> _Pairs:
-    """The captions and class numbers of samples, int64 (n, 2) of shard and number within it, in order."""
+    Returns:
+        The pairs; their class numbers, int64; and which of the samples they are.
+    """
     entries, captions, image_of, faults, labels, places = [], [], [], [], [], []
-    num_sources = max(sources, default=0) + 1
-    first = 0
+    num_sources = max((source for source, _ in settings), default=0) + 1
+    place = 0
     for shard in np.unique(samples[:, 0]).tolist():
+        source, rules = settings[shard]
         numbers = samples[samples[:, 0] == shard, 1]
-        for place, (entry, texts, label, fault) in enumerate(_read_shard(config, shards[shard], numbers), first):
-            if fault:
+        for place, (entry, members) in enumerate(_read_shard(shards[shard], numbers, config.key_rule), place):
+            try:
+                texts = texts_of(members, rules).captions
+                if entry.size < 0:
+                    raise ValueError("no image")
+            except ValueError as fault:
                 faults.append(f"{entry.name} ({fault})")
                 continue
             image_of += [len(entries)] * len(texts)
             captions += texts
             entries.append(entry)
-            labels.append(label_of(label, sources[shard], num_sources))
+            labels.append(class_of(members, rules, source, num_sources)[0])
             places.append(place)
-        first += len(numbers)
+        place += 1
     pairs = np.stack([np.array(image_of, np.int64), np.arange(len(captions))], axis=1)
     data = PairData("held-out", str(config.val), tuple(entries), tuple(captions), pairs, tuple(faults))
-    return _Pairs(data, np.array(labels, np.int64), places)
+    return data, np.array(labels, np.int64), places
 
 
-def _read_shard(config: DataConfig, shard: Any, numbers: np.ndarray) -> list[tuple[ShardEntry, list[str], int, str]]:
-    """Entry, captions, class number and what is wrong, for some samples of one shard."""
+def _read_shard(shard: Any, numbers: np.ndarray, key_rule: str) -> list[tuple[ShardEntry, Members]]:
+    """Where the pictures of some samples lie, and what else the samples hold."""
     try:
-        members, keys = load_members(shard, config.key_rule)[numbers], load_keys(shard, config.key_rule)
-        wanted = [
-            (i, column) for i in range(len(numbers)) for column in (TEXT, JSON, LABEL) if members[i, column, 1] >= 0
-        ]
-        parts = store.read_ranges(shard, [tuple(members[at].tolist()) for at in wanted])
+        table, keys = load_members(shard, key_rule)[numbers], load_keys(shard, key_rule)
+        wanted = [(i, column) for i in range(len(numbers)) for column in _TEXTS if table[i, column, 1] >= 0]
+        ranges = [(int(table[at][0]), int(table[at][1])) for at in wanted]
+        content = dict(zip(wanted, store.read_ranges(shard, ranges), strict=True))
     except OSError as error:
         raise system_error(error) from None
-    content = dict(zip(wanted, parts, strict=True))
-    found = []
-    for i, number in enumerate(numbers.tolist()):
-        offset, size = members[i, IMAGE].tolist()
-        entry, texts, label, fault = ShardEntry(shard, keys[number], offset, size), [], NO_LABEL, ""
-        try:
-            texts = read_captions(content.get((i, TEXT)), content.get((i, JSON)), config.caption_keys, False)[0]
-        except ValueError as error:
-            fault = str(error)
-        if size < 0:
-            fault = "no image"
-        if config.use_labels:
-            try:
-                label = read_label(content.get((i, LABEL)))
-            except ValueError:
-                label = NO_LABEL
-        found.append((entry, texts, label, fault))
-    return found
+    return [
+        (
+            ShardEntry(shard, keys[number], *table[i, IMAGE].tolist()),
+            Members(None, *(content.get((i, column)) for column in _TEXTS)),
+        )
+        for i, number in enumerate(numbers.tolist())
+    ]
 
 
 class HeldOutMeasure:

@@ -1,6 +1,8 @@
 """Assembly of one run, from configuration to exported model: its directory, its parts, and their order."""
 
 import hashlib
+import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,14 +27,15 @@ from focalclip.base.ranks import (
     world_size,
 )
 from focalclip.base.strict import dump_yaml
-from focalclip.config import RunConfig
+from focalclip.config import RunConfig, SourceConfig, source_of
 from focalclip.data.loader import Dealing, TrainLoader
+from focalclip.data.mixing import read_segments
 from focalclip.data.shards import left_out
 from focalclip.interop import folder as store
 from focalclip.interop import start
 from focalclip.models.clip import FocalCLIP, ProjectedImageTower
 from focalclip.models.image import check_patches
-from focalclip.models.lock import lock_towers
+from focalclip.models.lock import LockedFeatures, lock_towers
 from focalclip.models.text import text_entry
 from focalclip.training import checkpoint, engine, optim
 from focalclip.training.checkpoint import Checkpoint, TrainState
@@ -42,6 +45,9 @@ from focalclip.training.loop import Trainer, train
 from focalclip.training.resume import check_zero_stage, clean_up, find_checkpoints, loadable
 from focalclip.training.step import create_loss
 from focalclip.training.stop import StopRequest
+
+FEATURES = "features"
+"""Folder of a run directory for features of locked towers, while it trains."""
 
 Measure = Callable[[FocalCLIP], dict[str, float]]
 """From a model to numbers by name; all ranks call it together."""
@@ -112,11 +118,15 @@ def run_training(
     total_steps = _total_steps(config, loader)
     deepspeed_engine = _create_engine(config, model, total_steps, saved)
     main_only(lambda: _write_config(config, is_fresh=saved is None))
+    cached = together(lambda: _use_caches(config, model, loader, total_steps))
     if is_main():
-        print(_introduction(config, model, loader, state, total_steps, begins, held_out), table, sep="\n", flush=True)
+        introduction = _introduction(config, model, loader, state, total_steps, [*begins, *cached], held_out)
+        print(introduction, table, sep="\n", flush=True)
     if state.step >= total_steps:  # the run may have been killed after its last checkpoint, before the export
         _export(deepspeed_engine, config, state)
     log = together(lambda: TrainLog(config, total_steps, state))
+    if loader.mixture.changes:
+        log.say(f"step {state.step}: data.train: {'; '.join(loader.mixture.changes)}")
     stop.heed()
     with closing(log):
         evaluate = _Evaluation(config, measure, held_out)
@@ -130,6 +140,8 @@ def run_training(
             reason = f"{stop.reason}: " if stop.reason else ""
             print(f"{reason}saved step {state.step} in {config.run_dir}; continue with the same command and --resume")
         together(loader.raise_fault)
+    else:
+        main_only(lambda: shutil.rmtree(config.run_dir / FEATURES, ignore_errors=True))
     return finished
 
 
@@ -270,7 +282,7 @@ def _create_model(config: RunConfig, *, is_fresh: bool) -> tuple[FocalCLIP, list
             )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("model.image.lock, model.text.lock: nothing is left to train")
-    return model.train(), begins
+    return model.train(), [f"weights    {line}" for line in begins]
 
 
 def _create_engine(config: RunConfig, model: FocalCLIP, total_steps: int, saved: Checkpoint | None) -> Any:
@@ -294,32 +306,37 @@ def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, stat
         image_size=config.model.image.image_size,
         tokenize=model.tokenizer,
         seed=config.seed,
-        dealing=Dealing(rank(), world_size(), config.train.accumulation, state.samples),
+        dealing=Dealing(
+            rank(), world_size(), config.train.accumulation, state.samples, tuple(read_segments(state.mixture))
+        ),
     )
-    fingerprint = _fingerprint(loader.usable.shards, loader.counts.tolist(), loader.sources, config.data.val_fraction)
-    if state.data not in ("", fingerprint):
+    segments = loader.mixture.segments
+    if segments and state.data and not state.mixture:
+        raise UserError(
+            f"data.train: {config.run_dir} began without weights, so its sources have no places of their own to go on "
+            "from; leave out the weights, or choose another --name"
+        )
+    fingerprint = _fingerprint(
+        loader, [entry.rules for entry in config.data.entries if isinstance(entry, SourceConfig)]
+    )
+    if not segments and state.data not in ("", fingerprint):
         raise UserError(
             f"data.train: other shards than {config.run_dir} began with (of those that can be used, the names, numbers "
-            "of samples, division into sources or the fraction data.val differ); give the same ones, or choose another "
-            "--name"
+            "of samples, own settings or division into sources differ); give the same ones, or choose another --name"
         )
-    state.data = fingerprint
+    state.data, state.mixture = fingerprint, [segment.to_json() for segment in segments]
     return loader
 
 
-def _fingerprint(
-    shards: Sequence[Path], counts: Sequence[int], sources: Sequence[int], val_fraction: float = 0.0
-) -> str:
-    """What decides the order of samples, and their classes where there are several sources.
+def _fingerprint(loader: TrainLoader, rules: Sequence[dict[str, Any]]) -> str:
+    """What decides the order of samples, their classes where there are several sources, and the sources' own settings.
 
-    It is made of the shards' names, sizes and sources in their order, wherever the shards lie, and of the fraction that
-    is held out.
+    It is made of the shards' names, sizes and sources in their order, wherever the shards lie.
     """
-    lines = [f"{shard.name} {count}" for shard, count in zip(shards, counts, strict=True)]
-    if any(sources):
-        lines = [f"{line} {source}" for line, source in zip(lines, sources, strict=True)]
-    if val_fraction:
-        lines.append(f"without {val_fraction!r}")
+    lines = [f"{shard.name} {count}" for shard, count in zip(loader.usable.shards, loader.counts.tolist(), strict=True)]
+    if any(loader.sources):
+        lines = [f"{line} {source}" for line, source in zip(lines, loader.sources, strict=True)]
+    lines += [json.dumps(rules, sort_keys=True)] if any(rules) else []
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -353,20 +370,62 @@ def _introduction(
     }
     image, batch = config.model.image, config.data.batch_size
     epochs = total_steps * batch / loader.num_samples
-    sources = max(loader.sources, default=0) + 1
-    of_sources = f" of {sources} sources, each with classes of its own (data.shared_labels)" if sources > 1 else ""
+    names = [source_of(entry) for entry in config.data.entries]
+    sources, classes = loader.mixture, {"source": "classes of each source", "number": "classes by number"}
+    several = len(set(loader.sources)) > 1 or len(sources.names) > 1
+    of_sources = f", {classes.get(config.data.label_space, 'classes by name')} (data.label_space)" if several else ""
+    table = sources.table(total_steps * batch) if len(sources.names) > 1 or sources.segments else []
     lines = [
         f"run        {config.run_dir}" + (f", continued from step {state.step}" if state.step else ""),
-        *[f"weights    {line}" for line in begins],
+        *begins,
         f"model      {image.name} {millions['visual']:.2f} M + {config.model.text.name} text {millions['text']:.2f} M "
         f"parameters, {image.image_size} px",
         f"data       {loader.num_samples:,} pairs{of_sources}; {total_steps:,} steps x {batch} = {epochs:.1f} epochs",
+        *[f"source     {line}" for line in table],
         *([f"held out   {held_out.introduction(config.data)}"] if held_out else []),
-        *[f"left out   {line}" for line in left_out(config.data.train, loader.usable, config.data.key_rule)],
+        *[f"left out   {line}" for line in left_out(names, loader.usable, config.data.key_rule)],
         f"engine     {world_size()} x {engine.device().type}, ZeRO {config.train.zero_stage}, "
         f"{config.train.precision}, accumulation {config.train.accumulation}",
     ]
     return "\n".join(lines)
+
+
+def _use_caches(config: RunConfig, model: FocalCLIP, loader: TrainLoader, total_steps: int) -> list[str]:
+    """Give towers that are locked as a whole a cache of features, where their inputs come again; a line for each."""
+    lines, folder = [], config.run_dir / FEATURES
+    limit = int(config.train.feature_cache_gb * 1e9)
+    is_repeated = total_steps * config.data.batch_size > loader.num_samples
+    reasons = {
+        "train.feature_cache_gb is 0": limit == 0,
+        "train.zero_stage is 3, at which all ranks compute together": config.train.zero_stage == 3,
+    }
+    pictures = {
+        "data.augment varies the pictures": not config.data.augment.is_fixed,
+        "each picture comes once": not is_repeated,
+    }
+    for tower, own in (("image", pictures), ("text", {})):
+        settings = getattr(config.model, tower)
+        if not settings.lock or settings.unlocked_groups:
+            continue
+        reason = next((reason for reason, holds in (reasons | own).items() if holds), None)
+        if reason is None:
+            width = model.visual.trunk.num_features if tower == "image" else _text_width(model)
+            cache = LockedFeatures(folder / f"{tower}-{rank()}.bin", width, limit)
+            if tower == "image":
+                model.visual.cache = cache
+            else:
+                model.text_cache = cache
+            size = f"{config.train.feature_cache_gb:g} GB for each rank"
+            lines.append(f"features   {tower}: kept in {folder} and not computed again, up to {size}")
+        else:
+            lines.append(f"features   {tower}: computed at each step, as {reason}")
+    return lines
+
+
+def _text_width(model: FocalCLIP) -> int:
+    """Width of what the projection of the text tower takes."""
+    projection = getattr(model.text, text_entry(model.config.text).projection or "")
+    return projection.in_features if isinstance(projection, torch.nn.Linear) else engine.shape(projection)[0]
 
 
 def _write_config(config: RunConfig, *, is_fresh: bool) -> None:
@@ -374,4 +433,5 @@ def _write_config(config: RunConfig, *, is_fresh: bool) -> None:
     folder = config.run_dir
     if is_fresh:
         (folder / "metrics.jsonl").unlink(missing_ok=True)  # of an attempt that ended before its first checkpoint
+        shutil.rmtree(folder / FEATURES, ignore_errors=True)
     write_text(folder / "config.yaml", dump_yaml(config))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from focalclip.base.errors import SharedError, UserError
 from focalclip.base.strict import nearest, options_of
-from focalclip.config import LossConfig, RunConfig
+from focalclip.config import LossConfig, RunConfig, TowerOptimConfig
 from focalclip.data.loader import Batch
 from focalclip.data.samples import Ignored
 from focalclip.losses import LOSSES
@@ -94,9 +94,9 @@ class Stepper:
             SharedError: if no loss scale is left at which fp16 holds the gradient.
         """
         lr = self._engine.get_lr()[0]
-        first = self._engine.lr_scheduler.base_lrs[0]
-        if first != self._config.optim.lr:  # the first group is a tower's with a rate of its own
-            lr = lr / first * self._config.optim.lr
+        optim = self._config.optim
+        if not optim.image == optim.text == TowerOptimConfig():  # the first group may have a rate of its own
+            lr *= optim.lr / self._engine.lr_scheduler.base_lrs[0]
         before = [x.clone() for x in self._statistics]
         losses, scale, faults, ignored = [], None, [], []
         seed_step(self._config.seed, step)
@@ -104,6 +104,7 @@ class Stepper:
             batch = next(batches)
             faults += batch.faults
             ignored += batch.ignored
+            self._announce(batch)
             with sample_draws(self._config.seed, step, batch.positions.to(device())):
                 loss, scale = micro_step(self._engine, batch, self._loss, self._config)
             losses.append(loss)
@@ -113,6 +114,13 @@ class Stepper:
         for now, then in zip(self._statistics, before, strict=True):
             now.copy_(torch.where(was_applied, now, then))
         return StepResult(torch.stack(losses).mean(), scale, lr, grad_norm, faults, ignored)
+
+    def _announce(self, batch: Batch) -> None:
+        """Tell the caches of locked towers which inputs are next."""
+        model = self._engine.module
+        for cache, rows in ((model.visual.cache, batch.images), (model.text_cache, batch.tokens)):
+            if cache is not None:
+                cache.announce(rows)
 
 
 def micro_step(engine: Any, batch: Batch, loss: Loss, config: RunConfig) -> tuple[Tensor, Tensor]:

@@ -172,7 +172,7 @@ def test_a_fraction_divides_the_pairs_in_two(tmp_path):
     seen = []
     for seed in (0, 7):
         loader = TrainLoader(shards, data, 8, ByteTokenizer(), seed)
-        order = SampleOrder(loader.counts, seed, 2, HeldOut([shard.name for shard in shards], 0.2))
+        order = SampleOrder(loader.counts, seed, 2, held_out=HeldOut([shard.name for shard in shards], 0.2))
         assert loader.num_samples == order.num_samples
         first = [order.locate(p) for p in range(order.num_samples)]
         second = [order.locate(order.num_samples + p) for p in range(order.num_samples)]

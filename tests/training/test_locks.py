@@ -14,7 +14,7 @@ import focalclip
 from focalclip.base.errors import UserError
 from focalclip.config import ImageTowerConfig, ModelConfig, OptimConfig, TextTowerConfig, TowerOptimConfig
 from focalclip.models.clip import FocalCLIP
-from focalclip.models.lock import depth_groups, lock_towers
+from focalclip.models.lock import LockedFeatures, depth_groups, lock_towers
 from focalclip.training.optim import create_optimizer, parameter_groups, parts, table
 
 TEXT = {"context_length": 8, "width": 32, "heads": 2, "layers": 2}
@@ -276,3 +276,109 @@ def test_locked_random_weights_are_warned_of(shards, tmp_path):
     result = helpers_run.run(tmp_path, shards, "--model.image.lock", "--train.steps", "3")
     assert result.returncode == 0
     assert "model.image.lock: the weights that are locked are random; name trained ones in" in result.stderr
+
+
+class Counted:
+    """A tower that counts what it computes: its features are the sums of its inputs, twice."""
+
+    def __init__(self):
+        self.rows = 0
+
+    def __call__(self, inputs):
+        self.rows += len(inputs)
+        return inputs.flatten(1).sum(1, keepdim=True).repeat(1, 2)
+
+
+def test_what_a_locked_tower_has_met_is_not_computed_again(tmp_path):
+    tower, path = Counted(), tmp_path / "features" / "image-0.bin"
+    cache = LockedFeatures(path, 2, limit=3 * (16 + 8 + 4))
+
+    def ask(*numbers):
+        rows = torch.tensor(numbers).view(-1, 1).repeat(1, 3)
+        cache.announce(rows)
+        assert cache(tower, rows.float()).tolist() == [[3.0 * n, 3.0 * n] for n in numbers]
+
+    ask(1, 2, 1)
+    assert tower.rows == 2
+    ask(2, 3, 1)
+    assert tower.rows == 3
+    ask(4)
+    ask(4)
+    assert tower.rows == 5, "what finds no room is computed each time"
+    assert (cache.read, cache.computed) == (3, 5)
+    path.write_bytes(path.read_bytes()[:-1])  # as a process that was killed leaves it
+    cache = LockedFeatures(path, 2, limit=10**6)
+    ask(1, 2, 3)
+    assert tower.rows == 6
+    content = bytearray(path.read_bytes())
+    content[20] ^= 1
+    path.write_bytes(content)
+    cache = LockedFeatures(path, 2, limit=10**6)
+    ask(1, 2, 3)
+    assert tower.rows == 7
+    assert path.stat().st_size == 3 * 28
+
+
+def test_captions_of_batches_of_any_length_are_one_input(tmp_path):
+    model = locked(text={"lock": True}).train()
+    model.text_cache = cache = LockedFeatures(tmp_path / "text.bin", 32, limit=10**6)
+    short, long = model.tokenizer(["a cat", "dogs"]), model.tokenizer(["a cat", "two dogs in the rain"])
+    for tokens, computed in ((short, 2), (long, 3)):
+        cache.announce(tokens)
+        embeds = model.encode_text(tokens)
+        torch.testing.assert_close(embeds, model.eval().encode_text(tokens))
+        model.train()
+        assert cache.computed == computed
+    embeds.sum().backward()
+    assert {n for n, p in model.text.named_parameters() if p.grad is not None} == {"text_projection"}
+
+
+FIXED = ["--data.augment.scale", "1.0", "1.0"]
+
+
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_a_run_reads_features_that_come_again(ranks, shards, source, tmp_path):
+    args = ["--model.image.lock", "--model.image.pretrained", str(source), *FIXED]
+    args += ["--model.text.lock", "--model.text.pretrained", str(source)]
+    plain = helpers_run.run(tmp_path, shards, *args, "--name", "plain", "--train.feature-cache-gb", "0", ranks=ranks)
+    assert plain.returncode == 0, plain.stderr
+    assert "features   image: computed at each step, as train.feature_cache_gb is 0" in plain.stdout
+    result = helpers_run.run(tmp_path, shards, *args, ranks=ranks)
+    assert result.returncode == 0, result.stderr
+    run_dir = tmp_path / "runs" / "tiny"
+    for tower in ("image", "text"):
+        assert f"features   {tower}: kept in {run_dir / 'features'} and not computed again" in result.stdout
+    assert not (run_dir / "features").exists()
+    assert helpers_run.losses(run_dir) == pytest.approx(helpers_run.losses(tmp_path / "runs" / "plain"), rel=1e-4)
+
+
+def test_a_run_that_is_stopped_goes_on_with_the_features_it_has(shards, source, tmp_path):
+    args = ["--model.image.lock", "--model.image.pretrained", str(source), *FIXED, "--train.steps", "12"]
+    whole = helpers_run.run(tmp_path, shards, *args, "--name", "whole")
+    assert whole.returncode == 0, whole.stderr
+    process = helpers_run.start(tmp_path, shards, *args, "--train.log-every", "1")
+    run_dir = tmp_path / "runs" / "tiny"
+    helpers_run.wait_for_lines(run_dir, 5)
+    process.send_signal(15)
+    process.communicate(60)
+    assert process.returncode in (0, 75)
+    if process.returncode == 75:
+        assert (run_dir / "features" / "image-0.bin").stat().st_size == 48 * (16 + 4 * 192 + 4)
+        again = helpers_run.run(tmp_path, shards, *args, "--resume")
+        assert again.returncode == 0, again.stderr
+    assert helpers_run.losses(run_dir) == helpers_run.losses(tmp_path / "runs" / "whole")
+
+
+@pytest.mark.parametrize(
+    ("extra", "reason"),
+    [
+        (["--data.augment.flip", "0.5"], "data.augment varies the pictures"),
+        (["--train.steps", "3", "--optim.warmup-steps", "1"], "each picture comes once"),
+        (["--train.zero-stage", "3"], "train.zero_stage is 3, at which all ranks compute together"),
+    ],
+)
+def test_features_are_not_kept_where_that_is_no_use(extra, reason, shards, source, tmp_path):
+    args = ["--model.image.lock", "--model.image.pretrained", str(source), *FIXED, *extra]
+    result = helpers_run.run(tmp_path, shards, *args)
+    assert result.returncode == 0, result.stderr
+    assert f"features   image: computed at each step, as {reason}" in result.stdout
