@@ -30,8 +30,6 @@ from focalclip.data.index import (
     TEXT,
     load_keys,
     load_members,
-    read_captions,
-    read_label,
     usable_shards,
 )
 from focalclip.data.loader import TrainLoader
@@ -211,11 +209,11 @@ def _read(
     """
     entries, captions, image_of, faults, labels, places = [], [], [], [], [], []
     num_sources = max((source for source, _ in settings), default=0) + 1
-    place = 0
+    done = 0
     for shard in np.unique(samples[:, 0]).tolist():
         source, rules = settings[shard]
         numbers = samples[samples[:, 0] == shard, 1]
-        for place, (entry, members) in enumerate(_read_shard(shards[shard], numbers, config.key_rule), place):
+        for place, (entry, members) in enumerate(_read_shard(shards[shard], numbers, config.key_rule), done):
             try:
                 texts = texts_of(members, rules).captions
                 if entry.size < 0:
@@ -228,7 +226,7 @@ def _read(
             entries.append(entry)
             labels.append(class_of(members, rules, source, num_sources)[0])
             places.append(place)
-        place += 1
+        done += len(numbers)
     pairs = np.stack([np.array(image_of, np.int64), np.arange(len(captions))], axis=1)
     data = PairData("held-out", str(config.val), tuple(entries), tuple(captions), pairs, tuple(faults))
     return data, np.array(labels, np.int64), places

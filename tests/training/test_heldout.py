@@ -1,4 +1,4 @@
-"""Held-out pairs: never trained on, measured by all ranks as the retrieval command measures, without a trace in training."""
+"""Held-out pairs: never trained on, measured by all ranks as the retrieval command does, without a trace in training."""
 
 import json
 import re
@@ -199,6 +199,33 @@ def test_batches_hold_no_held_out_pair(tmp_path):
     assert set(labels) == set(range(40)) - held
 
 
+def test_a_fraction_of_each_of_several_weighted_sources_is_held_out_with_its_own_captions(tmp_path):
+    from focalclip.data.prepared import training_shards
+
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, first in zip(folders, (0, 500), strict=True):
+        folder.mkdir()
+        write_tar(folder / f"{first}.tar", [member for i in range(40) for member in good_sample(first + i)])
+    sources = [
+        {"source": str(folders[0]), "weight": 1, "caption_keys": ["txt"]},
+        {"source": str(folders[1]), "weight": 3},
+    ]
+    values = {"train": sources, "label_space": "number", "val": 0.3, "batch_size": 8, "workers": 0}
+    data = from_dict(RunConfig, {"data": values}, "x").data
+    shards = training_shards(data.train)
+    loader = TrainLoader(shards, data, 8, ByteTokenizer(), 0)
+    pairs = open_held_out(data, [], loader)
+    held = {int(entry.key) for entry in pairs.data.entries}
+    batches = iter(loader)
+    seen = {label for _ in range(40) for label in next(batches).labels.tolist()}
+    batches.close()
+    assert seen == {*range(40), *range(500, 540)} - held
+    assert all(2 < len([key for key in held if first <= key < first + 40]) < 22 for first in (0, 500))
+    assert len(held) + loader.num_samples == 80
+    captions = [sum(1 for image, _ in pairs.data.pairs if image == i) for i in range(len(held))]
+    assert captions == [1 if int(entry.key) < 500 else 2 for entry in pairs.data.entries]
+
+
 def test_the_choice_depends_on_name_and_number_alone():
     a = HeldOut(["00000.tar", "00001.tar"], 0.1)
     more = HeldOut(["new.tar", "00001.tar", "00000.tar"], 0.1)
@@ -268,9 +295,13 @@ def test_what_cannot_be_held_out_is_refused(tmp_path, shards, values, message):
         name: known.get(value, value) for name, value in values.items()
     }
     data = from_dict(RunConfig, {"data": values}, "x").data
+    train = training_shards(data.train)
+
+    def open_both():
+        return open_held_out(data, val_shards(data, train), TrainLoader(train, data, 8, ByteTokenizer(), 0))
+
     with pytest.raises(UserError, match=message):
-        train = training_shards(data.train)
-        open_held_out(data, val_shards(data, train), TrainLoader(train, data, 8, ByteTokenizer(), 0))
+        open_both()
 
 
 def test_a_record_of_a_measurement_is_json(measured):
