@@ -1,4 +1,4 @@
-"""Held-out pairs: never trained on, measured by all ranks as the retrieval command does, without a trace in training."""
+"""Held-out pairs: never trained on, measured by all ranks as the retrieval command does, with no trace in training."""
 
 import json
 import re
