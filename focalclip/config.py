@@ -43,11 +43,12 @@ _AT_HOME = AfterValidator(_at_home)
 
 def _number_or_source(value: Any) -> Any:
     """``data.val``: a number, which the command line gives as text, is a fraction; all else is the name of a source."""
+    not_finite = {".nan": "nan", ".inf": "inf", "-.inf": "-inf"}  # as YAML writes them
     try:
-        fraction = float(value)
+        fraction = float(not_finite.get(value, value) if isinstance(value, str) else value)
     except (TypeError, ValueError):
         return _at_home(value) if isinstance(value, str | list) else value
-    if not 0 < fraction < 1:
+    if math.isfinite(fraction) and not 0 < fraction < 1:
         raise ValueError(
             "input should be a source, or a fraction of the training pairs between 0 and 1, such as 0.01; null for none"
         )

@@ -263,7 +263,7 @@ def test_a_run_with_a_fraction_is_resumed_with_that_fraction_only(tmp_path, shar
     assert "another data.val (0.2 " in done.stderr
 
 
-@pytest.mark.parametrize("value", ["1", "0", "-0.5", "1.5", "nan"])
+@pytest.mark.parametrize("value", ["1", "0", "-0.5", "1.5"])
 def test_a_fraction_is_between_0_and_1(value):
     with pytest.raises(UserError, match=r"data.val.*a fraction of the training pairs between 0 and 1, such as 0.01"):
         settings.with_overrides(RunConfig(), ["--data.val", value])
