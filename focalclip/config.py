@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import home_expanded, is_plain_name, user_path
@@ -39,6 +39,20 @@ def _at_home(path: Any) -> Any:
 
 
 _AT_HOME = AfterValidator(_at_home)
+
+
+def _number_or_source(value: Any) -> Any:
+    """``data.val``: a number, which the command line gives as text, is a fraction; all else is the name of a source."""
+    not_finite = {".nan": "nan", ".inf": "inf", "-.inf": "-inf"}  # as YAML writes them
+    try:
+        fraction = float(not_finite.get(value, value) if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        return _at_home(value) if isinstance(value, str | list) else value
+    if math.isfinite(fraction) and not 0 < fraction < 1:
+        raise ValueError(
+            "input should be a source, or a fraction of the training pairs between 0 and 1, such as 0.01; null for none"
+        )
+    return fraction
 
 
 # Names of settings in open_clip and timm, and of our sections where one of their settings is meant, for "did you mean".
@@ -104,7 +118,8 @@ _OTHER_NAMES = {
     "log_interval": "train.log_every",
     "checkpoint_hist": "train.keep_checkpoints",
     "zeroshot_frequency": "eval.every",
-    "val_frequency": "eval.every",
+    "val_frequency": "data.val_every",
+    "val_data": "data.val",
     "eval": "eval.benchmark",
     "imagenet_val": "eval.data_root",
     "logs": "runs_dir",
@@ -380,6 +395,15 @@ class DataConfig(Strict):
     other source that ``make_shards`` takes, such as a table or class folders: written as shards into the cache once.
     Or a list of sources, each as text or as a mapping with settings of its own, such as ``{source: cc3m, weight: 2}``
     (docs/data.md, "Several sources")."""
+    val: Annotated[str | list[str] | float | None, BeforeValidator(_number_or_source)] = None
+    """Pairs on which loss and retrieval are measured during training: any source that ``train`` takes; or a fraction
+    of the training pairs, such as 0.01, chosen by a hash of shard name and sample number, which are then never trained
+    on; null: none."""
+    val_every: int = Field(500, ge=1)
+    """Steps between these measurements, by all ranks; there is one after the last step, too."""
+    val_max: int | None = Field(5000, ge=2)
+    """Held-out pairs that are measured, chosen by hash and the same each time; null for all. Recall falls with their
+    number."""
     label_space: Literal["source", "number", "name"] = "source"
     """When two pairs are of one class: ``source``, with one class number (``cls``) in one source, which is an entry of
     ``train`` or a part of one between ``::``; ``number``, with one class number anywhere; ``name``, with one name in
@@ -415,6 +439,11 @@ class DataConfig(Strict):
     """Leave out up to so many shards that are missing, damaged or without pairs; all are named. With more, or with one
     by default, training does not start."""
     augment: AugmentConfig = AugmentConfig()
+
+    @property
+    def val_fraction(self) -> float:
+        """The fraction of the training pairs that is held out; 0 where ``val`` is a source, or null."""
+        return self.val if isinstance(self.val, float) else 0.0
 
     @property
     def entries(self) -> list[str | SourceConfig]:

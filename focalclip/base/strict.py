@@ -189,7 +189,7 @@ def dump_yaml(config: Strict) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-_UNION_MEMBERS = ("str", "list[str]")  # pydantic adds which member of a union it tried; ours are in <>
+_UNION_MEMBERS = ("str", "list[str]", "float")  # pydantic adds which member of a union it tried; ours are in <>
 
 
 def _describe(cls: type[Strict], error: Any, shown: Callable[[str], str]) -> str:

@@ -123,21 +123,23 @@ class TrainLoader:
         """The shards that are trained on, and what is wrong with the others."""
         self.counts = counts = self.usable.counts
         """Samples per usable shard, int64."""
-        self.num_samples = int(counts.sum())
-        """Samples per epoch."""
-        if data.batch_size > self.num_samples:
-            raise UserError(
-                f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train; "
-                "a batch would hold samples twice; use a smaller one"
-            )
         number_of = dict(zip(shards, source_numbers(shards), strict=True))
         numbers = [number_of[shard] for shard in self.usable.shards]
         self.sources = [0 if data.label_space == "number" else source for source, _ in numbers]
         """Number of the source that gives each usable shard's class numbers their meaning."""
-        entries = [entry for _, entry in numbers]
-        files = list(zip(self.usable.shards, counts.tolist(), entries, strict=True))
+        self.entries = [entry for _, entry in numbers]
+        """Number of the entry of ``data.train`` that each usable shard belongs to."""
+        files = list(zip(self.usable.shards, counts.tolist(), self.entries, strict=True))
         self.mixture = mixture(files, data, seed, dealing.segments, dealing.start)
         """The order of samples, and what it says of the sources."""
+        self.num_samples = sum(self.mixture.counts)
+        """Samples per epoch: all but those that ``data.val`` holds out."""
+        if data.batch_size > self.num_samples:
+            without = f" without data.val={data.val_fraction:g}" if data.val_fraction else ""
+            raise UserError(
+                f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train"
+                f"{without}; a batch would hold samples twice; use a smaller one"
+            )
         samples = TrainSamples(self.usable.shards, counts, self.mixture.order, data, image_size, numbers)
         self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
         self._workers = data.workers

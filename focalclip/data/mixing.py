@@ -29,7 +29,7 @@ import numpy as np
 
 from focalclip.base.errors import UserError
 from focalclip.config import DataConfig, SourceConfig, source_of
-from focalclip.data.order import SampleOrder
+from focalclip.data.order import HeldOut, SampleOrder
 from focalclip.data.store import read_ranges
 
 LARGEST_PERIOD = 1 << 16
@@ -313,7 +313,7 @@ class Mixture:
     names: list[str]
     """The sources, in the order of ``data.train``."""
     counts: list[int]
-    """Pairs of each source."""
+    """Pairs of each source that are not held out."""
     ids: list[str]
     segments: list[Segment]
     """Empty where sources are not weighted."""
@@ -359,13 +359,16 @@ def mixture(
                for n in range(len(entries))]  # fmt: skip
     names = [source_of(entry) for entry in entries]
     counts = np.array([count for _, count, _ in shards], dtype=np.int64)
-    totals = [int(counts[own].sum()) for own in numbers]
     if weights is None:
         if past:
             raise UserError("data.train: the run mixes its sources by weights; give them, or choose another --name")
-        return Mixture(SampleOrder(counts, seed, data.window_shards), names, totals, names, [], [])
+        order = SampleOrder(counts, seed, data.window_shards, held_out=_held_out(shards, data))
+        return Mixture(order, names, [int(order.counts[own].sum()) for own in numbers], names, [], [])
     firsts = [_first_bytes(shards[own[0]][0]) if len(own) else b"" for own in numbers]
     ids = identities([(first, [shards[i][:2] for i in own]) for first, own in zip(firsts, numbers, strict=True)])
+    orders = [SampleOrder(counts[own], seed, data.window_shards, identity, _held_out([shards[i] for i in own], data))
+              for own, identity in zip(numbers, ids, strict=True)]  # fmt: skip
+    totals = [order.num_samples for order in orders]
     shares = shares_of(weights)
     for name, total, share in zip(names, totals, shares, strict=True):
         if share * data.batch_size > total * sum(shares):
@@ -376,9 +379,11 @@ def mixture(
     rules = [entry.rules if isinstance(entry, SourceConfig) else {} for entry in entries]
     parts = [SourceShare(*values) for values in zip(ids, names, shares, [0] * len(ids), rules, strict=True)]
     segments, changes = continued(past, parts, position)
-    orders = [SampleOrder(counts[own], seed, data.window_shards, identity)
-              for own, identity in zip(numbers, ids, strict=True)]  # fmt: skip
     return Mixture(MixedOrder(numbers, orders, ids, segments), names, totals, ids, segments, changes)
+
+
+def _held_out(shards: Sequence[tuple[Path, int, int]], data: DataConfig) -> HeldOut | None:
+    return HeldOut([shard.name for shard, *_ in shards], data.val_fraction) if data.val_fraction else None
 
 
 def _first_bytes(shard: Path) -> bytes:

@@ -149,7 +149,6 @@ class TrainSamples:
         self._sources = sources
         self._num_sources = max((source for source, _ in sources), default=0) + 1
         self._rules = data.of_entries()
-        self._label_space = data.label_space
         self._image_size = image_size
         self._named: set[str] = set()
 
@@ -198,8 +197,8 @@ class TrainSamples:
             raise BrokenSampleError("no image")
         data, size = self._rules[entry], self._image_size
         try:
-            texts = _texts_of(members, data)
-            label, unreadable = self._label(members, data, source)
+            texts = texts_of(members, data)
+            label, unreadable = class_of(members, data, source, self._num_sources)
             caption = choose_caption(texts, draws, data)
             pixels = decode_array(members.image, min_decoded_side(draws, data.augment, size))
             image = random_resized_crop(pixels, draws, data.augment, size)
@@ -211,23 +210,31 @@ class TrainSamples:
             raise BrokenSampleError(f"{type(error).__name__}: {first_line(error)}") from None
         return Sample(image, caption, label, texts.ignored + unreadable, entry=entry)
 
-    def _label(self, members: Members, data: DataConfig, source: int) -> tuple[int, tuple[str, ...]]:
-        """One number for the sample's class, -1 where it has none; and what of it cannot be used."""
-        if not data.use_labels:
-            return NO_LABEL, ()
-        if self._label_space == "name" and (names := class_names_of(members.json)):
-            return label_of_names(names), ()
-        try:
-            number = read_label(members.label)
-        except ValueError as error:
-            return NO_LABEL, (str(error),)
-        if self._label_space == "number" or number < 0:
-            return number, ()
-        nameless = ("its class has a number and no name: it counts within its source",)
-        return label_of(number, source, self._num_sources), nameless if self._label_space == "name" else ()
+
+def class_of(members: Members, data: DataConfig, source: int, num_sources: int) -> tuple[int, tuple[str, ...]]:
+    """One number for a sample's class, -1 where it has none; and what of it cannot be used.
+
+    Args:
+        members: The sample.
+        data: The settings of its entry of ``data.train``.
+        source: The number of its source.
+        num_sources: Of how many.
+    """
+    if not data.use_labels:
+        return NO_LABEL, ()
+    if data.label_space == "name" and (names := class_names_of(members.json)):
+        return label_of_names(names), ()
+    try:
+        number = read_label(members.label)
+    except ValueError as error:
+        return NO_LABEL, (str(error),)
+    if data.label_space == "number" or number < 0:
+        return number, ()
+    nameless = ("its class has a number and no name: it counts within its source",)
+    return label_of(number, source, num_sources), nameless if data.label_space == "name" else ()
 
 
-def _texts_of(members: Members, data: DataConfig) -> Captions:
+def texts_of(members: Members, data: DataConfig) -> Captions:
     """The captions of a sample, or prompts with the names of its classes in their place.
 
     Raises:
