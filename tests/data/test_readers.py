@@ -145,7 +145,7 @@ def test_formats_that_shards_do_not_hold_become_png(tmp_path):
 
 
 def test_shards_out_of_shards_lose_nothing_that_training_reads(tmp_path):
-    keywords = {"captions": ["a cat"], "keywords": ["animal"]}
+    keywords = {"captions": ["a cat"], "keywords": ["animal"], "class_names": ["cat"]}
     write.write_shards([{"png": picture(0), "txt": "a cat", "json": keywords, "cls": 7}], tmp_path / "one")
     assert make_shards([str(tmp_path / "one"), str(tmp_path / "two")]) == 0
     assert members(tmp_path / "two") == members(tmp_path / "one")
