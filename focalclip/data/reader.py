@@ -281,3 +281,6 @@ class Reader:
         Unavailable: if it has no such split.
         UserError: naming the file at fault.
     """
+    takes: tuple[str, ...] = ()
+    """Which of ``image_column``, ``caption_columns`` and ``label_column`` of a request it heeds; the others are
+    refused by :func:`focalclip.data.sources.open_source`."""
