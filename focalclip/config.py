@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from focalclip.base.errors import UserError
 from focalclip.base.files import home_expanded, is_plain_name, user_path
@@ -31,12 +31,28 @@ _RESERVED_OPTIONS = {"drop_path", "drop_path_rate", "init", "mixer", "activation
 _RESERVED_OPTIONS |= {"pretrained", "num_classes", "in_channels", "in_chans", "detector_stages"}
 
 
-def _at_home(path: str | list[str] | None) -> str | list[str] | None:
-    """Paths with ``~`` replaced by the home directory."""
-    return [home_expanded(one) for one in path] if isinstance(path, list) else path and home_expanded(path)
+def _at_home(path: Any) -> Any:
+    """Paths with ``~`` replaced by the home directory, also in a list; what is no path stays."""
+    if isinstance(path, list):
+        return [_at_home(one) for one in path]
+    return home_expanded(path) if isinstance(path, str) else path
 
 
 _AT_HOME = AfterValidator(_at_home)
+
+
+def _number_or_source(value: Any) -> Any:
+    """``data.val``: a number, which the command line gives as text, is a fraction; all else is the name of a source."""
+    not_finite = {".nan": "nan", ".inf": "inf", "-.inf": "-inf"}  # as YAML writes them
+    try:
+        fraction = float(not_finite.get(value, value) if isinstance(value, str) else value)
+    except (TypeError, ValueError):
+        return _at_home(value) if isinstance(value, str | list) else value
+    if math.isfinite(fraction) and not 0 < fraction < 1:
+        raise ValueError(
+            "input should be a source, or a fraction of the training pairs between 0 and 1, such as 0.01; null for none"
+        )
+    return fraction
 
 
 # Names of settings in open_clip and timm, and of our sections where one of their settings is meant, for "did you mean".
@@ -49,6 +65,7 @@ _OTHER_NAMES = {
     "train": "data.train",
     "b": "data.batch_size",
     "num_workers": "data.workers",
+    "shared_labels": "data.label_space",
     "loss": "loss.name",
     "siglip": "loss.name",
     "opt": "optim.name",
@@ -101,7 +118,8 @@ _OTHER_NAMES = {
     "log_interval": "train.log_every",
     "checkpoint_hist": "train.keep_checkpoints",
     "zeroshot_frequency": "eval.every",
-    "val_frequency": "eval.every",
+    "val_frequency": "data.val_every",
+    "val_data": "data.val",
     "eval": "eval.benchmark",
     "imagenet_val": "eval.data_root",
     "logs": "runs_dir",
@@ -317,15 +335,79 @@ class AugmentConfig(Strict):
         return self
 
 
+class SourceConfig(Strict):
+    """One source of several, in ``data.train``; what is null is as in ``data``."""
+
+    source: Annotated[str, _AT_HOME]
+    """Anything that ``data.train`` takes alone."""
+    weight: float | None = Field(None, ge=0)
+    """Its part of all samples, in any unit: 2 and 1 are two thirds and one third. All sources have one, or none: then
+    each sample comes once per epoch. It may change at a resume; 0 leaves the source out."""
+    first_caption: float | None = Field(None, ge=0, le=1)
+    """As ``data.first_caption``."""
+    joined_captions: float | None = Field(None, ge=0, le=1)
+    """As ``data.joined_captions``."""
+    caption_keys: list[str] | None = Field(None, min_length=1)
+    """As ``data.caption_keys``."""
+    use_keywords: bool | None = None
+    """As ``data.use_keywords``."""
+    use_labels: bool | None = None
+    """As ``data.use_labels``."""
+    templates: list[str] | None = Field(None, min_length=1)
+    """As ``data.templates``."""
+    augment: AugmentConfig | None = None
+    """As ``data.augment``, which it replaces as a whole: a setting left out has its default."""
+
+    @property
+    def rules(self) -> dict[str, Any]:
+        """What it sets beside its weight, as JSON."""
+        return self.model_dump(mode="json", exclude={"source", "weight"}, exclude_none=True)
+
+
+def source_of(entry: str | SourceConfig) -> str:
+    """What an entry of ``data.train`` names."""
+    return entry.source if isinstance(entry, SourceConfig) else entry
+
+
+def _form_of(value: Any) -> str:
+    """Which form of ``data.train``, or of an entry of it, a value has; messages then speak of that one alone."""
+    if isinstance(value, list | tuple):
+        return "<list>"
+    return "<mapping>" if isinstance(value, dict | SourceConfig) else "<text>"
+
+
+_Entry = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[SourceConfig, Tag("<mapping>")],
+    Discriminator(_form_of, "source_form", "input should be a source, as text or as a mapping {source: ...}"),
+]
+
+_TrainSources = Annotated[
+    Annotated[str, Tag("<text>")] | Annotated[list[_Entry], Tag("<list>")],
+    Discriminator(_form_of, "source_form", "input should be a source, or a list of sources"),
+]
+
+
 class DataConfig(Strict):
     """What is trained on."""
 
-    train: Annotated[str | list[str], _AT_HOME] = "emoji"
+    train: Annotated[_TrainSources, _AT_HOME] = "emoji"
     """``emoji`` for the default corpus, or shards: paths, folders, patterns such as ``cc3m/{00000..00331}.tar``; or any
-    other source that ``make_shards`` takes, such as a table or class folders: written as shards into the cache once."""
-    shared_labels: bool = False
-    """Class numbers (``cls``) mean the same in all entries of ``train``; false: each entry, and each part of one
-    between ``::``, is a source with classes of its own, so class 3 of one is not class 3 of another."""
+    other source that ``make_shards`` takes, such as a table or class folders: written as shards into the cache once.
+    Or a list of sources, each as text or as a mapping with settings of its own, such as ``{source: cc3m, weight: 2}``
+    (docs/data.md, "Several sources")."""
+    val: Annotated[str | list[str] | float | None, BeforeValidator(_number_or_source)] = None
+    """Pairs on which loss and retrieval are measured during training: any source that ``train`` takes; or a fraction
+    of the training pairs, such as 0.01, chosen by a hash of shard name and sample number, which are then never trained
+    on; null: none."""
+    val_every: int = Field(500, ge=1)
+    """Steps between these measurements, by all ranks; there is one after the last step, too."""
+    val_max: int | None = Field(5000, ge=2)
+    """Held-out pairs that are measured, chosen by hash and the same each time; null for all. Recall falls with their
+    number."""
+    label_space: Literal["source", "number", "name"] = "source"
+    """When two pairs are of one class: ``source``, with one class number (``cls``) in one source, which is an entry of
+    ``train`` or a part of one between ``::``; ``number``, with one class number anywhere; ``name``, with one name in
+    ``class_names`` of their JSON, whatever its case, anywhere."""
     batch_size: int = Field(192, ge=1)
     """Pairs per optimiser step, over all ranks and accumulation steps together."""
     first_caption: float = Field(0.0, ge=0, le=1)
@@ -339,7 +421,11 @@ class DataConfig(Strict):
     use_keywords: bool = True
     """Read ``keywords`` of the JSON; false: leave them out."""
     use_labels: bool = True
-    """Read class numbers (``cls``): pairs of one class are positives for each other; false: every pair stands alone."""
+    """Read class numbers (``cls``) and names: pairs of one class are positives for each other; false: every pair stands
+    alone."""
+    templates: list[str] | None = Field(None, min_length=1)
+    """Prompts such as ``a photo of a {c}`` that take the place of captions: ``{c}`` stands for each of ``class_names``
+    in the sample's JSON. Null: captions."""
     workers: int = Field(1, ge=0, le=1024)
     """Loader processes per rank; 0 reads in the training process. The samples and their order do not depend on it."""
     window_shards: int = Field(16, ge=1)
@@ -354,12 +440,52 @@ class DataConfig(Strict):
     by default, training does not start."""
     augment: AugmentConfig = AugmentConfig()
 
+    @property
+    def val_fraction(self) -> float:
+        """The fraction of the training pairs that is held out; 0 where ``val`` is a source, or null."""
+        return self.val if isinstance(self.val, float) else 0.0
+
+    @property
+    def entries(self) -> list[str | SourceConfig]:
+        """The sources of ``train``."""
+        return self.train if isinstance(self.train, list) else [self.train]
+
+    @property
+    def weights(self) -> list[float] | None:
+        """The weight of each source; None where they are not weighted."""
+        weights = [entry.weight for entry in self.entries if isinstance(entry, SourceConfig)]
+        return [weight for weight in weights if weight is not None] or None
+
+    def of_entries(self) -> list["DataConfig"]:
+        """The settings that hold for each source: its own, and else these."""
+        return [
+            self.model_copy(update={name: getattr(entry, name) for name in entry.rules})
+            if isinstance(entry, SourceConfig)
+            else self
+            for entry in self.entries
+        ]
+
     @model_validator(mode="after")
     def _probabilities(self) -> Self:
-        if self.first_caption + self.joined_captions > 1:
-            raise ValueError(
-                f"first_caption={self.first_caption} and joined_captions={self.joined_captions} exceed 1; lower one"
-            )
+        wheres = ["", *[f"train: {source_of(entry)}: " for entry in self.entries]]
+        for where, data in zip(wheres, [self, *self.of_entries()], strict=True):
+            if data.first_caption + data.joined_captions > 1:
+                raise ValueError(
+                    f"{where}first_caption={data.first_caption} and joined_captions={data.joined_captions} exceed 1; "
+                    "lower one"
+                )
+            if without := [template for template in data.templates or () if "{c}" not in template]:
+                raise ValueError(f"{where}templates: {without[0]!r} holds no {{c}}, where the name of the class goes")
+        return self
+
+    @model_validator(mode="after")
+    def _all_weights_or_none(self) -> Self:
+        weights = self.weights
+        without = [source_of(entry) for entry in self.entries if getattr(entry, "weight", None) is None]
+        if weights and without:
+            raise ValueError(f"train: {without[0]} has no weight and others have one; give a weight to all or to none")
+        if weights and not any(weights):
+            raise ValueError("train: all weights are 0; give one source a weight above 0")
         return self
 
 

@@ -189,12 +189,12 @@ def dump_yaml(config: Strict) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-_UNION_MEMBERS = ("str", "list[str]")  # pydantic adds which member of a union it tried
+_UNION_MEMBERS = ("str", "list[str]", "float")  # pydantic adds which member of a union it tried; ours are in <>
 
 
 def _describe(cls: type[Strict], error: Any, shown: Callable[[str], str]) -> str:
     """One clause for one pydantic error: where, what, and the nearest known name for a misspelt key."""
-    path = ".".join(str(part) for part in error["loc"] if part not in _UNION_MEMBERS)
+    path = ".".join(str(part) for part in error["loc"] if part not in _UNION_MEMBERS and "<" not in str(part))
     if error["type"] == "extra_forbidden":
         return f"{path} is not a setting{_did_you_mean(cls, error['loc'], shown)}"
     if error["type"] == "model_type" and path:
@@ -231,8 +231,19 @@ def _did_you_mean(cls: type[Strict], loc: tuple[Any, ...], shown: Callable[[str]
 def _section_at(cls: type[Strict], loc: tuple[Any, ...]) -> type[Strict] | None:
     section: type[Strict] | None = cls
     for part in loc:
-        section = section_of(section, str(part))
+        if not isinstance(part, int) and "<" not in part:
+            section = section_of(section, part) or entry_record(section, part)
     return section
+
+
+def entry_record(cls: type[BaseModel] | None, name: str) -> type[Strict] | None:
+    """The record that a field holds in a list or beside other kinds of value; None if there is none."""
+    kinds = [cls.model_fields[name].annotation] if cls is not None and name in cls.model_fields else []
+    for kind in kinds:
+        if isinstance(kind, type) and issubclass(kind, Strict):
+            return kind
+        kinds += get_args(kind)
+    return None
 
 
 def _settings_below(cls: type[Strict] | None) -> list[str]:

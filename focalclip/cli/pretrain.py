@@ -59,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str]) -> int:
     config, resume = parse(argv)
     if not resume:
+        _warn_of_demo_settings(argv, config)
         from focalclip.interop.start import check_sources
 
         check_sources(config)
@@ -127,11 +128,26 @@ def parse(argv: list[str]) -> tuple[RunConfig, bool]:
     return settings.with_overrides(base, rest), resume
 
 
+def _warn_of_demo_settings(argv: list[str], config: RunConfig) -> None:
+    """Say once where only the data were changed: the default configuration is made for the default corpus."""
+    names = [word.partition("=")[0].replace("_", "-") for word in argv]
+    is_chosen = any(name == "--config" or name.startswith(("--model.", "--data.augment.")) for name in names)
+    if is_chosen or config.data.train == "emoji" or os.environ.get("RANK", "0") != "0":
+        return
+    print(
+        f"warning: data.train is no longer the default corpus, but the configuration is: {DEFAULT_CONFIG} trains a "
+        f"small model at {config.model.image.image_size} px with the demo's augmentation (rotated, inverted and "
+        "recoloured pictures); for photographs use --config focalclip_tiny_lrf, which trains at 224 px",
+        file=sys.stderr,
+    )
+
+
 def training_shards(config: RunConfig) -> list[Path]:
     """The training shards; the default corpus, or shards of another source, are built if this is their first use."""
     from focalclip.data import prepared
 
-    return prepared.training_shards(config.data.train, max_missing=config.data.max_bad_shards)
+    data = config.data
+    return prepared.training_shards(data.train, max_missing=data.max_bad_shards, max_faults=data.max_faults)
 
 
 def check_benchmark(config: RunConfig) -> None:

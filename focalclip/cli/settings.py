@@ -3,12 +3,12 @@
 import re
 import textwrap
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
 from focalclip.base.errors import UserError
-from focalclip.base.strict import Strict, from_dict, merged, section_of
+from focalclip.base.strict import Strict, entry_record, from_dict, merged, section_of
 from focalclip.base.terminal import WIDTH
 
 C = TypeVar("C", bound=Strict)
@@ -26,6 +26,8 @@ def help_text(base: Strict, path: str = "") -> str:
         else:
             shown = yaml.safe_dump(_plain(value), default_flow_style=True, width=1000).removesuffix("\n...\n").strip()
             settings.append(f"  {_form(full, field.annotation)}\n{_indented(f'{meaning} (default: {shown})')}")
+            if (record := entry_record(type(base), name)) is not None:
+                settings.append(_indented(f"A mapping holds: {', '.join(record.model_fields)}."))
     return "\n".join([*settings, *sections])
 
 
@@ -51,7 +53,9 @@ def with_overrides(base: C, argv: list[str]) -> C:
             raise UserError(f"command line: {name} needs a value: {name} VALUE")
         else:
             known = kind.model_fields.get(field) if kind else None
-            new[field] = _value(words, known.annotation if known else None) if words else None
+            form = known.annotation if known else None
+            of_records = section_of(kind, field) is None and entry_record(kind, field) is not None
+            new[field] = _value(words, form, of_records=of_records) if words else None
     return from_dict(type(base), merged(type(base), before, changes), "command line", shown=_with_flag)
 
 
@@ -72,6 +76,10 @@ def _placeholder(kind: Any) -> str:
     """Placeholder for a value of this type."""
     if get_origin(kind) is Literal:
         return "|".join(map(str, get_args(kind)))
+    if get_origin(kind) is Annotated:
+        return _placeholder(get_args(kind)[0])
+    if isinstance(kind, type) and issubclass(kind, Strict):
+        return "MAPPING"
     if get_origin(kind) is tuple:
         return " ".join(map(_placeholder, get_args(kind)))
     if get_origin(kind) is list:
@@ -103,14 +111,34 @@ def _split(argv: list[str]) -> list[tuple[str, list[str]]]:
     return groups
 
 
-def _value(words: list[str], kind: Any) -> Any:
-    """The value of the words: as they stand where the setting is text (or a list of texts), else parsed as YAML."""
+def _value(words: list[str], kind: Any, *, of_records: bool = False) -> Any:
+    """The value of the words: as they stand where the setting is text (or a list of texts), else parsed as YAML.
+
+    Where a setting takes records beside texts, a word may be a record, or be a list of both, in YAML or JSON.
+    """
+    if of_records:
+        values = [_texts_and_records(word) for word in words]
+        return values[0] if len(values) == 1 and not isinstance(values[0], dict) else values
     members = (kind, *get_args(kind))
     is_text = str in members or list[str] in members
     words = ["null" if word == "None" else word for word in words]  # as Python writes it
     parsed = [word if is_text and word != "null" else _from_yaml(word) for word in words]
     is_list = list[str] in members and str not in members and parsed != [None]
     return parsed if is_list or len(parsed) > 1 else parsed[0]
+
+
+def _texts_and_records(word: str) -> Any:
+    """A mapping, a list or nothing where a word is that in YAML; else the word, such as a pattern ``{00..03}.tar``."""
+    if word in ("null", "None"):
+        return None
+    if word.lstrip().startswith(("[", "{")):
+        try:
+            value = yaml.safe_load(word)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            return word
+        if isinstance(value, list) or (isinstance(value, dict) and "source" in value):
+            return value
+    return word
 
 
 def _from_yaml(word: str) -> Any:

@@ -9,6 +9,7 @@ import re
 import warnings
 import zlib
 from functools import cache, partial
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -47,6 +48,13 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """How a picture of each EXIF orientation becomes upright."""
+
+_JPEG_END = b"\xff\xd9"
+
+_HOLES = (
+    bytes(512),
+    b"\xff" * 64,
+)  # what a download or disk leaves where bytes are missing; hardly any scan holds them
 
 _BIT_BUFFER = 16  # bytes that a JPEG decoder may have read beyond the last one it needed
 
@@ -122,10 +130,56 @@ def to_rgb(picture: Image.Image, *, upright: bool = True) -> Image.Image:
     return rgb
 
 
-def image_format(data: bytes) -> str | None:
-    """Pillow's name of the format of a picture that can be decoded."""
-    with _open(data) as image:
-        return image.format
+class PictureHead(NamedTuple):
+    """What the first bytes of a picture say."""
+
+    format: str
+    """Pillow's name of it."""
+    width: int
+    height: int
+
+
+def inspect(data: bytes) -> PictureHead:
+    """Format and size of a picture, with a search for damage that decodes nothing where a file looks whole.
+
+    A JPEG looks whole that ends its scan and has no hole in it, a PNG by its checksums and end, WebP by its length. All
+    else is decoded, which decides. What this cannot see are changed bytes inside a scan: those are found at decoding.
+
+    Args:
+        data: a file of one of ``FORMATS``.
+
+    Raises:
+        ValueError: if it is damaged, of another format, or too large.
+    """
+    if _is_jpeg(data):
+        import simplejpeg
+
+        try:
+            height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        except ValueError:
+            height, width, colours = 0, 0, ""
+        if colours in _TO_RGB:
+            _check_size(int(width), int(height))
+            start = _start_of_scan(data)
+            if data.rfind(_JPEG_END) <= start or any(data.find(hole, start) >= 0 for hole in _HOLES):
+                decode_array(data, 1)
+            return PictureHead("JPEG", int(width), int(height))
+    try:
+        with _open(data) as image:
+            _check_size(*image.size)
+            head, looks_whole = PictureHead(image.format or "", *image.size), False
+            if image.format == "PNG":
+                _check_png(data)
+                looks_whole = b"IEND" in data[-64:]
+            elif image.format == "WEBP":
+                looks_whole = 8 + int.from_bytes(data[4:8], "little") <= len(data)
+    except UnidentifiedImageError:
+        raise ValueError(_what_it_is(data)) from None
+    except Exception as error:  # noqa: BLE001 (damaged files make Pillow raise errors of any kind)
+        raise ValueError(first_line(error)) from None
+    if not looks_whole:
+        decode(data)
+    return head
 
 
 def _is_jpeg(data: bytes) -> bool:
@@ -213,7 +267,7 @@ def _is_padded(data: bytes, problem: str) -> bool:
     unread = re.search(r"(\d+) extraneous bytes before marker 0xd9", problem)
     if unread is None:
         return False
-    scan = data[: data.find(b"\xff\xd9", _start_of_scan(data))]
+    scan = data[: data.find(_JPEG_END, _start_of_scan(data))]
     padding = len(scan) - len(scan.rstrip(scan[-1:]))
     return int(unread[1]) <= padding <= int(unread[1]) + _BIT_BUFFER
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from focalclip.base.errors import MachineError, UserError, first_line, memory_error, system_error
 from focalclip.config import DataConfig
 from focalclip.data.index import usable_shards
+from focalclip.data.mixing import Segment, mixture
 from focalclip.data.order import uniform_draws
 from focalclip.data.samples import Ignored, TrainSamples
 from focalclip.data.shards import source_numbers
@@ -75,6 +77,8 @@ class Dealing:
     """Micro-batches per step."""
     start: int = 0
     """Samples consumed so far, by all ranks together."""
+    segments: tuple[Segment, ...] = ()
+    """Of a run that goes on with weighted sources: since which position it has had which weights."""
 
     def positions(self, batch_size: int, micro_batch: int) -> range:
         """Positions of this rank's micro-batch, counted from the first of ``start`` on; batches of ``batch_size``."""
@@ -119,17 +123,24 @@ class TrainLoader:
         """The shards that are trained on, and what is wrong with the others."""
         self.counts = counts = self.usable.counts
         """Samples per usable shard, int64."""
-        self.num_samples = int(counts.sum())
-        """Samples per epoch."""
-        if data.batch_size > self.num_samples:
-            raise UserError(
-                f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train; "
-                "a batch would hold samples twice; use a smaller one"
-            )
-        source_of = dict(zip(shards, source_numbers(shards), strict=True))
-        self.sources = [0 if data.shared_labels else source_of[shard] for shard in self.usable.shards]
+        number_of = dict(zip(shards, source_numbers(shards), strict=True))
+        numbers = [number_of[shard] for shard in self.usable.shards]
+        self.sources = [0 if data.label_space == "number" else source for source, _ in numbers]
         """Number of the source that gives each usable shard's class numbers their meaning."""
-        samples = TrainSamples(self.usable.shards, counts, data, image_size, seed, self.sources)
+        self.entries = [entry for _, entry in numbers]
+        """Number of the entry of ``data.train`` that each usable shard belongs to."""
+        files = list(zip(self.usable.shards, counts.tolist(), self.entries, strict=True))
+        self.mixture = mixture(files, data, seed, dealing.segments, dealing.start)
+        """The order of samples, and what it says of the sources."""
+        self.num_samples = sum(self.mixture.counts)
+        """Samples per epoch: all but those that ``data.val`` holds out."""
+        if data.batch_size > self.num_samples:
+            without = f" without data.val={data.val_fraction:g}" if data.val_fraction else ""
+            raise UserError(
+                f"data.batch_size={data.batch_size} is larger than the {self.num_samples} samples of data.train"
+                f"{without}; a batch would hold samples twice; use a smaller one"
+            )
+        samples = TrainSamples(self.usable.shards, counts, self.mixture.order, data, image_size, numbers)
         self._batches = _MicroBatches(samples, dealing, data, image_size, tokenize, seed)
         self._workers = data.workers
         self._ahead = 2 * dealing.accumulation
@@ -271,7 +282,7 @@ class _MicroBatches(Dataset):
         self._samples = samples
         self._dealing = dealing
         self._batch_size = data.batch_size
-        self._augment = data.augment
+        self._augments = [rules.augment for rules in data.of_entries()]
         self._image_size = image_size
         self._tokenize = tokenize
         self._seed = seed
@@ -291,13 +302,14 @@ class _MicroBatches(Dataset):
     def _batch(self, first: int, size: int, check: Callable[[str], object] | None = None) -> Batch:
         draws = uniform_draws(self._seed, first, size)
         images = torch.empty(size, 3, self._image_size, self._image_size, dtype=torch.uint8)
-        captions, labels, ids, faults, ignored = [], [], [], [], {}
+        captions, labels, ids, entries, faults, ignored = [], [], [], [], [], {}
         for i, row in enumerate(draws.tolist()):
             sample, fault = self._samples.load(first + i, row, check)
             images[i] = sample.image
             captions.append(sample.caption)
             labels.append(sample.label)
             ids.append(sample.id)
+            entries.append(sample.entry)
             if fault:
                 faults.append(fault)
             elif sample.ignored:
@@ -313,10 +325,21 @@ class _MicroBatches(Dataset):
                 f"model.text.name: its tokenizer fails on captions that it takes one by one ({first_line(error)}); "
                 "use another text tower"
             ) from None
-        augment_batch(images.numpy(), draws, self._augment)
+        self._augment(images.numpy(), draws, np.array(entries))
         positions = torch.arange(first, first + size)
         parts = [part for position, reasons in ignored.items() for part in self._samples.ignored(position, reasons)]
         return Batch(images, tokens, torch.tensor(labels), positions, torch.tensor(ids), faults, parts)
+
+    def _augment(self, images: np.ndarray, draws: np.ndarray, entries: np.ndarray) -> None:
+        """Augment each image by the rules of its source, in place."""
+        if all(augment == self._augments[0] for augment in self._augments):
+            augment_batch(images, draws, self._augments[0])
+            return
+        for entry in np.unique(entries):
+            chosen = np.flatnonzero(entries == entry)
+            own = images[chosen]
+            augment_batch(own, draws[chosen], self._augments[entry])
+            images[chosen] = own
 
 
 def _as_is(batch: Any) -> Any:

@@ -1,5 +1,6 @@
 """From a global position to a decoded sample, with a fixed rule for samples that are broken."""
 
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -15,11 +16,13 @@ from focalclip.config import DataConfig
 from focalclip.data.images import decode_array
 from focalclip.data.index import (
     Captions,
+    class_names_of,
     load_key,
     load_members,
     read_captions,
     read_label,
 )
+from focalclip.data.mixing import MixedOrder
 from focalclip.data.order import Draw, SampleOrder
 from focalclip.data.reader import NO_LABEL
 from focalclip.data.transforms import min_decoded_side, random_resized_crop
@@ -61,6 +64,12 @@ def label_of(number: int, source: int, num_sources: int) -> int:
     return number if number < 0 else (number * num_sources + source) % 2**63
 
 
+def label_of_names(names: Sequence[str]) -> int:
+    """One number for the names of a sample's classes, whatever their case, spaces and order: 0 or more, by a hash."""
+    alike = sorted({" ".join(name.casefold().replace("_", " ").split()) for name in names})
+    return int.from_bytes(hashlib.sha256("\0".join(alike).encode(errors="replace")).digest()[:8]) >> 1
+
+
 class Members(NamedTuple):
     """The bytes of one sample, None where a part is absent; in the order of the index's columns."""
 
@@ -85,46 +94,51 @@ class Ignored(NamedTuple):
 
 @dataclass(frozen=True)
 class Sample:
-    """A pair: image uint8 (3, size, size), a caption, a class number or -1, ignored parts, its number in the data."""
+    """A pair; with the parts of it that were ignored, its number in the data, and the entry of ``data.train``."""
 
     image: Tensor
+    """uint8 (3, size, size)."""
     caption: str
     label: int
+    """One number for its class among those of all sources; -1: it has none."""
     ignored: tuple[str, ...] = ()
     id: int = -1
+    entry: int = 0
 
 
 class TrainSamples:
     """Training samples by global position.
 
     A broken sample (no image, an undecodable one, no caption, one that cannot be tokenised) is replaced by the sample
-    at the next position that is not, with the crop and colours of the position asked for. So no rank runs short, and
-    the batch is still a pure function of (seed, position). Any error that one sample raises is its own fault.
+    at the next position that is not (of weighted sources: the next of the same source), with the crop and colours of
+    the position asked for. So no rank runs short, and the batch is still a pure function of (seed, position). Any error
+    that one sample raises is its own fault.
 
     Args:
         shards: Indexed shards.
         counts: Samples per shard, int64 (len(shards),).
+        order: Which sample stands at a position.
         data: Augmentation, captions and window.
         image_size: Side of the images in pixels.
-        seed: Seed of the order.
-        sources: Number of the source that gives each shard's class numbers their meaning.
+        sources: Numbers of the source that gives each shard's class numbers their meaning, and of the entry of
+            ``data.train`` that it belongs to.
     """
 
     def __init__(
         self,
         shards: Sequence[Path],
         counts: np.ndarray,
+        order: SampleOrder | MixedOrder,
         data: DataConfig,
         image_size: int,
-        seed: int,
-        sources: Sequence[int],
+        sources: Sequence[tuple[int, int]],
     ):
-        self.order = SampleOrder(counts, seed, data.window_shards)
-        self._reader = ShardReader(shards, 2 * data.window_shards, data.key_rule)
+        self.order = order
+        self._reader = ShardReader(shards, 2 * data.window_shards * order.num_windows, data.key_rule)
         self._first = np.cumsum(counts) - counts  # number within the data of each shard's first sample
         self._sources = sources
-        self._num_sources = max(sources, default=0) + 1
-        self._data = data
+        self._num_sources = max((source for source, _ in sources), default=0) + 1
+        self._rules = data.of_entries()
         self._image_size = image_size
         self._named: set[str] = set()
 
@@ -145,17 +159,16 @@ class TrainSamples:
             UserError: if too many samples in a row are broken.
         """
         first_fault = None
-        for candidate in range(position, position + _MAX_REPLACEMENTS):
-            shard, number = self.order.locate(candidate)
+        for behind in range(_MAX_REPLACEMENTS):
+            shard, number = self.order.locate(position, behind)
             try:
-                sample = self._decode(self._reader.read(shard, number), draws)
+                sample = self._decode(self._reader.read(shard, number), draws, *self._sources[shard])
                 if check is not None:
                     _check_caption(sample.caption, check)
             except BrokenSampleError as error:
                 first_fault = first_fault or f"{self._reader.name(shard, number)}: {error}"
             else:
-                label = label_of(sample.label, self._sources[shard], self._num_sources)
-                return replace(sample, label=label, id=int(self._first[shard]) + number), first_fault
+                return replace(sample, id=int(self._first[shard]) + number), first_fault
         raise UserError(
             f"data.train: {_MAX_REPLACEMENTS} broken samples in a row, the first being {first_fault}; repair the shards"
         )
@@ -169,30 +182,60 @@ class TrainSamples:
             found.append(Ignored(reason, where))
         return found
 
-    def _decode(self, members: Members, draws: Sequence[float]) -> Sample:
+    def _decode(self, members: Members, draws: Sequence[float], source: int, entry: int) -> Sample:
         if members.image is None:
             raise BrokenSampleError("no image")
-        data, augment, size = self._data, self._data.augment, self._image_size
+        data, size = self._rules[entry], self._image_size
         try:
-            texts = read_captions(members.text, members.json, data.caption_keys, data.use_keywords)
-            label, unreadable = self._label(members)
+            texts = texts_of(members, data)
+            label, unreadable = class_of(members, data, source, self._num_sources)
             caption = choose_caption(texts, draws, data)
-            pixels = decode_array(members.image, min_decoded_side(draws, augment, size))
-            image = random_resized_crop(pixels, draws, augment, size)
+            pixels = decode_array(members.image, min_decoded_side(draws, data.augment, size))
+            image = random_resized_crop(pixels, draws, data.augment, size)
         except ValueError as error:
             raise BrokenSampleError(str(error)) from None
         except ImportError:
             raise
         except Exception as error:  # noqa: BLE001 (whatever one sample raises must not end the run)
             raise BrokenSampleError(f"{type(error).__name__}: {first_line(error)}") from None
-        return Sample(image, caption, label, texts.ignored + unreadable)
+        return Sample(image, caption, label, texts.ignored + unreadable, entry=entry)
 
-    def _label(self, members: Members) -> tuple[int, tuple[str, ...]]:
-        """The class number, -1 where it cannot be read, and why."""
-        try:
-            return (read_label(members.label) if self._data.use_labels else NO_LABEL), ()
-        except ValueError as error:
-            return NO_LABEL, (str(error),)
+
+def class_of(members: Members, data: DataConfig, source: int, num_sources: int) -> tuple[int, tuple[str, ...]]:
+    """One number for a sample's class, -1 where it has none; and what of it cannot be used.
+
+    Args:
+        members: The sample.
+        data: The settings of its entry of ``data.train``.
+        source: The number of its source.
+        num_sources: Of how many.
+    """
+    if not data.use_labels:
+        return NO_LABEL, ()
+    if data.label_space == "name" and (names := class_names_of(members.json)):
+        return label_of_names(names), ()
+    try:
+        number = read_label(members.label)
+    except ValueError as error:
+        return NO_LABEL, (str(error),)
+    if data.label_space == "number" or number < 0:
+        return number, ()
+    nameless = ("its class has a number and no name: it counts within its source",)
+    return label_of(number, source, num_sources), nameless if data.label_space == "name" else ()
+
+
+def texts_of(members: Members, data: DataConfig) -> Captions:
+    """The captions of a sample, or prompts with the names of its classes in their place.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if data.templates is None:
+        return read_captions(members.text, members.json, data.caption_keys, data.use_keywords)
+    names = class_names_of(members.json)
+    if not names:
+        raise ValueError("no class_names in its JSON for templates")
+    return Captions([template.replace("{c}", name) for name in names for template in data.templates], [])
 
 
 def _check_caption(caption: str, check: Callable[[str], object]) -> None:

@@ -1,5 +1,6 @@
 """Shards by path, folder and pattern: what a user names, expanded to files, and what beside them is not read."""
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,22 +11,35 @@ from focalclip.data.index import PassedOver, UsableShards, members_passed_over, 
 from focalclip.data.reader import PictureSet, Reader, Request, data_in
 
 LEFT_OUT = "left-out.txt"
-"""Beside shards that were written into the cache: what of the source is not in them."""
+"""Beside shards that were made of another source: what of it is not in them, in one line for each reason; and behind an
+empty line the name of every picture."""
+
+OVERVIEW = "index.html"
+"""The page beside shards that shows what is in them."""
 
 
 class TrainShards(list[Path]):
-    """The shards of one or more sources, in order."""
+    """The shards of one or more sources, in order.
 
-    def __init__(self, sources: Iterable[Iterable[Path]]):
+    Args:
+        sources: The shards of each source.
+        entries: The number of the entry of ``data.train`` that names each source; None: each is an entry.
+    """
+
+    def __init__(self, sources: Iterable[Iterable[Path]], entries: Sequence[int] | None = None):
         numbered = [(path, number) for number, paths in enumerate(sources) for path in paths]
         super().__init__(path for path, _ in numbered)
         self.sources = tuple(number for _, number in numbered)
-        """The number of the source that each shard belongs to."""
+        """The number of the source that each shard belongs to, of which an entry with ``::`` names several."""
+        self.entries = tuple(entries[number] if entries else number for number in self.sources)
+        """The number of the entry of ``data.train`` that each shard belongs to."""
 
 
-def source_numbers(shards: Sequence[Path]) -> list[int]:
-    """The number of the source that each shard belongs to; 0 for all of a plain list."""
-    return list(shards.sources) if isinstance(shards, TrainShards) else [0] * len(shards)
+def source_numbers(shards: Sequence[Path]) -> list[tuple[int, int]]:
+    """The numbers of source and entry that each shard belongs to; 0 for all of a plain list."""
+    if isinstance(shards, TrainShards):
+        return list(zip(shards.sources, shards.entries, strict=True))
+    return [(0, 0)] * len(shards)
 
 
 def names_shards(source: str) -> bool:
@@ -62,8 +76,11 @@ def resolve_shards(spec: str | list[str], field: str = "data.train", max_missing
     entries = [entry.strip() for entry in ([spec] if isinstance(spec, str) else spec)]
     if not entries or not all(entries):
         raise UserError(f"{field} is empty; name shards, a folder of .tar files or a pattern like a/{{000..331}}.tar")
-    sources = [source for entry in entries for source in _expand(entry, field)]
-    paths = TrainShards([path for name in names for path in _files(name, field)] for names in sources)
+    sources = [(number, source) for number, entry in enumerate(entries) for source in _expand(entry, field)]
+    paths = TrainShards(
+        ([path for name in names for path in _files(name, field)] for _, names in sources),
+        [number for number, _ in sources],
+    )
     missing = [str(path) for path in paths if not path.is_file()]
     if len(missing) > max_missing:
         raise UserError(
@@ -96,17 +113,18 @@ def _expand(entry: str, field: str) -> list[list[str]]:
     return sources
 
 
-def left_out(train: str | list[str], usable: UsableShards, key_rule: str) -> list[str]:
+def left_out(train: Sequence[str], usable: UsableShards, key_rule: str) -> list[str]:
     """What of the training data is not read, in lines for the introduction of a run: bad shards, files, members.
 
     Args:
-        train: ``data.train``.
+        train: The sources of ``data.train``.
         usable: The shards that are trained on.
         key_rule: ``data.key_rule``.
     """
     total = len(usable.shards) + len(usable.bad)
-    note = usable.shards[0].with_name(LEFT_OUT)
-    written = note.read_text().splitlines() if note.is_file() else []
+    notes = dict.fromkeys(shard.with_name(LEFT_OUT) for shard in usable.shards)
+    found_notes = [note.read_text().splitlines() for note in notes if note.is_file()]
+    written = [line for lines in found_notes for line in itertools.takewhile(bool, lines)]
     bad = [f"{len(usable.bad)} of {total} shards: {'; '.join(usable.bad)}"] if usable.bad else []
     lines = written + bad
     found = {"file": _files_passed_over(train), "member": members_passed_over(usable.shards, key_rule)}
@@ -116,16 +134,14 @@ def left_out(train: str | list[str], usable: UsableShards, key_rule: str) -> lis
     return lines
 
 
-def _files_passed_over(train: str | list[str]) -> dict[str, PassedOver]:
+def _files_passed_over(train: Sequence[str]) -> dict[str, PassedOver]:
     """What lies beside the tars in folders of shards, by the reason; hidden files and our indexes are none."""
-    if train == "emoji" or (isinstance(train, str) and not names_shards(train)):
-        return {}
     found: dict[str, PassedOver] = {}
-    entries = [train] if isinstance(train, str) else train
-    folders = [user_path(name) for entry in entries for names in _expand(entry.strip(), "data.train") for name in names]
+    entries = [entry.strip() for entry in train if entry.strip() != "emoji" and names_shards(entry.strip())]
+    folders = [user_path(name) for entry in entries for names in _expand(entry, "data.train") for name in names]
     for folder in filter(Path.is_dir, folders):
         for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or path.name.endswith(".index.npz") or path.suffix == ".tar":
+            if path.name.startswith(".") or path.name.endswith((".index.npz", ".tar", LEFT_OUT, OVERVIEW)):
                 continue
             suffixes = path.suffixes[-2:] if ".tar" in path.suffixes[-2:] else path.suffixes[-1:]
             reason = f"the extension {''.join(suffixes)}" if suffixes else "no extension"

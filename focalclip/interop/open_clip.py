@@ -74,6 +74,7 @@ class ByteLevelTokenizer:
         self.context_length = config.context_length
         self.causal = config.causal
         self._special_words = dict(self.tokenizer.cache)
+        self._known: dict[str, list[int]] = {}
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Tokens (B, L), int64, L at most the context length."""
@@ -91,16 +92,28 @@ class ByteLevelTokenizer:
         """``SimpleTokenizer.encode``, ended after ``count`` tokens."""
         bpe = self.tokenizer
         tokens: list[int] = []
-        if "<" not in text:  # else ftfy leaves entities alone
-            text = _NESTED_AMPERSANDS.sub("&amp;", text)
-        for match in bpe.pat.finditer(bpe.clean_fn(text)):
-            word = "".join(bpe.byte_encoder[byte] for byte in match[0].encode())
-            parts = bpe.bpe(word).split(" ") if len(word) <= _SHORT_WORD else _merge(word, bpe.bpe_ranks)
-            tokens += [bpe.encoder[part] for part in parts]
+        if text.isascii() and text.isprintable() and "&" not in text:  # ftfy and html.unescape change nothing
+            text = " ".join(text.split()).lower()
+        else:
+            if "<" not in text:  # else ftfy leaves entities alone
+                text = _NESTED_AMPERSANDS.sub("&amp;", text)
+            text = bpe.clean_fn(text)
+        for match in bpe.pat.finditer(text):
+            tokens += self._known.get(match[0]) or self._tokens_of(match[0])
             if len(tokens) >= count:
                 break
-        if len(bpe.cache) > _CACHED_WORDS:
-            bpe.cache = dict(self._special_words)
+        return tokens
+
+    def _tokens_of(self, letters: str) -> list[int]:
+        """Tokens of one word, which are kept if it is short."""
+        bpe = self.tokenizer
+        word = "".join(bpe.byte_encoder[byte] for byte in letters.encode())
+        is_short = len(word) <= _SHORT_WORD
+        tokens = [bpe.encoder[part] for part in (bpe.bpe(word).split(" ") if is_short else _merge(word, bpe.bpe_ranks))]
+        if len(self._known) > _CACHED_WORDS:
+            self._known, bpe.cache = {}, dict(self._special_words)
+        if is_short:
+            self._known[letters] = tokens
         return tokens
 
 

@@ -55,6 +55,8 @@ class TrainState:
     """Losses of the steps since the last line of the log; the next line has the mean of all steps since then."""
     data: str = ""
     """Fingerprint of the shards."""
+    mixture: list[dict[str, Any]] = field(default_factory=list)
+    """Of weighted sources: from which position on the run has had which weights, and where each source began then."""
 
 
 @dataclass(frozen=True)

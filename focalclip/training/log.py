@@ -5,6 +5,7 @@ import math
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -38,7 +39,9 @@ class TrainLog:
         self._ignored: list[Ignored] = []
         self._num_ignored: Counter[str] = Counter()
         self._started = self._since = self._last_line = time.perf_counter()
-        self._first_step, self._images = state.step, 0
+        self._images = 0
+        self.first_step = state.step
+        """The step at which this process began, or to which it returned last."""
         self._is_main = is_main()
         if self._is_main:
             from torch.utils.tensorboard import SummaryWriter
@@ -102,7 +105,7 @@ class TrainLog:
         """Forget the steps after ``state``, which a run has returned to."""
         self._unread.clear()
         self._started = self._since = time.perf_counter()
-        self._first_step, self._images = state.step, 0
+        self.first_step, self._images = state.step, 0
         if self._is_main:
             with writing(self.config.run_dir):
                 self._file.close()
@@ -112,19 +115,40 @@ class TrainLog:
             self._bar.refresh()
 
     def evaluation(self, state: TrainState, values: dict[str, float], seconds: float) -> None:
-        """Record an evaluation: fractions by name, and its seconds, which do not count in the speed of training."""
+        """Record a zero-shot evaluation: fractions by name, and its seconds."""
+        known = {name: _finite(value) for name, value in values.items()}
+        shown = ", ".join(f"{name} {100 * value:.1f}%" for name, value in values.items())
+        self._measured(state, "zeroshot", known, f"zero-shot {shown or 'nothing'}", seconds)
+
+    def held_out(self, state: TrainState, values: dict[str, Any], seconds: float) -> None:
+        """Record what :class:`focalclip.training.heldout.HeldOutMeasure` returned, and its seconds."""
+        if not values:
+            return self._measured(state, "heldout", values, "held-out pairs: nothing", seconds)
+        loss = "not finite" if values["loss"] is None else f"{values['loss']:.3f}"
+        shown = f"held-out loss {loss}, recall@1/5/10 of {values['n']:,}"
+        for way in ("image_to_text", "text_to_image"):
+            recalls = "/".join(f"{100 * value:.1f}" for name, value in values[way].items() if name.startswith("recall"))
+            shown += f", {way.replace('_', ' ')} {recalls}%"
+        return self._measured(state, "heldout", values, shown, seconds)
+
+    def has(self, name: str, step: int) -> bool:
+        """Whether ``metrics.jsonl`` has a measurement of this name at a step; main rank only."""
+        with writing(self.config.run_dir):
+            lines = (self.config.run_dir / "metrics.jsonl").read_text().splitlines()
+        return any(f'"{name}": ' in line and json.loads(line)["step"] == step for line in lines)
+
+    def _measured(self, state: TrainState, name: str, values: dict[str, Any], shown: str, seconds: float) -> None:
+        """Write a measurement; its seconds do not count in the speed of training."""
         self._since += seconds
         self._started += seconds
         if self._is_main:
-            known = {name: _finite(value) for name, value in values.items()}
-            facts = {"step": state.step, "samples": state.samples, "zeroshot": known, "seconds": round(seconds, 3)}
+            facts = {"step": state.step, "samples": state.samples, name: values, "seconds": round(seconds, 3)}
             with writing(self.config.run_dir):
                 self._file.write(json.dumps(facts, allow_nan=False) + "\n")
                 self._file.flush()
-                for name, value in values.items():
-                    self._board.add_scalar(f"zeroshot/{name}", value, state.step)
-            shown = ", ".join(f"{name} {100 * value:.1f}%" for name, value in values.items())
-            self.say(f"step {state.step}: zero-shot {shown or 'nothing'} ({seconds:.1f} s)")
+                for path, value in _numbers(values, name):
+                    self._board.add_scalar(path, value, state.step)
+            self.say(f"step {state.step}: {shown} ({seconds:.1f} s)")
 
     def say(self, message: str) -> None:
         """Print a line above the progress bar; main rank only."""
@@ -178,9 +202,18 @@ class TrainLog:
         self._bar.set_postfix_str(shown, refresh=False)
         if self._bar.disable and (now - self._last_line > SECONDS_BETWEEN_LINES or values["step"] == self.total_steps):
             self._last_line = now
-            left = (now - self._started) / (values["step"] - self._first_step) * (self.total_steps - values["step"])
+            left = (now - self._started) / (values["step"] - self.first_step) * (self.total_steps - values["step"])
             line = f"step {values['step']}/{self.total_steps}: {shown}, {tqdm.format_interval(left)} left"
             print(line, file=sys.stderr, flush=True)
+
+
+def _numbers(values: dict[str, Any], path: str) -> Iterator[tuple[str, float]]:
+    """Every number with its path, such as ``heldout/image_to_text/recall@1``."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _numbers(value, f"{path}/{name}")
+        elif value is not None:
+            yield f"{path}/{name}", value
 
 
 def _finite(value: float) -> float | None:

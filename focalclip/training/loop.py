@@ -32,6 +32,7 @@ class Trainer:
     roll_back: Callable[["Trainer", str], None]
     """Returns to the last checkpoint for the reason given."""
     evaluate: Callable[["Trainer"], None]
+    """Measures what is due at the step that was just done, if anything."""
 
 
 def train(run: Trainer) -> bool:
@@ -42,7 +43,7 @@ def train(run: Trainer) -> bool:
     loader that fails on one rank stops all; its fault stays in ``run.loader``.
 
     Returns:
-        Whether the run is finished.
+        Whether the run is finished; not so if a stop came while the last step was measured.
     """
     run.engine.train()
     with closing(iter(run.loader)) as batches:  # ends the loader's processes, also after an error
@@ -52,7 +53,7 @@ def train(run: Trainer) -> bool:
 
 def _train(run: Trainer, batches: Iterator[Batch]) -> bool:
     take_step = Stepper(run.engine, run.loss, run.config)
-    stopped = False
+    stopped = is_cut_short = run.state.step > 0 and not _evaluated(run)  # what a stop kept from being measured
     while run.state.step < run.total_steps and not stopped:
         result = take_step(batches, run.state.step)
         run.state.step += 1
@@ -64,15 +65,21 @@ def _train(run: Trainer, batches: Iterator[Batch]) -> bool:
         fault = _save(run, is_end) if is_saving else _fault(run)
         if fault:
             run.roll_back(run, fault)
-        elif _is_evaluation_due(run) and not stopped:
-            try:
-                run.evaluate(run)
-            except Interrupted:
-                stopped = True
-                is_saved = is_saving and not run.state.skipped_in_a_row
-                if not is_saved and (fault := _save(run, is_end=True)):
-                    run.roll_back(run, fault)
-    return run.state.step == run.total_steps
+        elif (not stopped or run.state.step == run.total_steps) and not _evaluated(run):
+            stopped = is_cut_short = True
+            is_saved = is_saving and not run.state.skipped_in_a_row
+            if not is_saved and (fault := _save(run, is_end=True)):
+                run.roll_back(run, fault)
+    return run.state.step == run.total_steps and not is_cut_short
+
+
+def _evaluated(run: Trainer) -> bool:
+    """Measure what is due; false if a request to stop came in between."""
+    try:
+        run.evaluate(run)
+    except Interrupted:
+        return False
+    return True
 
 
 def _fault(run: Trainer) -> str | None:
@@ -94,9 +101,3 @@ def _save(run: Trainer, is_end: bool) -> str | None:
         return fault
     is_wanted = is_end or not run.state.skipped_in_a_row
     return "the weights are not finite" if is_wanted and not run.save(run) else None
-
-
-def _is_evaluation_due(run: Trainer) -> bool:
-    """Not after the last step: the whole benchmark follows it."""
-    every = run.config.eval.every
-    return every is not None and run.state.step % every == 0 and run.state.step < run.total_steps

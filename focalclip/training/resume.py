@@ -18,7 +18,14 @@ _FREE_ON_RESUME: Any = {
     "runs_dir": True,
     "eval": True,
     "model": {"image": {"activation_checkpointing"}},
-    "data": {"train", "workers", "max_faults", "max_bad_shards"},  # the shards are compared by their fingerprint
+    "data": {
+        "train",
+        "workers",
+        "max_faults",
+        "max_bad_shards",
+        "val_every",
+        "val_max",
+    },  # the shards are compared by their fingerprint
     "train": {  # the stage is compared with the checkpoint's
         "zero_stage",
         "log_every",

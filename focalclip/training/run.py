@@ -1,6 +1,7 @@
 """Assembly of one run, from configuration to exported model: its directory, its parts, and their order."""
 
 import hashlib
+import json
 import shutil
 import sys
 import time
@@ -26,8 +27,9 @@ from focalclip.base.ranks import (
     world_size,
 )
 from focalclip.base.strict import dump_yaml
-from focalclip.config import RunConfig
+from focalclip.config import RunConfig, SourceConfig, source_of
 from focalclip.data.loader import Dealing, TrainLoader
+from focalclip.data.mixing import read_segments
 from focalclip.data.shards import left_out
 from focalclip.interop import folder as store
 from focalclip.interop import start
@@ -37,6 +39,7 @@ from focalclip.models.lock import LockedFeatures, lock_towers
 from focalclip.models.text import text_entry
 from focalclip.training import checkpoint, engine, optim
 from focalclip.training.checkpoint import Checkpoint, TrainState
+from focalclip.training.heldout import HeldOutMeasure, HeldOutPairs, open_held_out, val_shards
 from focalclip.training.log import TrainLog
 from focalclip.training.loop import Trainer, train
 from focalclip.training.resume import check_zero_stage, clean_up, find_checkpoints, loadable
@@ -107,21 +110,26 @@ def run_training(
     state = saved.state if saved else TrainState()
     model, begins = in_turns(lambda: _create_model(config, is_fresh=saved is None))
     table = optim.table(model, config.optim)
+    shards_of_val = in_turns(lambda: val_shards(config.data, shards))
     loader = in_turns(lambda: _create_loader(config, shards, model, state))
     if len(set(gather_objects(state.data))) > 1:
         raise SharedError("data.train: the shards differ between ranks; name files that all nodes share")
+    held_out = open_held_out(config.data, shards_of_val, loader)
     total_steps = _total_steps(config, loader)
     deepspeed_engine = _create_engine(config, model, total_steps, saved)
     main_only(lambda: _write_config(config, is_fresh=saved is None))
     cached = together(lambda: _use_caches(config, model, loader, total_steps))
     if is_main():
-        print(_introduction(config, model, loader, state, total_steps, [*begins, *cached]), table, sep="\n", flush=True)
+        introduction = _introduction(config, model, loader, state, total_steps, [*begins, *cached], held_out)
+        print(introduction, table, sep="\n", flush=True)
     if state.step >= total_steps:  # the run may have been killed after its last checkpoint, before the export
         _export(deepspeed_engine, config, state)
     log = together(lambda: TrainLog(config, total_steps, state))
+    if loader.mixture.changes:
+        log.say(f"step {state.step}: data.train: {'; '.join(loader.mixture.changes)}")
     stop.heed()
     with closing(log):
-        evaluate = _Evaluation(config, measure)
+        evaluate = _Evaluation(config, measure, held_out)
         loss = create_loss(config.loss, model.outputs)
         run = Trainer(
             config, deepspeed_engine, loss, loader, state, total_steps, log, stop, _save, _roll_back, evaluate
@@ -196,13 +204,16 @@ def _roll_back(run: Trainer, reason: str) -> None:
 class _Evaluation:
     """Evaluates a copy of the model, so that hooks, train mode and random generators of the engine do not change."""
 
-    def __init__(self, config: RunConfig, measure: Measure | None) -> None:
+    def __init__(self, config: RunConfig, measure: Measure | None, held_out: HeldOutPairs | None) -> None:
         self._config, self._measure = config, measure
+        self._held_out = HeldOutMeasure(config, held_out) if held_out else None
+        self._named: set[str] = set()
         self._copy: FocalCLIP | None = None
 
     def __call__(self, run: Trainer) -> None:
-        """Measure and log; all ranks call this together."""
-        if self._measure is None:
+        """Measure what is due and log it; all ranks call this together."""
+        due = self._due(run)
+        if not due:
             return
         start = time.perf_counter()
         with engine.full_weights(run.engine):
@@ -212,8 +223,33 @@ class _Evaluation:
                 self._copy = FocalCLIP(self._config.model).to(engine.device())
         self._copy.load_state_dict(weights)
         with run.stop.obeyed_at_once():
-            values = self._measure(self._copy)
-        run.log.evaluation(run.state, values, time.perf_counter() - start)
+            found = [(name, work(self._copy), time.perf_counter()) for name, work in due.items()]
+        for name, values, end in found:
+            record = run.log.held_out if name == "heldout" else run.log.evaluation
+            record(run.state, values, end - start)
+            start = end
+
+    def _due(self, run: Trainer) -> dict[str, Callable[[FocalCLIP], dict[str, Any]]]:
+        """What is to be measured after this step, by the name of its line, and is not yet in the log."""
+        step, is_last, due = run.state.step, run.state.step >= run.total_steps, {}
+        every = self._config.eval.every
+        if self._measure and every and step % every == 0 and not is_last:  # after the last the whole benchmark follows
+            due["zeroshot"] = self._measure
+        if self._held_out and (is_last or step % self._config.data.val_every == 0):
+            due["heldout"] = lambda model: self._measure_held_out(run, model)
+        if step == run.log.first_step:  # of this process: a run that was resumed may have measured here before
+            known = gather_objects([name for name in due if is_main() and run.log.has(name, step)])[0]
+            return {name: work for name, work in due.items() if name not in known}
+        return due
+
+    def _measure_held_out(self, run: Trainer, model: FocalCLIP) -> dict[str, Any]:
+        assert self._held_out is not None
+        values, left_out = self._held_out(model)
+        for reason in left_out:
+            if reason not in self._named:
+                run.log.say(f"held-out pairs without {reason}")
+            self._named.add(reason)
+        return values
 
 
 def _export(deepspeed_engine: Any, config: RunConfig, state: TrainState) -> None:
@@ -270,26 +306,37 @@ def _create_loader(config: RunConfig, shards: list[Path], model: FocalCLIP, stat
         image_size=config.model.image.image_size,
         tokenize=model.tokenizer,
         seed=config.seed,
-        dealing=Dealing(rank(), world_size(), config.train.accumulation, state.samples),
+        dealing=Dealing(
+            rank(), world_size(), config.train.accumulation, state.samples, tuple(read_segments(state.mixture))
+        ),
     )
-    fingerprint = _fingerprint(loader.usable.shards, loader.counts.tolist(), loader.sources)
-    if state.data not in ("", fingerprint):
+    segments = loader.mixture.segments
+    if segments and state.data and not state.mixture:
+        raise UserError(
+            f"data.train: {config.run_dir} began without weights, so its sources have no places of their own to go on "
+            "from; leave out the weights, or choose another --name"
+        )
+    fingerprint = _fingerprint(
+        loader, [entry.rules for entry in config.data.entries if isinstance(entry, SourceConfig)]
+    )
+    if not segments and state.data not in ("", fingerprint):
         raise UserError(
             f"data.train: other shards than {config.run_dir} began with (of those that can be used, the names, numbers "
-            "of samples or division into sources differ); give the same ones, or choose another --name"
+            "of samples, own settings or division into sources differ); give the same ones, or choose another --name"
         )
-    state.data = fingerprint
+    state.data, state.mixture = fingerprint, [segment.to_json() for segment in segments]
     return loader
 
 
-def _fingerprint(shards: Sequence[Path], counts: Sequence[int], sources: Sequence[int]) -> str:
-    """What decides the order of samples, and their classes where there are several sources.
+def _fingerprint(loader: TrainLoader, rules: Sequence[dict[str, Any]]) -> str:
+    """What decides the order of samples, their classes where there are several sources, and the sources' own settings.
 
     It is made of the shards' names, sizes and sources in their order, wherever the shards lie.
     """
-    lines = [f"{shard.name} {count}" for shard, count in zip(shards, counts, strict=True)]
-    if any(sources):
-        lines = [f"{line} {source}" for line, source in zip(lines, sources, strict=True)]
+    lines = [f"{shard.name} {count}" for shard, count in zip(loader.usable.shards, loader.counts.tolist(), strict=True)]
+    if any(loader.sources):
+        lines = [f"{line} {source}" for line, source in zip(lines, loader.sources, strict=True)]
+    lines += [json.dumps(rules, sort_keys=True)] if any(rules) else []
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
@@ -309,7 +356,13 @@ def _total_steps(config: RunConfig, loader: TrainLoader) -> int:
 
 
 def _introduction(
-    config: RunConfig, model: FocalCLIP, loader: TrainLoader, state: TrainState, total_steps: int, begins: list[str]
+    config: RunConfig,
+    model: FocalCLIP,
+    loader: TrainLoader,
+    state: TrainState,
+    total_steps: int,
+    begins: list[str],
+    held_out: HeldOutPairs | None,
 ) -> str:
     """The derived numbers of the run, printed once."""
     millions = {
@@ -317,15 +370,20 @@ def _introduction(
     }
     image, batch = config.model.image, config.data.batch_size
     epochs = total_steps * batch / loader.num_samples
-    sources = max(loader.sources, default=0) + 1
-    of_sources = f" of {sources} sources, each with classes of its own (data.shared_labels)" if sources > 1 else ""
+    names = [source_of(entry) for entry in config.data.entries]
+    sources, classes = loader.mixture, {"source": "classes of each source", "number": "classes by number"}
+    several = len(set(loader.sources)) > 1 or len(sources.names) > 1
+    of_sources = f", {classes.get(config.data.label_space, 'classes by name')} (data.label_space)" if several else ""
+    table = sources.table(total_steps * batch) if len(sources.names) > 1 or sources.segments else []
     lines = [
         f"run        {config.run_dir}" + (f", continued from step {state.step}" if state.step else ""),
         *begins,
         f"model      {image.name} {millions['visual']:.2f} M + {config.model.text.name} text {millions['text']:.2f} M "
         f"parameters, {image.image_size} px",
         f"data       {loader.num_samples:,} pairs{of_sources}; {total_steps:,} steps x {batch} = {epochs:.1f} epochs",
-        *[f"left out   {line}" for line in left_out(config.data.train, loader.usable, config.data.key_rule)],
+        *[f"source     {line}" for line in table],
+        *([f"held out   {held_out.introduction(config.data)}"] if held_out else []),
+        *[f"left out   {line}" for line in left_out(names, loader.usable, config.data.key_rule)],
         f"engine     {world_size()} x {engine.device().type}, ZeRO {config.train.zero_stage}, "
         f"{config.train.precision}, accumulation {config.train.accumulation}",
     ]

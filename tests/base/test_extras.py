@@ -13,7 +13,6 @@ from focalclip.cli import main
 from focalclip.config import config_dir
 from focalclip.data.corpus.emoji import ensure_corpus
 from focalclip.data.shards import resolve_shards
-from focalclip.data.write import write_shards
 from focalclip.interop.export import export
 
 ROOT = config_dir().parent
@@ -56,7 +55,8 @@ COMMANDS = [
     ("scipy matplotlib", "probe --model nowhere", "probing needs scipy and matplotlib", "eval"),
     ("scipy", "retrieval --data nowhere --model nowhere", "retrieval needs scipy", "eval"),
     ("scipy", "report --compare a b", "comparing needs scipy", "eval"),
-    ("webdataset", "make-shards nowhere none", "writing shards needs webdataset", "train"),
+    ("imagehash", "make-shards nowhere none --duplicates 0", "--duplicates needs imagehash", "shards"),
+    ("ray", "make-shards nowhere none --engine ray", "--engine ray needs ray", "ray"),
     ("matplotlib", "explain nowhere.jpg", "drawing needs matplotlib", "explain"),
     ("onnx onnxscript", "export nowhere none --format onnx", "--format onnx needs onnx and onnxscript", "export"),
     ("transformers", "export nowhere none --format transformers", "transformers needs transformers", "export"),
@@ -101,7 +101,6 @@ FUNCTIONS = [
     ("scipy", _evaluate, "eval"),
     ("scipy", _probe, "eval"),
     ("onnx", lambda: export("nowhere", "none", "onnx"), "export"),
-    ("webdataset", lambda: write_shards([], "none"), "train"),
     ("webdataset", lambda: resolve_shards("{0..1}.tar"), "eval"),
     ("resvg_py", lambda: ensure_corpus(Path("cache")), "demo"),
 ]

@@ -7,6 +7,7 @@ import pytest
 
 from focalclip import cli
 from focalclip.base import __version__
+from focalclip.cli import pretrain
 from focalclip.cli.command import as_called
 from focalclip.cli.pretrain import parse
 from focalclip.config import RunConfig, config_dir
@@ -155,3 +156,35 @@ def test_a_plausible_mistake_leads_on(words, message, tmp_path, monkeypatch, cap
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("words", "is_warned"),
+    [
+        ("--data.train photos", True),
+        ("--data.train=photos --name other", True),
+        ("", False),
+        ("--data.train emoji", False),
+        ("--data.train photos --config focalclip_tiny_lrf", False),
+        ("--data.train photos --config=focalclip_pico", False),
+        ("--data.train photos --model.image.image-size 224", False),
+        ("--data.train photos --data.augment.rotate 0", False),
+        ("--data.train photos --resume", False),
+    ],
+)
+def test_own_pictures_under_the_settings_of_the_demo_are_warned_of(words, is_warned, capsys):
+    end = ["--eval.benchmark", "nowhere"]  # an error before any data are read
+    assert pretrain.main([*words.split(), *end]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
+    assert len(lines) == is_warned
+    if is_warned:
+        assert "at 32 px with the demo's augmentation" in lines[0]
+        assert "--config focalclip_tiny_lrf" in lines[0]
+
+
+def test_one_rank_of_all_warns(capsys, monkeypatch):
+    words = ["--data.train", "photos", "--train.init-from", "nowhere"]
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        assert pretrain.main(words) == 2
+        assert capsys.readouterr().err.count("warning:") == (rank == 0)

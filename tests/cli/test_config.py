@@ -15,7 +15,7 @@ import yaml
 from focalclip.base.errors import UserError
 from focalclip.base.strict import Strict, dump_yaml, from_dict, load_yaml
 from focalclip.cli.settings import with_overrides
-from focalclip.config import RunConfig, config_dir, config_names, load_config
+from focalclip.config import RunConfig, SourceConfig, config_dir, config_names, load_config
 from focalclip.models.clip import FocalCLIP
 
 ROOT = config_dir()
@@ -332,6 +332,52 @@ def test_text_stays_text_whatever_was_there_before():
 def test_a_pattern_replaces_a_list():
     base = with_overrides(RunConfig(), ["--data.train", "a.tar", "b.tar"])
     assert with_overrides(base, ["--data.train", "{00..03}.tar"]).data.train == "{00..03}.tar"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a.tar", "{source: b, weight: 2}"],
+        ["[a.tar, {source: b, weight: 2}]"],
+        ['["a.tar", {"source": "b", "weight": 2}]'],
+    ],
+)
+def test_sources_with_settings_of_their_own(words):
+    with pytest.raises(UserError, match=r"command line: data: train: a\.tar has no weight and others have one"):
+        with_overrides(RunConfig(), ["--data.train", *words])
+    words = [word.replace(", weight: 2", "").replace(', "weight": 2', "") for word in words]
+    config = with_overrides(RunConfig(), ["--data.train", *words])
+    assert config.data.train == ["a.tar", SourceConfig(source="b")]
+    assert from_dict(RunConfig, yaml.safe_load(dump_yaml(config)), "again") == config
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([{"source": "a", "waight": 1}], "x: data.train.0.waight is not a setting; did you mean weight?"),
+        ([{"source": "a", "augment": {"flp": 1}}], "x: data.train.0.augment.flp is not a setting; did you mean flip?"),
+        (
+            [{"source": "a", "weight": -1}],
+            "x: data.train.0.weight: input should be greater than or equal to 0 (got -1)",
+        ),
+        ([{"weight": 1}], "x: data.train.0.source: field required"),
+        ([3], "x: data.train.0: input should be a valid string (got 3)"),
+        ({"source": "a"}, "x: data.train: input should be a source, or a list of sources"),
+        (
+            [{"source": "a", "templates": ["a dog"]}],
+            "x: data: train: a: templates: 'a dog' holds no {c}, where the name",
+        ),
+        (
+            [{"source": "a", "joined_captions": 0.7}],
+            "x: data: train: a: first_caption=0.4 and joined_captions=0.7 exceed",
+        ),
+        ([{"source": "a", "weight": 0}, {"source": "b", "weight": 0}], "x: data: train: all weights are 0; give one"),
+    ],
+)
+def test_mistakes_in_a_list_of_sources(train, message):
+    with pytest.raises(UserError) as error:
+        from_dict(RunConfig, {"data": {"train": train, "first_caption": 0.4}}, "x")
+    assert str(error.value).startswith(message)
 
 
 def test_overrides_go_on_top_of_the_file():

@@ -252,4 +252,4 @@ def test_a_part_is_not_checked_against_published_numbers(home, capsys):
 
 def test_what_make_shards_leaves_out_is_counted(home, capsys):
     assert make_shards(["~/pictures/p.csv", "shards"]) == 0
-    assert "1 blank captions left out" in capsys.readouterr().out
+    assert "left out 1 caption without a word" in capsys.readouterr().out

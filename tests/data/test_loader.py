@@ -137,8 +137,8 @@ def two_sources(folder) -> tuple[str, str]:
 
 def by_label(train, **options) -> dict[int, list[str]]:
     """The captions of each label in the first epoch."""
-    data = DataConfig(batch_size=2, workers=0, **options)
-    batches = take(TrainLoader(training_shards(train), data, 16, ByteTokenizer(), 0), 9)
+    data = DataConfig(train=train, batch_size=2, workers=0, **options)
+    batches = take(TrainLoader(training_shards(data.train), data, 16, ByteTokenizer(), 0), 9)
     found = {}
     for caption, label in zip(captions(batches), joined(batches)[2].tolist(), strict=True):
         found.setdefault(label, []).append(caption)
@@ -152,7 +152,7 @@ def test_class_numbers_belong_to_their_source(tmp_path):
     assert sorted(apart.values()) == sorted([f"{what} {i}"] for what in ("dog", "truck") for i in range(8))
     assert by_label(f"{animals}::{cars}") == by_label([animals, cars])
     shared = {i: [f"dog {i}", f"truck {i}"] for i in (*range(8),)} | {-1: ["dog 8", "truck 8"]}
-    assert by_label([animals, cars], shared_labels=True) == shared
+    assert by_label([animals, cars], label_space="number") == shared
     assert by_label(f"{tmp_path}/{{animals,cars}}.tar") == by_label(str(tmp_path)) == shared
 
 

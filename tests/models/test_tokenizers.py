@@ -82,6 +82,18 @@ def test_cutting_a_long_caption_changes_nothing(caption, both, monkeypatch):
     assert torch.equal(cut, both[77][0]([caption]))
 
 
+def test_captions_of_printable_ascii_skip_the_cleaning_that_changes_nothing_in_them(both):
+    """Twice: the second time every word is known."""
+    signs = [chr(i) for i in range(32, 127)]
+    rng = np.random.default_rng(0)
+    captions = ["".join(rng.choice(signs, rng.integers(0, 90))) for _ in range(500)]
+    captions += ["It's  A dog's LIFE", "AT&amp;T", "a\tb\r\nc", "\x1b[31mred", "<start_of_text>x<end_of_text>", ""]
+    one, other = both[77]
+    for _ in range(2):
+        tokens = one(captions)
+        assert torch.equal(tokens, other(captions)[:, : tokens.shape[1]])
+
+
 def test_whole_words_are_merged_as_by_open_clip(both):
     """All tokens of a word, not only those within the context: random letters, and words made of tokens."""
     bpe = both[77][1]

@@ -99,6 +99,10 @@ def _command(words: list[str], environment: dict[str, str], out: Path, err: Path
     sys.argv = words[1:]
     from focalclip.cli.pretrain import main
 
+    if "RECORDED" in os.environ:
+        import recorded_run
+
+        recorded_run.record()
     raise SystemExit(main())
 
 

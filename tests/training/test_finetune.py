@@ -67,13 +67,13 @@ def test_make_shards_writes_prompts_as_captions_and_labels_as_classes(task, tmp_
     assert main([str(task), str(tmp_path / "few"), "--shots", "5"]) == 0
     assert np.bincount([int(sample.label) for sample in members(tmp_path / "few")]).tolist() == [5, 5, 5]
     assert main([str(task), str(tmp_path / "few")]) == 2
-    assert "holds shards already; name another folder" in capsys.readouterr().err
+    assert "holds shards already, by other rules (pictures 15, not left away); name another" in capsys.readouterr().err
 
 
 def test_images_of_several_labels_share_a_class_where_they_share_all_labels(tmp_path):
     vectors = [[1, 0, 1], [0, 0, 0], [1, 0, 0], [1, 0, 1]]
     folder = write_folder(tmp_path / "t", vectors, names=NAMES, kind="multilabel")
-    assert write_pictures(open_source(str(folder), Request("test")), tmp_path / "shards") == 3
+    assert write_pictures(open_source(str(folder), Request("test")), tmp_path / "shards").samples == 3
     both, one, again = members(tmp_path / "shards")
     assert both.label == again.label != one.label
     assert b'["a red.", "a blue."]' in both.json

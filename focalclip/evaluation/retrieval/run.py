@@ -10,8 +10,8 @@ from torch import Tensor
 from focalclip.base.errors import require
 from focalclip.base.machine import peak_memory, versions
 from focalclip.base.ranks import is_main
-from focalclip.evaluation.features.cache import open_cache
-from focalclip.evaluation.features.images import encode_images
+from focalclip.evaluation.features.cache import FeatureCache, open_cache
+from focalclip.evaluation.features.images import ImageFeatures, encode_images
 from focalclip.evaluation.features.model import (
     DualEncoder,
     check_model,
@@ -66,13 +66,8 @@ def evaluate(
     check_model(model)
     weights = known_weights(model)
     cache = open_cache(model, cache_dir, weights)
-    with evaluating(model):
-        features = encode_images(
-            model, data.entries, batch_size=batch_size, label=data.name, progress=progress, cache=cache
-        )  # fmt: skip
-        data = data.keep(features.readable)
-        texts_start = time.perf_counter()
-        texts = _text_embeds(model, data, batch_size, progress)
+    encoding_start = time.perf_counter()
+    features, data, texts = embed_pairs(model, data, batch_size=batch_size, progress=progress, cache=cache)
     ranking_start = time.perf_counter()
     ranks = retrieval_ranks(features.embeds, texts, data.pairs, chunk=chunk, device=where, progress=progress)
     end = time.perf_counter()
@@ -88,8 +83,37 @@ def evaluate(
         | describe(model)
         | peak_memory(where),
         versions=versions(),
-        seconds=RetrievalSeconds(end - start, features.seconds, ranking_start - texts_start, end - ranking_start),
+        seconds=RetrievalSeconds(
+            end - start, features.seconds, ranking_start - encoding_start - features.seconds, end - ranking_start
+        ),
     )
+
+
+def embed_pairs(
+    model: Any, data: PairData, *, batch_size: int = 256, progress: bool = True, cache: FeatureCache | None = None
+) -> tuple[ImageFeatures, PairData, Tensor]:
+    """Encode both sides of a set; ranks share the work and all get the whole. Modes and generators stay as they were.
+
+    Args:
+        model: see :func:`evaluate`.
+        data: images and captions.
+        batch_size: images, and captions, per forward pass.
+        progress: show bars on stderr.
+        cache: where image features are looked up by content, and stored.
+
+    Returns:
+        The images' features; the data without images that are damaged and without their captions; unit vectors of its
+        captions, float32 (M, D).
+
+    Raises:
+        UserError: if no image can be read, or features are not finite.
+    """
+    with evaluating(model):
+        features = encode_images(
+            model, data.entries, batch_size=batch_size, label=data.name, progress=progress, cache=cache
+        )  # fmt: skip
+        data = data.keep(features.readable)
+        return features, data, _text_embeds(model, data, batch_size, progress)
 
 
 def _text_embeds(model: Any, data: PairData, batch_size: int, progress: bool) -> Tensor:

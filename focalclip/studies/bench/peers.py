@@ -23,6 +23,8 @@ from focalclip.base.files import cache_dir
 
 CLIP_BENCHMARK = "1.6.2"
 
+IMG2DATASET = "1.47.0"  # its pins (pyarrow, webdataset) are not ours
+
 RECALLS = (1, 5, 10)
 
 # CLIP_benchmark imports requests without declaring it, and turns arrays of one element into floats, which numpy 2.4
@@ -64,19 +66,37 @@ def install_clip_benchmark() -> Path:
     Raises:
         UserError: if uv is missing or cannot install it.
     """
-    requirements = [*_ITS_OWN, *(f"{name}=={_public_version(name)}" for name in SHARED)]
+    return _environment(
+        "clip_benchmark", CLIP_BENCHMARK, [*_ITS_OWN, *(f"{name}=={_public_version(name)}" for name in SHARED)]
+    )
+
+
+def install_img2dataset() -> Path:
+    """Make img2dataset's environment in the cache, unless it is there; returns its command.
+
+    Raises:
+        UserError: if uv is missing or cannot install it.
+    """
+    python = _environment("img2dataset", IMG2DATASET, [f"img2dataset=={IMG2DATASET}"])
+    return python.with_name("img2dataset")
+
+
+def _environment(peer: str, its_version: str, requirements: Sequence[str]) -> Path:
     name = hashlib.sha256("\n".join([sys.executable, *requirements]).encode()).hexdigest()[:12]
-    folder = cache_dir() / "peers" / f"clip_benchmark-{CLIP_BENCHMARK}-{name}"
+    folder = cache_dir() / "peers" / f"{peer}-{its_version}-{name}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     complete = folder / "requirements.txt"
     if complete.is_file():
         return python
     uv = shutil.which("uv")
     if uv is None:
-        raise UserError("uv is not installed, which makes an environment for clip_benchmark; run: pip install uv")
-    print(f"installing clip_benchmark {CLIP_BENCHMARK} into {folder}", file=sys.stderr)
-    _output([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], "uv venv")
-    _output([uv, "pip", "install", "--quiet", "--python", str(python), *requirements], "uv pip install")
+        raise UserError(f"uv is not installed, which makes an environment for {peer}; run: pip install uv")
+    print(f"installing {peer} {its_version} into {folder}", file=sys.stderr)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # from there: in a checkout, uv would hold the peer to the versions of our pyproject.toml
+    here = folder.parent
+    _output([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], "uv venv", here)
+    _output([uv, "pip", "install", "--quiet", "--python", str(python), *requirements], "uv pip install", here)
     complete.write_text("\n".join(requirements) + "\n")
     return python
 
@@ -166,15 +186,15 @@ def _public_version(name: str) -> str:
         raise UserError(f"the package {name} is not installed; run: {install_command('all')}") from None
 
 
-def _output(command: list[str], what: str) -> str:
-    """What a command prints on stdout.
+def _output(command: list[str], what: str, folder: Path | None = None) -> str:
+    """What a command that is run in ``folder`` prints on stdout.
 
     Raises:
         UserError: if it fails, with the last line that it printed.
     """
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     environment.pop("PYTHONPATH", None)  # ours is not for its environment
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
     if done.returncode:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         raise UserError(f"{what} failed with status {done.returncode}: {lines[-1].strip() if lines else 'no message'}")
