@@ -3,6 +3,7 @@
 import argparse
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,9 @@ SOURCE is one of:
   Flickr's        captions.txt, or Flickr8k.token.txt
   JSON lines      .jsonl; objects with a path and a caption, or captions, by the names of the table's columns
   caption file    .json; Karpathy's dataset_coco.json ..., or COCO's captions_train2017.json
+  Parquet         a file or a folder of them, with pictures as bytes or as paths
+  datasets        a folder of save_to_disk, or datasets:USER/NAME
+  pictures        a folder with a.jpg and a.txt or a.json beside it, at any depth; img2dataset's files, too
   shards          a folder of tars or a pattern
 
 Captions are the source's own. A source of classes gets all its prompts with the class name instead, and images of one
@@ -52,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("output", metavar="OUT", help="folder for the shards")
     parser.add_argument("--split", help="which split (default: train, or everything where the source has no splits)")
     parser.add_argument("--image-root", metavar="DIR", help="what a table's image paths are relative to (default: it)")
+    parser.add_argument("--image-column", metavar="NAME", help="column with pictures or paths (default: by its name)")
+    parser.add_argument("--caption-column", metavar="NAME", action="append", default=[], help="may be repeated")
+    parser.add_argument("--label-column", metavar="NAME", help="column with classes, by name or number")
+    parser.add_argument(
+        "--template", metavar="TEXT", action="append", default=[], help="prompt with {c} for class names; may repeat"
+    )
     parser.add_argument("--shots", type=positive_int, metavar="K", help="images of each class (default: all)")
     parser.add_argument(
         "--seed", type=not_negative, default=0, metavar="N", help="of the draw of the shots (default: 0)"
@@ -115,7 +125,17 @@ def _run(args: argparse.Namespace) -> int:
         )
     folder = output_folder(args.output, "OUT")
     root = user_path(args.image_root) if args.image_root else None
-    pictures = open_source(args.source, Request(args.split, root, field="SOURCE"))
+    if wrong := [template for template in args.template if "{c}" not in template]:
+        raise UserError(f"--template {wrong[0]!r}: has no {{c}}, the place of the class name; add it")
+    columns = tuple(args.caption_column)
+    request = Request(
+        args.split, root, None, "SOURCE", args.image_column, columns, args.label_column, tuple(args.template)
+    )
+    pictures = open_source(args.source, request)
+    if args.template:
+        if pictures.class_names is None or pictures.captions is not None:
+            raise UserError(f"--template: {args.source} has no classes that need prompts; leave it away")
+        pictures = replace(pictures, templates=request.templates)
     chosen = None if args.shots is None else _shots(pictures, args.shots, args.seed)
     try:
         written = write_pictures(pictures, folder, chosen, rules, output)

@@ -647,6 +647,7 @@ def read_pairs(place: Path, shards: Sequence[Path], texts: ReadTexts, limit: int
     index_shards(shards)
     samples = list(itertools.islice(_pairs(shards, texts), limit))
     labels = np.array([sample.label for sample in samples], dtype=np.int64)
+    names = tuple(sample.class_names for sample in samples)
     return PictureSet(
         place,
         tuple(sample.entry for sample in samples),
@@ -654,6 +655,7 @@ def read_pairs(place: Path, shards: Sequence[Path], texts: ReadTexts, limit: int
         keywords=tuple(sample.keywords for sample in samples),
         faults={i: sample.fault for i, sample in enumerate(samples) if sample.fault},
         labels=labels if (labels != NO_LABEL).any() else None,
+        own_class_names=names if any(names) else None,
     )
 
 
@@ -663,6 +665,7 @@ class _Pair(NamedTuple):
     keywords: tuple[str, ...] = ()
     label: int = NO_LABEL
     fault: str = ""
+    class_names: tuple[str, ...] = ()
 
 
 def _pairs(shards: Sequence[Path], texts: ReadTexts) -> Iterator[_Pair]:
@@ -681,7 +684,13 @@ def _pairs(shards: Sequence[Path], texts: ReadTexts) -> Iterator[_Pair]:
                 except ValueError as error:
                     yield _Pair(entry, fault=str(error))
                 else:
-                    yield _Pair(entry, tuple(captions), tuple(keywords), _label_or_none(label))
+                    yield _Pair(
+                        entry,
+                        tuple(captions),
+                        tuple(keywords),
+                        _label_or_none(label),
+                        class_names=class_names_of(record),
+                    )
 
 
 def _member(file: BinaryIO, offset: int, size: int) -> bytes | None:
@@ -696,6 +705,16 @@ def _label_or_none(text: bytes | None) -> int:
         return read_label(text)
     except ValueError:
         return NO_LABEL
+
+
+def class_names_of(record: bytes | None) -> tuple[str, ...]:
+    """``class_names`` of a sample's JSON: one text or a list of texts; empty where there is none."""
+    try:
+        values = json.loads(record) if record is not None else {}
+    except (ValueError, RecursionError):
+        return ()
+    names = values.get("class_names") if isinstance(values, dict) else None
+    return tuple(name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str) and name)
 
 
 def read_label(text: bytes | None) -> int:

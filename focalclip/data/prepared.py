@@ -14,6 +14,8 @@ from focalclip.data.shards import TrainShards, names_shards, resolve_shards
 from focalclip.data.sources import make_shards_command, reader_of
 from focalclip.data.write import STATE, Output, source_digest, write_pictures
 
+_OPTIONS = ("--image-root", "--split", "--image-column", "--caption-column", "--label-column")
+
 _UNFINISHED = ".unfinished"
 
 
@@ -53,7 +55,7 @@ def _as_shards(train: str, field: str, max_faults: int) -> str:
     try:
         pictures = reader.open(train, Request(field=field))
     except UserError as error:
-        option = next((option for option in ("--image-root", "--split") if option in str(error)), None)
+        option = next((option for option in _OPTIONS if option in str(error)), None)
         hint = f"; {option} is an option of: {make_shards_command(train)}" if option else ""
         raise UserError(f"{error}{hint}") from None
     cache = cache_dir() / "sources"

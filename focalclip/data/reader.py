@@ -214,6 +214,8 @@ class PictureSet:
     """int64 (N,), -1 where a picture has none; or bool (N, C) where it may have several."""
     class_names: tuple[str, ...] | None = None
     """(C,): the names of the labels."""
+    own_class_names: tuple[tuple[str, ...], ...] | None = None
+    """(N,): the names of each picture's classes, where a source says them picture by picture."""
     templates: tuple[str, ...] | None = None
     """Prompts with ``{c}`` where the class name goes."""
     official_order: np.ndarray | None = None
@@ -227,7 +229,7 @@ class PictureSet:
             blank = {i: own.count("") for i, own in enumerate(stripped) if "" in own}
             object.__setattr__(self, "captions", kept)
             object.__setattr__(self, "blank", blank)
-        for name in ("captions", "keywords", "labels"):
+        for name in ("captions", "keywords", "labels", "own_class_names"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.entries):
                 raise ValueError(f"{self.place}: {len(values)} {name} for {len(self.entries)} pictures")
@@ -279,3 +281,6 @@ class Reader:
         Unavailable: if it has no such split.
         UserError: naming the file at fault.
     """
+    takes: tuple[str, ...] = ()
+    """Which of ``image_column``, ``caption_columns`` and ``label_column`` of a request it heeds; the others are
+    refused by :func:`focalclip.data.sources.open_source`."""

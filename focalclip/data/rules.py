@@ -25,6 +25,8 @@ FAULTS = (DAMAGED, UNREADABLE)
 _HASH_BITS = 64
 _HASHED_SIDE = 64  # pixels that a picture's shorter side keeps before it is hashed; the hash itself is of 32 x 32
 
+_MAX_PIECED = 4  # bits: beyond it, pieces of a hash are so short that many hashes share one
+
 _SLACK = 1.25  # a picture is decoded to so many times the side it is resized to: the two filters then blur little
 
 
@@ -193,8 +195,8 @@ def _resized(content: bytes, side: int, quality: int) -> ShardPicture:
 def earlier_copies(hashes: Iterable[int | None], distance: int) -> dict[int, int]:
     """Which pictures look like an earlier one that is kept; the first in order stays.
 
-    Two hashes that differ in at most ``distance`` bits agree in one of ``distance + 1`` pieces, so each is compared
-    with those alone that share a piece with it.
+    Two hashes that differ in at most ``distance`` bits agree in one of ``distance + 1`` pieces. As long as the pieces
+    are long, each hash is compared with those alone that share a piece with it; else with all.
 
     Args:
         hashes: Of 64 bits; None: not compared.
@@ -203,23 +205,30 @@ def earlier_copies(hashes: Iterable[int | None], distance: int) -> dict[int, int
     Returns:
         The number of each copy -> that of the picture it looks like, the first of several.
     """
-    pieces = distance + 1
+    pieces = distance + 1 if distance <= _MAX_PIECED else 0
     cuts = [(_HASH_BITS * i // pieces, _HASH_BITS * (i + 1) // pieces) for i in range(pieces)]
     buckets: list[dict[int, list[int]]] = [{} for _ in cuts]
-    kept: list[int] = []  # numbers and hashes of the pictures that stay, in order
-    kept_hashes: list[int] = []
+    kept: list[int] = []  # the numbers of pictures that stay, in order
+    kept_hashes = np.zeros(1024, dtype=np.uint64)
     copies: dict[int, int] = {}
     for number, own in enumerate(hashes):
         if own is None:
             continue
         keys = [own >> low & (1 << high - low) - 1 for low, high in cuts]
-        near = {place for bucket, key in zip(buckets, keys, strict=True) for place in bucket.get(key, ())}
-        alike = [place for place in near if (kept_hashes[place] ^ own).bit_count() <= distance]
-        if alike:
-            copies[number] = kept[min(alike)]
+        if pieces:
+            near = {place for bucket, key in zip(buckets, keys, strict=True) for place in bucket.get(key, ())}
+            places = np.fromiter(sorted(near), np.int64, len(near))
+            compared = kept_hashes[places]
+        else:
+            places, compared = None, kept_hashes[: len(kept)]
+        alike = np.flatnonzero(np.bitwise_count(compared ^ np.uint64(own)) <= distance)
+        if len(alike):
+            copies[number] = kept[alike[0] if places is None else places[alike[0]]]
             continue
         for bucket, key in zip(buckets, keys, strict=True):
             bucket.setdefault(key, []).append(len(kept))
+        if len(kept) == len(kept_hashes):
+            kept_hashes = np.concatenate([kept_hashes, np.zeros_like(kept_hashes)])
+        kept_hashes[len(kept)] = own
         kept.append(number)
-        kept_hashes.append(own)
     return copies

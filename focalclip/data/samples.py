@@ -1,7 +1,6 @@
 """From a global position to a decoded sample, with a fixed rule for samples that are broken."""
 
 import hashlib
-import json
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from focalclip.config import DataConfig
 from focalclip.data.images import decode_array
 from focalclip.data.index import (
     Captions,
+    class_names_of,
     load_key,
     load_members,
     read_captions,
@@ -62,16 +62,6 @@ def label_of(number: int, source: int, num_sources: int) -> int:
     hashes are, numbers wrap around.
     """
     return number if number < 0 else (number * num_sources + source) % 2**63
-
-
-def class_names_of(record: bytes | None) -> tuple[str, ...]:
-    """``class_names`` of a sample's JSON: one text or a list of texts; empty where there is none."""
-    try:
-        values = json.loads(record) if record is not None else {}
-    except (ValueError, RecursionError):
-        return ()
-    names = values.get("class_names") if isinstance(values, dict) else None
-    return tuple(name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str) and name)
 
 
 def label_of_names(names: Sequence[str]) -> int:

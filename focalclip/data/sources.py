@@ -16,13 +16,16 @@ from focalclip.data.reader import PictureSet, Reader, Request
 READERS = [
     "focalclip.data.shards:SHARDS",
     "focalclip.data.folders:TASK_FOLDER",
+    "focalclip.data.columns:DATASET",
+    "focalclip.data.beside:CAPTIONS_BESIDE",
+    "focalclip.data.columns:PARQUET",
     "focalclip.data.folders:CLASS_FOLDERS",
     "focalclip.data.tables:TABLE",
     "focalclip.data.tables:CAPTION_FILE",
 ]
 """``module:name`` of every reader, imported when it is asked for; the first that recognises a source reads it."""
 
-_OTHER_TABLES = (".parquet", ".arrow", ".xlsx")  # kinds of tables that are not read
+_OTHER_TABLES = (".arrow", ".xlsx")  # kinds of tables that are not read
 
 
 def find_reader(source: str) -> Reader | None:
@@ -37,7 +40,12 @@ def open_source(source: str, request: Request) -> PictureSet:
         Unavailable: if it has no such split.
         UserError: if nothing is there, it is of no known kind, or it is faulty; names the file.
     """
-    return reader_of(source, request.field).open(source, request)
+    reader = reader_of(source, request.field)
+    for name in ("image_column", "caption_columns", "label_column"):
+        if getattr(request, name) and name not in reader.takes:
+            option = "--" + name.removesuffix("s").replace("_", "-")
+            raise UserError(f"{option}: {source} is {reader.what}, which has no such columns to choose; leave it away")
+    return reader.open(source, request)
 
 
 def reader_of(source: str, field: str) -> Reader:
@@ -51,7 +59,7 @@ def reader_of(source: str, field: str) -> Reader:
         return reader
     path = user_path(source)
     if not path.exists():
-        raise UserError(f"{field} {source}: no such file or folder")
+        raise UserError(f"{field} {source}: no such file or folder (a data set of the hub is named datasets:USER/NAME)")
     if (kind := _unreadable_kind(path)) is not None:
         table = f"{path.resolve().stem}.csv"
         root = f" --image-root {source}" if path.is_dir() else ""
@@ -78,9 +86,11 @@ def _unreadable_kind(path: Path) -> str | None:
     if path.is_file():
         return f"a {path.suffix[1:]} file" if path.suffix.lower() in _OTHER_TABLES else None
     names = [child.name.lower() for child in path.iterdir()]
-    if "state.json" in names or "dataset_dict.json" in names:
-        return "a data set saved by the library datasets"
     if any(name.endswith(_OTHER_TABLES) for name in names):
         return f"a folder of {', '.join(kind for kind in _OTHER_TABLES if any(n.endswith(kind) for n in names))} files"
     pictures = sum(name.endswith(IMAGE_SUFFIXES) for name in names)
-    return f"a folder of {pictures:,} pictures without a folder for each class" if pictures else None
+    return (
+        f"a folder of {pictures:,} pictures without captions beside them or a folder for each class"
+        if pictures
+        else None
+    )

@@ -23,6 +23,8 @@ IMAGE_COLUMNS = ("path", "filepath", "file_path", "image_path", "image", "image_
 
 CAPTION_COLUMNS = ("caption", "captions", "title", "text", "comment")
 
+_URL_COLUMNS = ("url", "urls", "image_url", "url_link")
+
 _BESIDE = ("", "Images", "images")  # where pictures lie beside the file, the last two as Flickr's sets are packed
 
 _TOKEN = re.compile(r"(.+)#\d+")  # Flickr's number of a caption behind the picture's name
@@ -53,6 +55,7 @@ def captioned_files(
         UserError: if a picture is missing; all are looked for.
     """
     path = user_path(source)
+    captions = {name.replace("\\", "/"): texts for name, texts in captions.items()}
     roots = [request.image_root] if request.image_root else [path.parent / name for name in _BESIDE]
     first = next(iter(captions), "")
     root = next((root for root in roots if (root / first).is_file()), roots[0])
@@ -67,7 +70,7 @@ def captioned_files(
 
 
 def _open_table(source: str, request: Request) -> PictureSet:
-    listed = _table(_existing(source, request))
+    listed = _table(_existing(source, request), request)
     return captioned_files(source, listed.captions, request, listed.left_out)
 
 
@@ -80,6 +83,7 @@ TABLE = Reader(
     "a table of paths and captions (.csv, .tsv, Flickr's captions.txt)",
     lambda source: source.lower().endswith((".csv", ".tsv", ".txt", ".token")),
     _open_table,
+    takes=("image_column", "caption_columns"),
 )
 
 CAPTION_FILE = Reader(
@@ -96,7 +100,13 @@ def _existing(source: str, request: Request) -> Path:
     return path
 
 
-def _table(path: Path) -> Listed:
+def _given(path: Path, columns: Sequence[str], name: str) -> int:
+    if name not in columns:
+        raise UserError(f"{path}: has no column {name!r}; it has {', '.join(columns)}")
+    return columns.index(name)
+
+
+def _table(path: Path, request: Request) -> Listed:
     """A table with a header, which says what separates its columns: tabs, commas or bars; or Flickr's without one."""
     listed = Listed({}, [])
     try:
@@ -107,7 +117,12 @@ def _table(path: Path) -> Listed:
             if separator == "\t" and _TOKEN.fullmatch(columns[0]):  # no header
                 columns = ["image", "caption"]
                 file.seek(0)
-            image, caption = (_column(path, columns, known) for known in (IMAGE_COLUMNS, CAPTION_COLUMNS))
+            columns = [column.strip() for column in columns]
+            wanted = request.image_column
+            image = _given(path, columns, wanted) if wanted else _column(path, columns, IMAGE_COLUMNS)
+            texts = [_given(path, columns, name) for name in request.caption_columns]
+            texts = texts or [_column(path, columns, CAPTION_COLUMNS)]
+            caption = texts[0]
             rows = csv.reader(
                 file, delimiter=separator, quoting=csv.QUOTE_NONE if separator == "|" else csv.QUOTE_MINIMAL
             )
@@ -120,7 +135,7 @@ def _table(path: Path) -> Listed:
                     listed.left_out.append(f"row {row} does not give {len(columns)} columns")
                 elif name := row[image].strip():
                     token = _TOKEN.fullmatch(name)
-                    listed.captions.setdefault(token[1] if token else name, []).append(row[caption])
+                    listed.captions.setdefault(token[1] if token else name, []).extend(row[i] for i in texts)
                 else:
                     listed.left_out.append(f"row {row} names no image")
     except (UnicodeDecodeError, csv.Error) as error:
@@ -130,10 +145,22 @@ def _table(path: Path) -> Listed:
     return listed
 
 
+def refuse_urls(what: object, columns: Sequence[str]) -> None:
+    """Raise a UserError if these columns, or the first line of a list without any, are those of a list of URLs."""
+    if any(
+        name.strip().lower() in _URL_COLUMNS or name.strip().startswith(("http://", "https://")) for name in columns
+    ):
+        raise UserError(
+            f"{what}: a list of URLs, which img2dataset downloads (img2dataset --url_list FILE --output_format "
+            "webdataset --output_folder OUT ...; docs/data.md, Writing shards); name its OUT"
+        )
+
+
 def _column(path: Path, columns: Sequence[str], known: Sequence[str]) -> int:
     names = [column.strip().lower() for column in columns]
     if found := next((name for name in known if name in names), None):
         return names.index(found)
+    refuse_urls(path, columns)
     raise UserError(f"{path}: its first line names {', '.join(columns)}, but no column {' or '.join(known)}")
 
 

@@ -161,7 +161,7 @@ class Written:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     """By the reason: names of pictures, some with a detail in brackets."""
     dropped_captions: int = 0
-    """Captions of pictures that were written which the rules did not let through."""
+    """Captions of other lengths than the rules ask for, of pictures that have others."""
     sides: Counter[int] = field(default_factory=Counter)
     """Pictures by their shorter side in pixels."""
     words: Counter[int] = field(default_factory=Counter)
@@ -370,6 +370,8 @@ class _Source:
 
     def _class_names(self, i: int) -> list[str]:
         labels, names = self.pictures.labels, self.pictures.class_names
+        if self.pictures.own_class_names is not None:
+            return list(self.pictures.own_class_names[i])
         if labels is None or names is None:
             return []
         own = np.flatnonzero(labels[i]) if labels.ndim == 2 else [labels[i]] if labels[i] >= 0 else []
@@ -416,8 +418,8 @@ def source_digest(pictures: PictureSet, chosen: Sequence[int] | None = None) -> 
     add([_VERSION, str(pictures.place.resolve()), pictures.class_names, pictures.templates])
     seen: set[Path] = set()
     for i, entry in enumerate(pictures.entries):
-        captions, keywords = pictures.captions, pictures.keywords
-        add([entry.key, captions and captions[i], keywords and keywords[i]])
+        captions, keywords, names = pictures.captions, pictures.keywords, pictures.own_class_names
+        add([entry.key, captions and captions[i], keywords and keywords[i], names and names[i]])
         if (file := entry.file) is not None and file not in seen:
             seen.add(file)
             add(_stamp(file))

@@ -145,7 +145,7 @@ def test_formats_that_shards_do_not_hold_become_png(tmp_path):
 
 
 def test_shards_out_of_shards_lose_nothing_that_training_reads(tmp_path):
-    keywords = {"captions": ["a cat"], "keywords": ["animal"]}
+    keywords = {"captions": ["a cat"], "keywords": ["animal"], "class_names": ["cat"]}
     write.write_shards([{"png": picture(0), "txt": "a cat", "json": keywords, "cls": 7}], tmp_path / "one")
     assert make_shards([str(tmp_path / "one"), str(tmp_path / "two")]) == 0
     assert members(tmp_path / "two") == members(tmp_path / "one")
@@ -211,19 +211,16 @@ def test_processes_that_ask_at_once_get_the_same_shards(tmp_path):
 
 def _folder_of_pictures(tmp_path):
     write_images(tmp_path / "flat", ["a.png", "b.png"])
-    (tmp_path / "flat" / "a.txt").write_text("a cat")
-    return "flat", "a folder of 2 pictures without a folder for each class", "flat.csv shards/flat --image-root flat"
+    return (
+        "flat",
+        "a folder of 2 pictures without captions beside them or a folder for each class",
+        "flat.csv shards/flat --image-root flat",
+    )
 
 
-def _saved_dataset(tmp_path):
-    (tmp_path / "saved").mkdir()
-    (tmp_path / "saved" / "state.json").write_text("{}")
-    return "saved", "a data set saved by the library datasets", "saved.csv shards/saved --image-root saved"
-
-
-def _parquet(tmp_path):
-    (tmp_path / "pairs.parquet").write_bytes(b"PAR1")
-    return "pairs.parquet", "a parquet file", "pairs.csv shards/pairs"
+def _workbook(tmp_path):
+    (tmp_path / "pairs.xlsx").write_bytes(b"PK")
+    return "pairs.xlsx", "a xlsx file", "pairs.csv shards/pairs"
 
 
 def _images_elsewhere(tmp_path):
@@ -237,7 +234,7 @@ def _other_split(tmp_path):
     return "k.json", "no image of the split 'train'", "k.json shards/k"
 
 
-@pytest.mark.parametrize("make", [_folder_of_pictures, _saved_dataset, _parquet, _images_elsewhere, _other_split])
+@pytest.mark.parametrize("make", [_folder_of_pictures, _workbook, _images_elsewhere, _other_split])
 def test_what_training_cannot_read_leads_to_make_shards(make, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source, kind, arguments = make(tmp_path)

@@ -6,6 +6,7 @@ script, ``srun`` starts the tasks on this machine and passes signals on as SLURM
 down that it was asked for. ``ssh``, by which DeepSpeed asks whether the hosts of a list can be reached, always says so.
 """
 
+import json
 import os
 import re
 import signal
@@ -31,6 +32,7 @@ SMALLER = {
     "base: focalclip_tiny_lrf": "base: small.yaml",
     "--resize 256 --min-side 128": "--resize 40 --min-side 32",
     "batch_size: 512": "batch_size: 8",
+    "val: 0.02": "val: 0.2",
     "epochs: 30": "epochs: 1",
     "deepspeed --no_python": "deepspeed --num_gpus 2 --no_python",
     "node-1 slots=8\nnode-2 slots=8": "localhost slots=2",
@@ -134,6 +136,7 @@ def test_from_a_folder_of_photographs_to_an_evaluated_model(place):
     assert "warning" not in first
     assert (place / "runs/photos/metrics.jsonl").is_file()
     assert "32 px" in first
+    assert any("heldout" in json.loads(line) for line in (place / "runs/photos/metrics.jsonl").open())
     run(place, resume)  # a finished run has nothing left to do, and says so with status 0
     run(place, measure)
     assert (place / "retrieval.json").is_file()

