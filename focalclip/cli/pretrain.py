@@ -1,9 +1,10 @@
 """``scripts/pretrain.py``: corpus, training, evaluation."""
 
+import importlib.util
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -75,7 +76,7 @@ def _run(argv: list[str]) -> int:
 
 
 def _train_and_evaluate(config: RunConfig, resume: bool) -> int:
-    from focalclip.base.ranks import Interrupted, in_turns, is_main
+    from focalclip.base.ranks import Interrupted, in_turns, is_main, main_only
     from focalclip.training import engine
     from focalclip.training.run import owned_run, run_training
     from focalclip.training.stop import INTERRUPTED, StopRequest
@@ -84,7 +85,10 @@ def _train_and_evaluate(config: RunConfig, resume: bool) -> int:
     engine.set_up()
     with owned_run(config), ExitStack() as at_the_end:
         stop = at_the_end.push(StopRequest(engine.device()))
-        if not run_training(config, shards, resume, stop, _measure(config) if config.eval.every else None):
+        finished = run_training(config, shards, resume, stop, _measure(config) if config.eval.every else None)
+        if config.data.val is not None:
+            main_only(lambda: _draw_curves(config))
+        if not finished:
             return INTERRUPTED
         if not config.eval.benchmark:
             return 0
@@ -95,6 +99,15 @@ def _train_and_evaluate(config: RunConfig, resume: bool) -> int:
             if is_main():
                 print(f"{stop.reason}: trained, not evaluated; continue with the same command and --resume")
             return INTERRUPTED
+
+
+def _draw_curves(config: RunConfig) -> None:
+    """Draw what was measured during training, where matplotlib is installed."""
+    if importlib.util.find_spec("matplotlib"):
+        from focalclip.reports.charts import write_curves
+
+        with suppress(UserError):  # stopped before the first line
+            write_curves(config.run_dir)
 
 
 def parse(argv: list[str]) -> tuple[RunConfig, bool]:

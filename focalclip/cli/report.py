@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from focalclip.base.errors import UserError
+from focalclip.base.files import user_path
 from focalclip.cli.command import check_output, command_parser, guarded
 
 EXAMPLES = """\
 examples:
-  python eval/report.py runs/demo                            runs/demo/eval/NAME.html, one page of each result in it
+  python eval/report.py runs/demo                            runs/demo/eval/NAME.html, one page of each result in it,
+                                                             and runs/demo/curves.svg: losses and recall over steps
   python eval/report.py result.json page.html table.tex      a page and a LaTeX table
   python eval/report.py runs/demo/eval/demo.json demo.csv demo.md
   python eval/report.py runs/demo submission.zip             for ELEVATER's server; evaluate with --keep-all first
@@ -51,7 +53,19 @@ def _run(args: argparse.Namespace) -> int:
         raise UserError("--output goes with --compare; for a report name the files behind the result")
     from focalclip.evaluation.result import Result, result_files
 
-    results = list(result_files(args.result).values())
+    run_dir = user_path(args.result)
+    has_curves = not args.files and (run_dir / "metrics.jsonl").is_file()
+    if has_curves:
+        from focalclip.reports.charts import write_curves
+
+        check_output(run_dir / "curves.svg", "the curves")
+        print(f"written to {write_curves(run_dir)}")
+    try:
+        results = list(result_files(args.result).values())
+    except UserError:
+        if has_curves:  # of a run that is not evaluated yet
+            return 0
+        raise
     if args.files and len(results) > 1:
         raise UserError(f"{args.result} holds {len(results)} results; name one: {', '.join(map(str, results))}")
     for path in results:

@@ -1,9 +1,15 @@
-"""The plot of scores with published numbers in it, and reliability diagrams, as the page's template wants them."""
+"""Scores with published numbers and reliability diagrams as the page's template wants them; the curves of a run."""
 
+import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from focalclip.base.errors import UserError, require
+from focalclip.base.files import whole_file
 from focalclip.base.terminal import percent
 from focalclip.evaluation.metrics.calibration import Reliability, reliability
 from focalclip.evaluation.predictions import Predictions
@@ -11,6 +17,15 @@ from focalclip.reports.published import SCORE, PublishedModel, PublishedNumber, 
 
 if TYPE_CHECKING:
     from focalclip.evaluation.result import Result
+
+CURVES = "curves.svg"
+"""In a run directory."""
+
+_POINTS = (2000, 100)  # of the training loss at most: of the faint line, and of the means that the strong one joins
+
+_WAYS = {"image_to_text": "#4c72b0", "text_to_image": "#c44e52"}
+
+_STYLES = {"recall@1": "-", "recall@5": "--", "recall@10": ":"}
 
 _LINES = ("at100", "atown")  # the first two of the predictions' scales
 
@@ -126,3 +141,100 @@ def _line(kind: str, bins: Reliability) -> dict[str, Any]:
         for i in range(len(x))
     ]
     return {"kind": kind, "points": " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x, y, strict=True)), "dots": dots}
+
+
+def write_curves(run_dir: Path) -> Path:
+    """Draw loss over steps, and below it what was measured in between: recall of held-out pairs, zero-shot score.
+
+    Args:
+        run_dir: a run directory with ``metrics.jsonl``.
+
+    Returns:
+        ``curves.svg`` in it.
+
+    Raises:
+        UserError: if matplotlib is missing, or there is no line of training yet.
+    """
+    require(f"{run_dir / CURVES}", "eval", "matplotlib")
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    lines = _metrics(run_dir / "metrics.jsonl")
+    training = [(line["step"], line["loss"]) for line in lines if line.get("loss") is not None]
+    if not training:
+        raise UserError(f"{run_dir}: no step of training is logged yet, so there are no curves to draw")
+    held = [(line["step"], line["heldout"]) for line in lines if line.get("heldout")]
+    means = [(line["step"], line["zeroshot"].get("score")) for line in lines if line.get("zeroshot")]
+    scores = [(step, 100 * score) for step, score in means if score is not None]
+    rows = 1 + bool(held or scores)
+    figure = Figure(figsize=(7.5, 0.6 + 2.7 * rows), layout="constrained")
+    panels: Any = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+    _draw_losses(panels[0], np.array(training, dtype=float), held)
+    if rows > 1:
+        _draw_fractions(panels[1], held, scores)
+    panels[-1].set_xlabel("step", fontsize=8)
+    for panel in panels:
+        panel.tick_params(labelsize=8)
+        panel.grid(color="0.92", linewidth=0.8)
+        panel.set_axisbelow(True)
+        panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False)
+    figure.suptitle(run_dir.resolve().name, fontsize=10)
+    FigureCanvasAgg(figure)
+    with rc_context({"svg.hashsalt": "focalclip"}), whole_file(run_dir / CURVES) as temporary:
+        figure.savefig(temporary, format="svg", metadata={"Date": None})
+    return run_dir / CURVES
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of ``metrics.jsonl``; what a killed process wrote in part is none."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        found += [values] if isinstance(values, dict) and isinstance(values.get("step"), int) else []
+    return found
+
+
+def _draw_losses(panel: Any, training: np.ndarray, held: Sequence[tuple[int, dict[str, Any]]]) -> None:
+    """Training loss, (n, 2) of step and loss, and held-out loss."""
+    faint, strong = (_means(training, points) for points in _POINTS)
+    panel.plot(*faint.T, color="0.75", linewidth=0.8)
+    panel.plot(*strong.T, color="0.25", linewidth=1.4, label="training")
+    losses = [(step, values["loss"]) for step, values in held if values["loss"] is not None]
+    if losses:
+        batch = held[-1][1]["loss_batch"]
+        label = f"held-out\n(batches of {batch:,})"
+        panel.plot(*zip(*losses, strict=True), "o-", color="#dd8452", markersize=3, linewidth=1.2, label=label)
+    panel.set_ylabel("loss", fontsize=8)
+
+
+def _means(points: np.ndarray, most: int) -> np.ndarray:
+    """At most so many points: means of neighbours."""
+    parts = np.array_split(points, min(most, len(points)))
+    return np.array([part.mean(axis=0) for part in parts])
+
+
+def _draw_fractions(
+    panel: Any, held: Sequence[tuple[int, dict[str, Any]]], scores: Sequence[tuple[int, float]]
+) -> None:
+    """Recall of held-out pairs both ways, with chance, and the score of the benchmark, in percent."""
+    for way, colour in _WAYS.items() if held else ():
+        for name, style in _STYLES.items():
+            steps, values = zip(*[(step, 100 * values[way][name]) for step, values in held], strict=True)
+            marker = "o" if name == "recall@1" else ""
+            label = f"{name} {way.replace('_', ' ')}"
+            panel.plot(steps, values, style + marker, color=colour, markersize=3, linewidth=1.2, label=label)
+    if held:
+        n, chance = held[-1][1]["n"], 100 * held[-1][1]["image_to_text"]["chance@1"]
+        panel.axhline(chance, color="0.6", linewidth=0.8, label=f"chance of recall@1\n({n:,} pairs: {chance:.2g}%)")
+    if scores:
+        panel.plot(
+            *zip(*scores, strict=True), "s-", color="#55a868", markersize=3, linewidth=1.2, label="zero-shot score"
+        )
+    panel.set_ylabel("%", fontsize=8)
+    panel.set_ylim(bottom=0)

@@ -16,6 +16,7 @@ import focalclip
 from focalclip.base.errors import UserError
 from focalclip.base.strict import from_dict, load_yaml
 from focalclip.cli import settings
+from focalclip.cli.report import main as report
 from focalclip.config import RunConfig
 from focalclip.data.loader import TrainLoader
 from focalclip.data.order import HeldOut, SampleOrder
@@ -302,6 +303,27 @@ def test_what_cannot_be_held_out_is_refused(tmp_path, shards, values, message):
 
     with pytest.raises(UserError, match=message):
         open_both()
+
+
+def test_curves_of_a_run_are_drawn_at_its_end_and_by_report(measured, capsys):
+    run_dir, _ = measured
+    curves = run_dir / "curves.svg"
+    drawn = curves.read_text()
+    for label in ("training", "held-out", "(batches of 16)", "recall@10 text to image", "(20 pairs: 2.5%)"):
+        assert f"<!-- {label} -->" in drawn
+    curves.unlink()
+    assert report([str(run_dir)]) == 0  # a run without a result: its curves alone
+    assert capsys.readouterr().out == f"written to {curves}\n"
+    assert curves.read_text() == drawn
+
+
+def test_curves_take_what_a_killed_run_has_left(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n{"step": 3, "lo')
+    assert report([str(tmp_path)]) == 0
+    assert "held-out" not in (tmp_path / "curves.svg").read_text()
+    (tmp_path / "metrics.jsonl").write_text("")
+    assert report([str(tmp_path)]) == 2
+    assert "no step of training is logged yet, so there are no curves to draw" in capsys.readouterr().err
 
 
 def test_a_record_of_a_measurement_is_json(measured):
