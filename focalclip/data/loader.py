@@ -1,25 +1,26 @@
 """Batches of one rank, without end, from any global position."""
 
 import errno
+import mmap
 import os
-import pickle
 import signal
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from itertools import count
 from multiprocessing.connection import wait
-from multiprocessing.reduction import ForkingPickler
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from focalclip.base.errors import MachineError, UserError, first_line, memory_error, system_error
 from focalclip.config import DataConfig
@@ -244,27 +245,51 @@ class _Source:
             if (status := worker.exitcode) is not None:
                 how = signal.Signals(-status).name if status < 0 else f"status {status}"
                 raise MachineError(
-                    f"data.workers: loader process {worker.pid} has ended ({how}), most often for lack of memory or of "
-                    "room in /dev/shm; use fewer data.workers or a smaller data.batch_size, and continue with --resume"
+                    f"data.workers: loader process {worker.pid} has ended ({how}), most often for lack of memory; "
+                    "use fewer data.workers or a smaller data.batch_size, and continue with --resume"
                 )
 
 
 class _Sealed:
-    """A batch as a worker hands it over.
+    """A batch as a worker hands it over: the images in a file in memory, all else by value.
 
-    Its tensors are moved to shared memory here. In the queue's own thread, where multiprocessing does it, a failure
-    (/dev/shm is full, no file descriptor is left) would lose the batch, and the training process would wait for ever.
+    The file is written here. In the queue's own thread, where multiprocessing shares tensors, a failure (no memory or
+    no file descriptor is left) would lose the batch, and the training process would wait for ever. Writing costs half
+    of what the page faults of fresh shared memory do, and /dev/shm, which containers keep small, is not used.
     """
 
     def __init__(self, batch: Batch) -> None:
-        self._data = bytes(ForkingPickler.dumps(batch))
+        self._shape = batch.images.shape
+        self._rest: dict[str, Any] = {f.name: getattr(batch, f.name) for f in fields(batch) if f.name != "images"}
+        for name, value in self._rest.items():
+            if isinstance(value, Tensor):
+                self._rest[name] = value.numpy()
+        with _memory_file() as file:
+            file.write(batch.images.numpy().data)
+            file.flush()
+            self._images = DupFd(file.fileno())
 
     def open(self) -> Batch:
-        return pickle.loads(self._data)
+        file = self._images.detach()
+        try:
+            images = torch.frombuffer(mmap.mmap(file, self._shape.numel()), dtype=torch.uint8).view(self._shape)
+        finally:
+            os.close(file)
+        rest: dict[str, Any] = {
+            k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in self._rest.items()
+        }
+        return Batch(images, **rest)
 
     def pin_memory(self) -> Batch:
         """DataLoader calls this."""
         return self.open().pin_memory()
+
+
+def _memory_file() -> BinaryIO:
+    """A nameless file, in memory where the system has such files."""
+    if sys.platform == "linux":
+        return os.fdopen(os.memfd_create("batch"), "wb")
+    return tempfile.TemporaryFile()
 
 
 class _MicroBatches(Dataset):
@@ -286,6 +311,7 @@ class _MicroBatches(Dataset):
         self._image_size = image_size
         self._tokenize = tokenize
         self._seed = seed
+        self._kept: Tensor | None = None
 
     def __getitem__(self, index: int) -> Batch | UserError:
         """Returns the user's errors: raised in a worker they would come out wrapped in a stack trace."""
@@ -299,9 +325,17 @@ class _MicroBatches(Dataset):
                 raise
             return lack
 
+    def _pixels(self, size: int) -> Tensor:
+        """Where the images of a batch are drawn; in a worker the same each time, as :class:`_Sealed` copies them."""
+        if self._kept is not None and len(self._kept) == size:
+            return self._kept
+        pixels = torch.empty(size, 3, self._image_size, self._image_size, dtype=torch.uint8)
+        self._kept = pixels if get_worker_info() is not None else None
+        return pixels
+
     def _batch(self, first: int, size: int, check: Callable[[str], object] | None = None) -> Batch:
         draws = uniform_draws(self._seed, first, size)
-        images = torch.empty(size, 3, self._image_size, self._image_size, dtype=torch.uint8)
+        images = self._pixels(size)
         captions, labels, ids, entries, faults, ignored = [], [], [], [], [], {}
         for i, row in enumerate(draws.tolist()):
             sample, fault = self._samples.load(first + i, row, check)
@@ -353,13 +387,12 @@ def _seal(batch: Any) -> "_Sealed | UserError":
     try:
         return _Sealed(batch)
     except OSError as error:
-        return system_error(error)
-    except RuntimeError as error:
-        size = sum(value.nbytes for f in fields(batch) if isinstance(value := getattr(batch, f.name), Tensor))
+        if error.errno in (errno.EMFILE, errno.ENFILE):
+            return system_error(error)
         return MachineError(
-            f"data.workers: a batch of {size / 2**20:.1f} MiB finds no room in /dev/shm ({first_line(error)}); enlarge "
-            "it (docker run --shm-size=8g), or use fewer workers (0: the training process loads by itself) or a "
-            "smaller data.batch_size"
+            f"data.workers: a batch of {batch.images.nbytes / 2**20:.1f} MiB cannot be handed over "
+            f"({error.strerror}); use fewer workers (0: the training process loads by itself) or a smaller "
+            "data.batch_size"
         )
 
 

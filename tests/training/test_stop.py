@@ -141,7 +141,7 @@ def test_a_loader_process_that_ended_is_reported_after_the_batches_fetched_befor
 @pytest.mark.parametrize(
     ("limit", "value", "message"),
     [
-        (resource.RLIMIT_FSIZE, 10_000, "a batch of 0.1 MiB finds no room in /dev/shm"),
+        (resource.RLIMIT_FSIZE, 10_000, r"a batch of 0.1 MiB cannot be handed over \(File too large\)"),
         (resource.RLIMIT_NOFILE, None, "raise the limit of open files"),
     ],
 )
