@@ -41,7 +41,8 @@ options:
       Show this text, with the values of the file that --config names.
   --config FILE_OR_NAME
       Start from this file; runs/NAME/config.yaml repeats a run. These names are known:
-      {", ".join(config_names())} (default: {DEFAULT_CONFIG})
+      {", ".join(config_names())}
+      (default: {DEFAULT_CONFIG})
   --resume
       Continue from the newest checkpoint of the run directory; start from step 0 where there is none.
 

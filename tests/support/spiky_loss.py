@@ -40,7 +40,7 @@ def spiky(image: Tensor, text: Tensor, scale: Tensor) -> Tensor:
 
 def momentum(model: torch.nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
     """SGD, which has no kernel that skips a step."""
-    return torch.optim.SGD(parameter_groups(model, config.weight_decay), lr=config.lr, momentum=0.9)
+    return torch.optim.SGD(parameter_groups(model, config), lr=config.lr, momentum=0.9)
 
 
 def train(argv: list[str], at: Collection[int], what: str = "gradient") -> str:

@@ -309,7 +309,7 @@ def test_curves_of_a_run_are_drawn_at_its_end_and_by_report(measured, capsys):
     run_dir, _ = measured
     curves = run_dir / "curves.svg"
     drawn = curves.read_text()
-    for label in ("training", "held-out", "(batches of 16)", "recall@10 text to image", "(20 pairs: 2.5%)"):
+    for label in ("training", "held-out", "(batches of 16)", "recall@10 text to image", "(20 pairs: 5%)"):
         assert f"<!-- {label} -->" in drawn
     curves.unlink()
     assert report([str(run_dir)]) == 0  # a run without a result: its curves alone

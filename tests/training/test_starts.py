@@ -310,7 +310,7 @@ def test_the_commands_of_the_page_run(tmp_path):
     from focalclip.interop.card import Trained
     from focalclip.interop.timm import write_timm
 
-    write_timm(Trained(trained(), {}), tmp_path / "timm")
+    write_timm(Trained("warm", trained(), {}, {}), tmp_path / "timm")
     small = ["--model.image.name", "focalnet_pico", "--model.image.image-size", "32", "--data.batch-size", "8"]
     small += ["--model.text.width", "32", "--model.text.heads", "2", "--model.text.layers", "1", "--data.workers", "0"]
     small += ["--train.steps", "2", "--optim.warmup-steps", "0", "--train.precision", "fp32", "--train.log-every", "1"]

@@ -152,7 +152,7 @@ def test_damaged_files_of_the_library_are_named(tmp_path):
         open_task(TASK, tmp_path, {})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "test.parquet").write_bytes(b"rubbish")
-    with pytest.raises(UserError, match=r"test\.parquet \.\.\. cannot be read"):
+    with pytest.raises(UserError, match=r"test\.parquet: not a Parquet file that can be read"):
         open_task(Task(**dict(TASK, source="hf:other")), tmp_path, {})
 
 

@@ -180,7 +180,8 @@ def test_faulty_sources_are_told_in_one_sentence(tmp_path):
     told = refused("empty")
     for reader in (SHARDS, TASK_FOLDER, CLASS_FOLDERS, TABLE, CAPTION_FILE):
         assert reader.what in told
-    assert "its first line names url, caption, but no column path or" in refused("a.csv", b"url,caption\n")
+    assert "its first line names page, caption, but no column path or" in refused("a.csv", b"page,caption\n")
+    assert "a list of URLs, which img2dataset downloads" in refused("a.csv", b"url,caption\n")
     assert "1 of 1 images are not there" in refused("b.csv", b"path,caption\nx.png,a cat\n")
     assert "say with --image-root" in refused("b.csv", image_root=tmp_path / "empty")
     assert "['x.png']" in refused("c.csv", b"path,caption\nx.png\n")
